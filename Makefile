@@ -1,0 +1,29 @@
+# Each target alone, on a fresh clone with Python >= 3.11 and make, sets up .venv and does its job.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint notebooks bench clean
+
+demo: .venv/.installed
+	$(BIN)/python -m experiments.digits
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+notebooks: .venv/.installed
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks/
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.overhead
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .cache build *.egg-info

@@ -1,0 +1,26 @@
+"""Settings of every test: four CPU devices, x64, strict promotion, the key-reuse checker, warnings as errors."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _strict(request):
+    """x64 and jax's own checkers, except for the doctests, which show what a user's session shows."""
+    doctest = type(request.node).__name__ == "DoctestItem"
+    with (
+        jax.enable_x64(not doctest),
+        jax.numpy_rank_promotion("raise"),
+        jax.debug_key_reuse(True),
+    ):
+        yield
