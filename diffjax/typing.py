@@ -1,7 +1,7 @@
 """The contracts: what a schedule, a network, a denoiser and a sampler are.
 
-Every one of them is an ordinary function, or a pair of functions. Nothing needs to be subclassed or registered: whatever
-has the signature is one.
+Every one of them is an ordinary function, or a pair of functions. Nothing needs to be subclassed or registered:
+whatever has the signature is one.
 """
 
 from collections.abc import Callable

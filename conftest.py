@@ -1,0 +1,31 @@
+"""Names that the examples in docstrings use without importing them."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _names(doctest_namespace):
+    import jax.numpy as jnp
+
+    from diffjax import (
+        _bind,
+        exact,
+        flows,
+        grids,
+        guidance,
+        likelihood,
+        losses,
+        parametrizations,
+        process,
+        samplers,
+        schedules,
+        solve,
+    )
+
+    doctest_namespace.update(jax=jax, jnp=jnp)
+    for module in (
+        *(_bind, exact, flows, grids, guidance, likelihood, losses, parametrizations, process),
+        *(samplers, schedules, solve),
+    ):
+        doctest_namespace.update({name: getattr(module, name) for name in getattr(module, "__all__", ())})

@@ -1,0 +1,94 @@
+"""Diffusion models as pure functions in JAX.
+
+Every capability is a plain function; a configured capability is that function with its data bound (`bind`), hence a pytree
+that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary argument. Time runs from data, t = 0, to
+the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`.
+
+Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `process`, `parametrizations`,
+`exact`, `flows`, `guidance`, `losses`, `samplers`, `solve`, `likelihood`, and with Flax, Optax and Orbax `networks`,
+`training`, `checkpoints`, `metrics`.
+"""
+
+from ._bind import bind
+from .grids import karras, quadratic, uniform, uniform_log_snr
+from .guidance import cfg
+from .likelihood import bits_per_dim, log_likelihood
+from .losses import conditional_flow_matching, denoising
+from .parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning, reschedule, score, velocity
+from .process import perturb, sample_prior
+from .samplers import (
+    ddim,
+    ddpm,
+    edm_sampler,
+    euler,
+    euler_maruyama,
+    heun,
+    one_step,
+    predictor_corrector,
+    sample,
+    trajectory,
+)
+from .schedules import (
+    cosine,
+    edm,
+    from_betas,
+    from_sde,
+    gvp,
+    half_log_snr,
+    linear,
+    linear_vp,
+    sub_vp,
+    ve,
+)
+from .solve import solve_flow, solve_sde
+from .typing import Estimate, Sampler, State
+
+__all__ = [
+    "EPS",
+    "SCORE",
+    "VELOCITY",
+    "X0",
+    "Estimate",
+    "Sampler",
+    "State",
+    "V",
+    "as_denoiser",
+    "bind",
+    "bits_per_dim",
+    "cfg",
+    "conditional_flow_matching",
+    "cosine",
+    "ddim",
+    "ddpm",
+    "denoising",
+    "edm",
+    "edm_preconditioning",
+    "edm_sampler",
+    "euler",
+    "euler_maruyama",
+    "from_betas",
+    "from_sde",
+    "gvp",
+    "half_log_snr",
+    "heun",
+    "karras",
+    "linear",
+    "linear_vp",
+    "log_likelihood",
+    "one_step",
+    "perturb",
+    "predictor_corrector",
+    "quadratic",
+    "reschedule",
+    "sample",
+    "sample_prior",
+    "score",
+    "solve_flow",
+    "solve_sde",
+    "sub_vp",
+    "trajectory",
+    "uniform",
+    "uniform_log_snr",
+    "ve",
+    "velocity",
+]

@@ -1,0 +1,76 @@
+"""Numerical pieces that the floors above share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(*values) -> bool:
+    """Whether every value is a number that Python can look at now, not one that jax traces."""
+    return not any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(values))
+
+
+def as_float(x, name: str):
+    """X as an array of at least float32; integers and complex numbers are refused.
+
+    A Python number stays weakly typed: it takes the precision of the arrays that it meets.
+    """
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name}: expected a floating-point dtype, got {dtype} of shape {jnp.shape(x)}")
+    return jnp.asarray(x) if dtype.itemsize >= 4 else jnp.asarray(x, jnp.float32)
+
+
+def check_that(condition, message: str, *values) -> None:
+    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not looked at."""
+    if is_concrete(*values) and not np.all(condition(*map(np.asarray, values))):
+        raise ValueError(message)
+
+
+def check_number(value, name: str, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raises ValueError unless the value, where it is concrete, is finite and in [low, high]."""
+    message = f"{name}: expected a finite number in [{low}, {high}], got {value}"
+    check_that(lambda v: np.isfinite(v) & (v >= low) & (v <= high), message, value)
+
+
+@jax.custom_jvp
+def safe_sqrt(x):
+    """sqrt(x), with a huge finite derivative at x = 0 in place of infinity.
+
+    There 0 * infinity would be NaN in the gradient of anything that does not move x.
+    """
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return jnp.sqrt(x), dx * 0.5 / jnp.sqrt(jnp.maximum(x, jnp.finfo(jnp.result_type(x)).tiny))
+
+
+def bisect(increasing, target, steps: int):
+    """The t in [0, 1] where a function that increases with t crosses the target, by `steps` halvings.
+
+    The midpoints 2^-k are exact floats, so t is accurate to relative precision near 0.
+    """
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        below = increasing(middle) < target
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jnp.zeros_like(target), jnp.ones_like(target)
+    low, high = jax.lax.fori_loop(0, steps, halve, (low, high))
+    return 0.5 * (low + high)
+
+
+def from_right(t):
+    """T itself, or a time just right of 0 where t is 0: the limit of what is 0/0 or infinite * 0 at t = 0.
+
+    1e-18 is far below the resolution of anything smooth in t, and its square is still a normal float32.
+    """
+    t = jnp.asarray(t, dtype=jnp.promote_types(jnp.result_type(t), jnp.float32))
+    return t + jax.lax.stop_gradient(jnp.maximum(t, 1e-18) - t)

@@ -1,0 +1,173 @@
+"""Denoisers in closed form: for Gaussian data, Gaussian mixtures, and a finite data set.
+
+They are what a perfectly trained network would be, so a sampler, a likelihood or a loss can be looked at without the
+error of a network. Every one accepts x with any leading batch axes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._bind import bind
+from ._math import as_float, check_that
+from .schedules import coefficients
+from .typing import Denoiser, Estimate, Schedule
+
+__all__ = ["empirical", "gaussian", "gaussian_mixture"]
+
+
+def gaussian(mean: Float[Array, " d"], cov: Float[Array, "d d"], schedule: Schedule) -> Denoiser:
+    """The denoiser of data ~ N(mean, cov).
+
+    With `K = (alpha^2 cov + sigma^2 I)^-1 (x - alpha mean)`: `x0 = mean + alpha cov K`, `eps = sigma K`.
+
+    Args:
+        mean: the mean, a vector.
+        cov: the covariance; it may be singular as long as t > 0.
+        schedule: the path.
+
+    Returns:
+        The denoiser, for x of shape (..., d).
+
+    Raises:
+        ValueError: if the shapes do not fit, or a concrete cov is not symmetric and positive semi-definite.
+
+    >>> denoise = gaussian(jnp.zeros(2), jnp.diag(jnp.array([1.0, 4.0])), linear())
+    >>> denoise(jnp.ones(2), 0.5).x0
+    Array([1. , 1.6], dtype=float32)
+    """
+    mean, cov = as_float(mean, "mean"), as_float(cov, "cov")
+    if mean.ndim != 1:
+        raise ValueError(f"mean: expected a vector, got shape {mean.shape}")
+    if cov.shape != 2 * mean.shape:
+        raise ValueError(f"cov: expected shape {2 * mean.shape} for a mean of shape {mean.shape}, got {cov.shape}")
+    return bind(_gaussian, mean, *_spectrum(cov), schedule)
+
+
+def _spectrum(cov):
+    """The eigenvalues and eigenvectors of covariances (..., d, d)."""
+    check_that(lambda c: abs(c - c.mT) <= 1e-5 * abs(c).max(), f"cov: expected a symmetric matrix, got {cov}", cov)
+    values, vectors = jnp.linalg.eigh(cov)
+    check_that(
+        lambda v: v >= -1e-5 * abs(v).max(), f"cov: expected no negative eigenvalue, got eigenvalues {values}", values
+    )
+    return jnp.maximum(values, 0.0), vectors
+
+
+def _gaussian(mean, variances, vectors, schedule, x, t):
+    _check_event(x, mean.shape, "mean")
+    alpha, sigma, *_ = coefficients(schedule, t)
+    _, x0, eps = _gaussian_terms(mean, variances, vectors, alpha, sigma, x)
+    return Estimate(x0, eps)
+
+
+def _gaussian_terms(mean, variances, vectors, alpha, sigma, x):
+    """Log N(x; alpha mean, alpha^2 cov + sigma^2 I) less a constant, and both posterior means; x is (..., d)."""
+    total = alpha**2 * variances + sigma**2
+    difference = x - jnp.broadcast_to(alpha * mean, x.shape)
+    coordinates = difference @ vectors
+    weighted = coordinates / jnp.broadcast_to(total, x.shape)
+    log_density = -0.5 * (jnp.sum(coordinates * weighted, -1) + jnp.sum(jnp.log(total)))
+    x0 = jnp.broadcast_to(mean, x.shape) + alpha * (weighted * jnp.broadcast_to(variances, x.shape)) @ vectors.T
+    return log_density, x0, sigma * weighted @ vectors.T
+
+
+def gaussian_mixture(
+    weights: Float[Array, " k"], means: Float[Array, "k d"], covs: Float[Array, "k d d"], schedule: Schedule
+) -> Denoiser:
+    """The denoiser of data ~ sum_k weights_k N(means_k, covs_k).
+
+    The posterior means of the components, weighted by the probability of each component given x.
+
+    Args:
+        weights: positive, of sum 1.
+        means: the means.
+        covs: the covariances, positive definite.
+        schedule: the path.
+
+    Returns:
+        The denoiser, for x of shape (..., d).
+
+    Raises:
+        ValueError: if the shapes do not fit, concrete weights are not positive with sum 1, or a concrete covariance is
+            not symmetric and positive semi-definite.
+
+    >>> means = jnp.array([[-1.0], [1.0]])
+    >>> denoise = gaussian_mixture(jnp.array([0.5, 0.5]), means, 0.01 * jnp.ones((2, 1, 1)), linear())
+    >>> denoise(jnp.array([0.7]), 0.1).x0.round(3), denoise(jnp.array([0.0]), 0.5).x0
+    (Array([0.901], dtype=float32), Array([0.], dtype=float32))
+    """
+    weights, means, covs = as_float(weights, "weights"), as_float(means, "means"), as_float(covs, "covs")
+    if means.ndim != 2:
+        raise ValueError(f"means: expected shape (k, d), got {means.shape}")
+    k, d = means.shape
+    if weights.shape != (k,):
+        raise ValueError(f"weights: expected shape {(k,)} for means of shape {means.shape}, got {weights.shape}")
+    if covs.shape != (k, d, d):
+        raise ValueError(f"covs: expected shape {(k, d, d)} for means of shape {means.shape}, got {covs.shape}")
+    check_that(
+        lambda w: (w > 0) & (abs(w.sum() - 1) < 1e-3),
+        f"weights: expected positive numbers of sum 1, got {weights}",
+        weights,
+    )
+    return bind(_mixture, jnp.log(weights), means, *_spectrum(covs), schedule)
+
+
+def _mixture(log_weights, means, variances, vectors, schedule, x, t):
+    _check_event(x, means.shape[1:], "means")
+    alpha, sigma, *_ = coefficients(schedule, t)
+    terms = jax.vmap(_gaussian_terms, in_axes=(0, 0, 0, None, None, None))
+    log_density, x0, eps = terms(means, variances, vectors, alpha, sigma, x)  # (k, ...), (k, ..., d), (k, ..., d)
+    responsibility = jax.nn.softmax(log_density + _trailing(log_weights, log_density), axis=0)[..., None]
+    return Estimate(jnp.sum(responsibility * x0, 0), jnp.sum(responsibility * eps, 0))
+
+
+def empirical(data: Float[Array, "n *event"], schedule: Schedule) -> Denoiser:
+    """The denoiser of a finite data set: what a network of unlimited capacity would learn from it.
+
+    `x0 = sum_i w_i data_i` with `w = softmax(-|x - alpha data_i|^2 / (2 sigma^2))`; at t = 0 the nearest point.
+
+    Args:
+        data: the data set, n points of any shape.
+        schedule: the path.
+
+    Returns:
+        The denoiser, for x of shape (..., *event). Its noise estimate needs t > 0.
+
+    Raises:
+        ValueError: if the data set is empty, or holds values that are not finite.
+
+    Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 57.
+
+    >>> denoise = empirical(jnp.array([[-1.0], [1.0]]), linear())
+    >>> denoise(jnp.array([0.2]), 0.01).x0
+    Array([1.], dtype=float32)
+    """
+    data = as_float(data, "data")
+    if not data.size or not data.ndim:
+        raise ValueError(f"data: expected at least one point, got an array of shape {data.shape}")
+    check_that(jnp.isfinite, f"data: expected finite values, got {jnp.sum(~jnp.isfinite(data))} that are not", data)
+    return bind(_empirical, data, schedule)
+
+
+def _empirical(data, schedule, x, t):
+    _check_event(x, data.shape[1:], "data")
+    alpha, sigma, *_ = coefficients(schedule, t)
+    axes = tuple(range(-(data.ndim - 1), 0))
+    differences = jnp.expand_dims(x, 0) - alpha * data.reshape(
+        data.shape[:1] + (1,) * (x.ndim - data.ndim + 1) + data.shape[1:]
+    )
+    distances = jnp.sum(differences**2, axes)
+    distances = distances - jnp.min(distances, 0, keepdims=True)
+    weights = jax.nn.softmax(-0.5 * distances / jnp.maximum(sigma**2, jnp.finfo(distances.dtype).tiny), axis=0)
+    x0 = jnp.tensordot(weights, data, ((0,), (0,)))
+    return Estimate(x0, (x - alpha * x0) / sigma)
+
+
+def _check_event(x, event, name):
+    if jnp.shape(x)[jnp.ndim(x) - len(event) :] != event:
+        raise ValueError(f"x: expected shape (..., {', '.join(map(str, event))}) from {name}, got {jnp.shape(x)}")
+
+
+def _trailing(vector, like):
+    return vector.reshape(vector.shape + (1,) * (like.ndim - 1))

@@ -1,0 +1,142 @@
+"""The differential equations of a path, in the form that diffrax integrates: functions of (time, x, args).
+
+    forward SDE            dx = f x dt + g dw                                             (1.2)
+    probability-flow ODE   dx/dt = f x - g^2 score / 2 = alpha' x0 + sigma' eps           (1.9), (1.18)
+    reverse SDE            dx = [f x - (g^2 + a^2) score / 2] dt + a dw,  dt < 0           (1.19)
+
+All three have the marginals p(x_t) of the path, the last for *any* noise amplitude a(t): a = 0 is the ODE, a = g
+Anderson's reverse SDE (1.20).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax
+from jaxtyping import Array
+
+from ._bind import bind
+from ._math import safe_sqrt
+from .parametrizations import score, velocity
+from .schedules import diffusion_squared, drift
+from .typing import Denoiser, Schedule, Time
+
+__all__ = ["SDE", "diffusion", "forward_sde", "probability_flow", "reverse_sde"]
+
+
+class SDE(NamedTuple):
+    """`dx = drift(t, x, args) dt + diffusion(t, x, args) dw`, for `diffrax.ODETerm` and `diffrax.ControlTerm`."""
+
+    drift: Callable[..., Array]
+    diffusion: Callable[..., lineax.AbstractLinearOperator]
+
+
+def diffusion(schedule: Schedule, t: Time) -> Array:
+    """The diffusion coefficient g of the forward SDE, the square root of `diffusion_squared`.
+
+    Args:
+        schedule: any schedule.
+        t: a scalar time.
+
+    Returns:
+        g(t), in units of the data per square root of time.
+
+    >>> round(float(diffusion(linear_vp(0.1, 20.0), 1.0)) ** 2, 3)  # beta(1)  (1.26)
+    20.0
+    """
+    return safe_sqrt(jnp.maximum(diffusion_squared(schedule, t), 0.0))
+
+
+def probability_flow(denoise: Denoiser, schedule: Schedule) -> Callable[..., Array]:
+    """The right-hand side of the probability-flow ODE (1.18): the deterministic flow with the path's marginals.
+
+    Args:
+        denoise: the denoiser.
+        schedule: its path.
+
+    Returns:
+        `(t, x, args) -> dx/dt`, for `diffrax.ODETerm`.
+
+    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 13; (1.18).
+
+    >>> import diffrax
+    >>> denoise = gaussian(jnp.zeros(1), 4 * jnp.eye(1), linear())
+    >>> term = diffrax.ODETerm(probability_flow(denoise, linear()))
+    >>> solution = diffrax.diffeqsolve(term, diffrax.Tsit5(), 1.0, 0.0, -0.01, jnp.array([0.5]))
+    >>> solution.ys.round(3)  # N(0, 1) -> N(0, 4)
+    Array([[1.]], dtype=float32)
+    """
+    return bind(_probability_flow, denoise, schedule)
+
+
+def _probability_flow(denoise, schedule, t, x, args):
+    return velocity(denoise, schedule, x, t)
+
+
+def forward_sde(schedule: Schedule) -> SDE:
+    """The forward SDE `dx = f x dt + g dw`, from data to prior (1.2).
+
+    Args:
+        schedule: any schedule. Where alpha(1) = 0 the coefficients are infinite at t = 1: stop before.
+
+    Returns:
+        `SDE(drift, diffusion)`, functions of (t, x, args).
+
+    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 5.
+
+    >>> sde = forward_sde(linear_vp(0.1, 20.0))
+    >>> sde.drift(0.0, jnp.array([2.0]), None)
+    Array([-0.1], dtype=float32)
+    """
+    return SDE(bind(_forward_drift, schedule), bind(_forward_diffusion, schedule))
+
+
+def _forward_drift(schedule, t, x, args):
+    return drift(schedule, t) * x
+
+
+def _forward_diffusion(schedule, t, x, args):
+    return _isotropic(diffusion(schedule, t), x)
+
+
+def reverse_sde(denoise: Denoiser, schedule: Schedule, amplitude: Callable[[Schedule, Time], Array] = diffusion) -> SDE:
+    """The reverse SDE of any noise amplitude, in the reversed time tau = 1 - t, from prior to data (1.19), (1.20).
+
+    `dx = -[velocity - a^2 score / 2] dtau + a dw`. It runs forward in its own time because diffrax's stochastic
+    Runge-Kutta solvers are wrong, without a word, when they are run backward.
+
+    Args:
+        denoise: the denoiser.
+        schedule: its path.
+        amplitude: `(schedule, t) -> a`; `diffusion` is Anderson's SDE. Any other function of the time is as good:
+            `lambda schedule, t: schedule(t)[1]` stays finite at t = 1 on every path.
+
+    Returns:
+        `SDE(drift, diffusion)`, functions of (tau, x, args).
+
+    Reference: Anderson 1982; Song et al. 2021 (arXiv 2011.13456), eq. 6; Karras et al. 2022 (arXiv 2206.00364), eq. 6.
+
+    >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), linear_vp(0.1, 20.0))
+    >>> sde = reverse_sde(denoise, linear_vp(0.1, 20.0))
+    >>> sde.drift(1.0, jnp.array([2.0]), None).round(3)  # -(f x - g^2 score) = -beta(0) x / 2
+    Array([-0.1], dtype=float32)
+    """
+    return SDE(bind(_reverse_drift, denoise, schedule, amplitude), bind(_reverse_diffusion, schedule, amplitude))
+
+
+def reverse_drift(denoise: Denoiser, schedule: Schedule, amplitude, x: Array, t: Time) -> Array:
+    """The drift of (1.19) in increasing t: `velocity - a^2 score / 2`."""
+    return velocity(denoise, schedule, x, t) - 0.5 * amplitude(schedule, t) ** 2 * score(denoise, schedule, x, t)
+
+
+def _reverse_drift(denoise, schedule, amplitude, tau, x, args):
+    return -reverse_drift(denoise, schedule, amplitude, x, 1 - tau)
+
+
+def _reverse_diffusion(schedule, amplitude, tau, x, args):
+    return _isotropic(amplitude(schedule, 1 - tau), x)
+
+
+def _isotropic(scale, x):
+    return scale * lineax.IdentityLinearOperator(jax.eval_shape(lambda: x))

@@ -1,0 +1,146 @@
+"""Time grids: the descending times that a sampler visits, n steps and so n + 1 points.
+
+A grid is a plain array, `ts[0]` the time of the prior and `ts[-1]` the time at which to stop; any descending array of
+times in [0, 1] is one. The number of steps is a shape, hence a Python integer; everything else may be traced.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._math import check_that
+from .schedules import half_log_snr, half_log_snr_inverse
+from .typing import Schedule, Time
+
+__all__ = ["karras", "quadratic", "uniform", "uniform_log_snr"]
+
+
+def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
+    """Uniform in time: `t_i = start + (end - start) i / n`.
+
+    Args:
+        n: the number of steps, at least 1.
+        start: the first time, in (0, 1].
+        end: the last time, in [0, start).
+
+    Returns:
+        n + 1 descending times.
+
+    Raises:
+        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1.
+
+    >>> uniform(4)
+    Array([1.  , 0.75, 0.5 , 0.25, 0.  ], dtype=float32)
+    """
+    return _interpolate(n, start, end, lambda t: t, lambda t: t)
+
+
+def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
+    """Uniform in the square root of time, so finer towards the data: `t_i = (sqrt(start) + (...) i / n)^2`.
+
+    Args:
+        n: the number of steps, at least 1.
+        start: the first time, in (0, 1].
+        end: the last time, in [0, start).
+
+    Returns:
+        n + 1 descending times.
+
+    Raises:
+        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1.
+
+    Reference: Song et al. 2021 (DDIM, arXiv 2010.02502), appendix D.2.
+
+    >>> quadratic(4)
+    Array([1.    , 0.5625, 0.25  , 0.0625, 0.    ], dtype=float32)
+    """
+    return _interpolate(n, start, end, jnp.sqrt, jnp.square)
+
+
+def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3) -> Float[Array, " n+1"]:
+    """Uniform in the log-SNR: `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n` (Fig. 1.4).
+
+    Args:
+        schedule: any schedule.
+        n: the number of steps, at least 1.
+        start: the first time; its log-SNR must be finite, so it is below 1 on paths with alpha(1) = 0.
+        end: the last time; its log-SNR must be finite, so it is above 0 on paths with sigma(0) = 0.
+
+    Returns:
+        n + 1 descending times, exactly start and end at the ends.
+
+    Raises:
+        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1, or have no finite log-SNR.
+
+    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4.
+
+    >>> [round(float(t), 3) for t in uniform_log_snr(linear_vp(), 4)]
+    [1.0, 0.722, 0.305, 0.032, 0.001]
+    """
+    _check_log_snr(schedule, start, end)
+
+    def warp(t):
+        return half_log_snr(schedule, t)
+
+    return _interpolate(n, start, end, warp, lambda value: half_log_snr_inverse(schedule, value))
+
+
+def karras(
+    schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3, rho: float | Array = 7.0
+) -> Float[Array, " n+1"]:
+    """Karras' grid, uniform in `(sigma / alpha)^(1 / rho)` from start to end in n - 1 steps, and from there to t = 0.
+
+    Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. For his values on `edm(80.0)`: `end=0.002 / 80`.
+
+    Args:
+        schedule: any schedule.
+        n: the number of steps, at least 2.
+        start: the first time; alpha > 0 there.
+        end: the last time but one; sigma > 0 there.
+        rho: larger is finer towards the data; 7 is Karras' choice.
+
+    Returns:
+        n + 1 descending times, the last one 0.
+
+    Raises:
+        ValueError: if n < 2, or concrete times are not 0 <= end < start <= 1, or have no finite log-SNR.
+
+    Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 5.
+
+    >>> [round(80 * float(t), 3) for t in karras(edm(80.0), 5, end=0.002 / 80)]
+    [80.0, 17.528, 2.515, 0.17, 0.002, 0.0]
+    """
+    if n < 2:
+        raise ValueError(f"n: expected at least 2 steps, got {n}")
+    _check_log_snr(schedule, start, end)
+
+    def warp(t):
+        return jnp.exp(-half_log_snr(schedule, t) / rho)
+
+    ts = _interpolate(n - 1, start, end, warp, lambda value: half_log_snr_inverse(schedule, -rho * jnp.log(value)))
+    return jnp.append(ts, 0.0)
+
+
+def _interpolate(n, start, end, warp, unwarp):
+    """N + 1 times from start to end, evenly spaced in warp(t)."""
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 step, got {n}")
+    check_that(
+        lambda start, end: (0 <= end) & (end < start) & (start <= 1),
+        f"start, end: expected 0 <= end < start <= 1, got start={start}, end={end}",
+        start,
+        end,
+    )
+    start, end = jnp.asarray(start, float), jnp.asarray(end, float)
+    inner = jax.vmap(unwarp)(jnp.linspace(warp(start), warp(end), n + 1)[1:-1])
+    return jnp.concatenate([start[None], inner, end[None]])
+
+
+def _check_log_snr(schedule, start, end):
+    for name, t in (("start", start), ("end", end)):
+        value = half_log_snr(schedule, t)
+        check_that(
+            jnp.isfinite,
+            f"{name}: the schedule's log-SNR at {name}={t} is {value}; expected a time inside, where it is finite",
+            value,
+        )

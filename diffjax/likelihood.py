@@ -1,0 +1,239 @@
+"""The likelihood of a diffusion model, by the change of variables along its probability flow.
+
+    log p(x0) = log p(x1) + int_0^1 div v(x_t, t) dt                     (1.22), (1.23)
+    div v = tr(dv/dx) = mean_z z^T (dv/dx) z,   E[z z^T] = I             (Hutchinson)
+
+The probes z are one array, drawn once and held along the whole trajectory: `rademacher_probes` and `gaussian_probes` give unbiased
+estimates, and the scaled basis of `exact_probes`, `z_i = sqrt(d) e_i`, the trace itself. All are the same computation.
+"""
+
+from collections.abc import Callable
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ._math import as_float, check_that
+from .flows import probability_flow
+from .process import log_prior
+from .typing import Denoiser, Schedule, Time
+
+__all__ = [
+    "bits_per_dim",
+    "dequantize",
+    "divergence",
+    "exact_probes",
+    "gaussian_probes",
+    "log_likelihood",
+    "rademacher_probes",
+]
+
+Probes = Callable[[PRNGKeyArray, Array], Array]
+
+
+def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
+    """N probes of independent random signs: of all probes, those of the least variance for a symmetric Jacobian.
+
+    Args:
+        key: a PRNG key.
+        x: what to probe at; only its shape and dtype matter.
+        n: how many, at least 1. To choose it: `functools.partial(rademacher_probes, n=8)`.
+
+    Returns:
+        Probes, of shape (n, *x.shape).
+
+    Reference: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD, arXiv 1810.01367), section 3.1.
+
+    >>> rademacher_probes(jax.random.key(0), jnp.zeros(3), n=2).shape
+    (2, 3)
+    """
+    return jax.random.rademacher(key, (n, *x.shape), x.dtype)
+
+
+def gaussian_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
+    """N standard normal probes.
+
+    Args:
+        key: a PRNG key.
+        x: what to probe at; only its shape and dtype matter.
+        n: how many, at least 1.
+
+    Returns:
+        Probes, of shape (n, *x.shape).
+
+    Reference: as `rademacher_probes`.
+
+    >>> gaussian_probes(jax.random.key(0), jnp.zeros(3), n=2).shape
+    (2, 3)
+    """
+    return jax.random.normal(key, (n, *x.shape), x.dtype)
+
+
+def exact_probes(key: PRNGKeyArray, x: Array) -> Float[Array, "d *x"]:
+    """The d probes `sqrt(d) e_i`, over which the mean of `z^T J z` is the trace of J: d products, no randomness.
+
+    Args:
+        key: not looked at.
+        x: what to probe at; only its shape and dtype matter.
+
+    Returns:
+        Probes, of shape (x.size, *x.shape).
+
+    >>> exact_probes(None, jnp.zeros(4))[0]
+    Array([2., 0., 0., 0.], dtype=float32)
+    """
+    return (jnp.sqrt(x.size) * jnp.eye(x.size)).astype(x.dtype).reshape(x.size, *x.shape)
+
+
+def divergence(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]) -> tuple[Array, Float[Array, ""]]:
+    """f(x), and the estimate `mean_z z^T (df/dx) z` of its divergence: one evaluation and one product per probe.
+
+    Args:
+        f: a vector field, from the shape of x to the shape of x.
+        x: one point, of any shape.
+        probes: the probes z, of shape (n, *x.shape).
+
+    Returns:
+        `(f(x), divergence)`.
+
+    Raises:
+        ValueError: if the probes do not have the shape of x behind their first axis.
+
+    >>> f = lambda x: jnp.array([[1.0, 2.0], [3.0, 4.0]]) @ x
+    >>> divergence(f, jnp.ones(2), exact_probes(None, jnp.ones(2)))[1].round(4)
+    Array(5., dtype=float32)
+    """
+    if probes.shape[1:] != x.shape or not probes.shape[0]:
+        raise ValueError(f"probes: expected shape (n, {', '.join(map(str, x.shape))}), n >= 1, got {probes.shape}")
+    y, transposed = jax.vjp(f, x)
+    return y, jnp.mean(jax.vmap(lambda z: jnp.vdot(transposed(z)[0], z))(probes))
+
+
+def log_likelihood(
+    key: PRNGKeyArray,
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Array,
+    *,
+    probes: Probes = rademacher_probes,
+    start: Time = 1e-5,
+    end: Time = 1.0,
+    solver: diffrax.AbstractSolver = diffrax.Tsit5(),
+    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(rtol=1e-5, atol=1e-5),
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    dt0: float | None = None,
+    max_steps: int = 4096,
+) -> Float[Array, ""]:
+    """The log density of one x under the model, `log p(x1) + int div v dt` along its probability flow (1.22), (1.23).
+
+    Runs at matmul precision "highest". vmap for many x, with a key for each.
+
+    Args:
+        key: a PRNG key, of the probes.
+        denoise: the denoiser.
+        schedule: its path; the prior is N(0, sigma(end)^2 I).
+        x: one sample, of any shape.
+        probes: `(key, x) -> (n, *x.shape)`: `rademacher_probes`, `gaussian_probes`, `exact_probes` or your own.
+        start: the time of x. 0 where the velocity is finite there; above it for networks on VP paths.
+        end: the time of the prior.
+        solver: any diffrax ODE solver.
+        stepsize_controller: any diffrax controller; its tolerances bound the error of the log density too.
+        adjoint: how to differentiate through the solve.
+        dt0: the first step; None lets an adaptive controller choose it.
+        max_steps: after how many steps to give up.
+
+    Returns:
+        The log density in nats, a scalar (an unbiased estimate of it, unless the probes are exact).
+
+    Raises:
+        ValueError: if the probes do not have the shape of x behind their first axis.
+        RuntimeError: (from diffrax) if max_steps do not suffice.
+
+    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 39-40; Grathwohl et al. 2019 (arXiv 1810.01367), eq. 8.
+
+    >>> denoise = gaussian(jnp.zeros(2), jnp.eye(2), linear())
+    >>> float(log_likelihood(jax.random.key(0), denoise, linear(), jnp.zeros(2), probes=exact_probes))  # -log(2 pi)
+    -1.837...
+    """
+    x = as_float(x, "x")
+    z = probes(key, x)
+    flow = probability_flow(denoise, schedule)
+
+    def augmented(t, state, args):
+        return divergence(lambda x: flow(t, x, args), state[0], z)
+
+    with jax.default_matmul_precision("highest"):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(augmented),
+            solver,
+            jnp.asarray(start, float),
+            jnp.asarray(end, float),
+            dt0,
+            (x, jnp.zeros((), x.dtype)),
+            stepsize_controller=stepsize_controller,
+            adjoint=adjoint,
+            max_steps=max_steps,
+        )
+    x1, integral = jax.tree.map(lambda y: y[-1], solution.ys)
+    return log_prior(schedule, x1, end) + integral
+
+
+def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Array:
+    """Bits per dimension, `-log p / (d log 2)` (1.21); with `levels`, those of the discrete data behind dequantized ones.
+
+    Data of k levels scaled to [-1, 1] by `dequantize` gain `log2(k / 2)` bits: 7 for 8-bit data.
+
+    Args:
+        log_density: log densities in nats, of any shape.
+        dims: d, the number of elements of one example, at least 1.
+        levels: k, the number of levels of the data; None for continuous data.
+
+    Returns:
+        Bits per dimension, of the shape of log_density.
+
+    Raises:
+        ValueError: if dims < 1 or levels < 2.
+
+    Reference: Theis et al. 2016 (arXiv 1511.01844), section 3.1.
+
+    >>> uniform_density = -64 * jnp.log(2.0)  # uniform on [-1, 1]^64
+    >>> float(bits_per_dim(uniform_density, 64, levels=256))
+    8.0
+    """
+    if dims < 1:
+        raise ValueError(f"dims: expected at least 1, got {dims}")
+    if levels is not None and levels < 2:
+        raise ValueError(f"levels: expected at least 2, got {levels}")
+    return -log_density / (dims * jnp.log(2.0)) + (0.0 if levels is None else jnp.log2(levels / 2))
+
+
+def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Float[Array, "..."]:
+    """Uniform dequantization of discrete data to [-1, 1): `2 (value + u) / levels - 1`, u ~ U[0, 1).
+
+    Args:
+        key: a PRNG key.
+        values: integers in [0, levels), of any shape.
+        levels: the number of levels, at least 2: 256 for 8-bit data.
+
+    Returns:
+        Floating-point data, of the shape of values.
+
+    Raises:
+        ValueError: if values are not integers, levels < 2, or concrete values are out of range.
+
+    Reference: Theis et al. 2016 (arXiv 1511.01844), section 3.1.
+
+    >>> x = dequantize(jax.random.key(0), jnp.array([0, 255]), 256)
+    >>> bool((x[0] < -0.99) & (x[1] > 0.99))
+    True
+    """
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise ValueError(f"values: expected integers, got dtype {values.dtype}")
+    if levels < 2:
+        raise ValueError(f"levels: expected at least 2, got {levels}")
+    check_that(
+        lambda v: (v >= 0) & (v < levels), f"values: expected integers in [0, {levels}), got others among them", values
+    )
+    return 2 * (values + jax.random.uniform(key, values.shape)) / levels - 1

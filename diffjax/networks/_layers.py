@@ -1,0 +1,128 @@
+"""What the networks share: flattening of batch axes, the time and class embedding, self-attention."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+__all__ = ["Attention", "Embedding", "apply_flat", "modulate", "time_features", "zero_linear"]
+
+_FREQUENCIES = (
+    1.0,
+    256.0,
+)  # radians per unit of t: slow enough for t in [-3, 3], fine enough to resolve 1/256 of [0, 1]
+
+
+def apply_flat(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond) -> Array:
+    """`forward(x, t, cond)` for any leading axes: one batch axis inside, the caller's axes and dtype outside.
+
+    A scalar t or cond stays one row and is broadcast by `forward`: an embedding shared by the batch is computed once.
+    """
+    x = jnp.asarray(x)
+    split = x.ndim - len(shape)
+    if split < 0 or x.shape[split:] != shape:
+        raise ValueError(f"x must have shape (..., {', '.join(map(str, shape))}), got {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating-point, got {x.dtype}")
+    lead, dtype = x.shape[:split], jnp.promote_types(x.dtype, jnp.float32)
+
+    def rows(name: str, value):
+        if value.shape not in ((), lead):
+            raise ValueError(f"{name} must be a scalar or have x's leading shape {lead}, got shape {value.shape}")
+        return value.reshape(math.prod(value.shape))
+
+    t = rows("t", jnp.asarray(t, dtype))
+    if cond is not None:  # numbers stay concrete under jit, so that they can be checked
+        cond = rows("cond", cond if isinstance(cond, jax.Array) else np.asarray(cond))
+    out = forward(x.reshape(math.prod(lead), *shape), t, cond)
+    return out.astype(dtype).reshape(x.shape)
+
+
+def time_features(t: Array, dim: int) -> Array:
+    """Sines and cosines of t at `dim / 2` frequencies, geometric from 1 to 256 radians: (n,) -> (n, dim).
+
+    >>> time_features(jnp.zeros(2), 4)
+    Array([[0., 0., 1., 1.],
+           [0., 0., 1., 1.]], dtype=float32)
+    """
+    phase = t[:, None] * jnp.geomspace(*_FREQUENCIES, dim // 2, dtype=t.dtype)[None]
+    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+class Embedding(nnx.Module):
+    """`silu(MLP(features(t) + table[cond]))`: (n,) times and labels to (n, width), as in EDM's networks.
+
+    Row `num_classes` of the table is the null token.
+    """
+
+    def __init__(self, width: int, num_classes: int | None, *, dtype=None, rngs: nnx.Rngs):
+        if width < 4 or width % 2:
+            raise ValueError(f"width must be even and at least 4, got {width}")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, or None, got {num_classes}")
+        self.width, self.num_classes = width, num_classes
+        self.hidden = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        if num_classes is not None:  # rows as large as the time features
+            init = nnx.initializers.normal(math.sqrt(0.5))
+            self.table = nnx.Embed(num_classes + 1, width, embedding_init=init, rngs=rngs)
+
+    def __call__(self, t: Array, cond: Array | None = None) -> Array:
+        """The embedding of times (n,) and labels (n,), where either n may be 1."""
+        features = time_features(t, self.width)
+        if self.num_classes is None:
+            if cond is not None:
+                raise ValueError("cond was given, but the network was built without num_classes")
+        else:
+            labels = jnp.full((1,), self.num_classes) if cond is None else _checked(cond, self.num_classes)
+            features = features + self.table(labels).astype(features.dtype)
+        return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
+
+
+def _checked(cond, num_classes: int) -> Array:
+    if not jnp.issubdtype(cond.dtype, jnp.integer):
+        raise ValueError(f"cond must be integer labels, got dtype {cond.dtype}")
+    if not isinstance(cond, jax.core.Tracer):
+        labels = np.asarray(cond)
+        if labels.size and (labels.min() < 0 or labels.max() > num_classes):
+            bad = labels[(labels < 0) | (labels > num_classes)][0]
+            raise ValueError(f"cond must lie in [0, {num_classes}] ({num_classes} is the null label), got {bad}")
+    return jnp.asarray(cond)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over tokens, (n, tokens, width) -> the same."""
+
+    def __init__(self, width: int, heads: int, *, out_init=None, dtype=None, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f"heads must divide the width {width}, got {heads}")
+        self.heads = heads
+        self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        kernel_init = out_init or nnx.initializers.lecun_normal()
+        self.out = nnx.Linear(width, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """Attends over the second axis."""
+        n, tokens, width = x.shape
+        q, k, v = jnp.split(self.qkv(x).reshape(n, tokens, 3 * self.heads, width // self.heads), 3, axis=2)
+        # Not jax.nn.dot_product_attention: its logits are float32 even where the network computes in float64.
+        exact = jnp.promote_types(q.dtype, jnp.float32)
+        logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=exact) / math.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(logits).astype(v.dtype)
+        return self.out(jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(n, tokens, width))
+
+
+def zero_linear(inputs: int, outputs: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer whose kernel and bias start at zero."""
+    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """`x (1 + scale) + shift`, with scale and shift (n or 1, channels) for x (n, ..., channels)."""
+    middle = (1,) * (x.ndim - 2)
+    scale, shift = (a.reshape(a.shape[0], *middle, a.shape[-1]) for a in (scale, shift))
+    return x * (1 + scale) + shift

@@ -1,0 +1,143 @@
+"""A diffusion transformer for images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from diffjax.networks._layers import Attention, Embedding, apply_flat, modulate, zero_linear
+
+__all__ = ["DiT", "patchify", "unpatchify"]
+
+
+class DiT(nnx.Module):
+    """The transformer of Peebles & Xie 2023 (DiT, https://arxiv.org/abs/2212.09748) for images, channels last.
+
+    The image is cut into patches, each a token with a fixed 2-D sine-cosine position. Each of `depth` adaLN-Zero blocks is
+
+        h = h + gate1 attention(LN(h) (1 + scale1) + shift1)
+        h = h + gate2 mlp(LN(h) (1 + scale2) + shift2)
+
+    with gates, scales and shifts linear in the embedding of (t, cond), through a layer that starts at zero: a new block
+    is the identity, and a new network returns zero.
+
+    Args:
+        shape: (height, width, channels) of one image.
+        patch: side of a patch, which must divide height and width.
+        width: channels of a token, and of the embedding. A multiple of 4 and of `heads`.
+        depth: number of blocks.
+        heads: number of attention heads.
+        expansion: hidden units of a block's MLP, in units of `width`.
+        num_classes: the number K of class labels; None for an unconditional network.
+        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
+        rngs: the source of the initial parameters.
+
+    Attributes:
+        null: the label K that means "no class", the same as `cond=None`; None without classes.
+
+    Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None or integer labels, a
+    scalar or of the leading shape. Returns an array of the shape of x, at least float32.
+
+    Raises:
+        ValueError: if a size does not divide as said; on another shape of x, t or cond; on a label outside [0, K]
+            (checked unless traced); on labels for a network without classes.
+
+    >>> network = DiT((8, 8, 1), width=16, depth=1, heads=2, num_classes=10, rngs=nnx.Rngs(0))
+    >>> network(jnp.ones((3, 8, 8, 1)), 0.5, cond=jnp.array([1, 7, network.null])).shape
+    (3, 8, 8, 1)
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        expansion: int = 4,
+        num_classes: int | None = None,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        height, breadth, channels = shape
+        if height % patch or breadth % patch:
+            raise ValueError(f"patch must divide the height and width of shape {shape}, got {patch}")
+        if width % 4:
+            raise ValueError(f"width must be a multiple of 4, got {width}")
+        inputs = patch * patch * channels
+        self.shape, self.patch, self.null = tuple(shape), patch, num_classes
+        self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
+        self.inputs = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(width, heads, expansion, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        self.modulation = zero_linear(width, 2 * width, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.outputs = zero_linear(width, inputs, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, t, cond=None) -> Array:
+        """The raw output for x (..., height, width, channels) at time t."""
+        return apply_flat(self._forward, self.shape, x, t, cond)
+
+    def _forward(self, x: Array, t: Array, cond: Array | None) -> Array:
+        embedding = self.embed(t, cond)
+        h = self.inputs(patchify(x, self.patch))
+        grid = (self.shape[0] // self.patch, self.shape[1] // self.patch)
+        h = h + jnp.asarray(positions(*grid, h.shape[-1]), h.dtype)[None]
+        for block in self.blocks:
+            h = block(h, embedding)
+        h = self.outputs(modulate(self.norm(h), *jnp.split(self.modulation(embedding), 2, axis=-1)))
+        return unpatchify(h, self.patch, self.shape)
+
+
+class Block(nnx.Module):
+    """An adaLN-Zero transformer block."""
+
+    def __init__(self, width: int, heads: int, expansion: int, *, dtype=None, rngs: nnx.Rngs):
+        self.modulation = zero_linear(width, 6 * width, dtype=dtype, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(expansion * width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, h: Array, embedding: Array) -> Array:
+        """(n, tokens, width) -> the same, given the embedding (n or 1, width)."""
+        modulation = jnp.split(self.modulation(embedding), 6, axis=-1)
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation
+        h = h + gate1[:, None] * self.attention(modulate(self.norm1(h), scale1, shift1))
+        return h + gate2[:, None] * self.out(jax.nn.gelu(self.hidden(modulate(self.norm2(h), scale2, shift2))))
+
+
+def patchify(x: Array, patch: int) -> Array:
+    """Cuts images into patches, row by row: (n, height, width, channels) -> (n, tokens, patch^2 channels).
+
+    >>> patchify(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0, 1]
+    Array([2, 3, 6, 7], dtype=int32)
+    """
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height // patch, patch, width // patch, patch, channels).swapaxes(2, 3)
+    return x.reshape(n, (height // patch) * (width // patch), patch * patch * channels)
+
+
+def unpatchify(tokens: Array, patch: int, shape: tuple[int, int, int]) -> Array:
+    """The inverse of `patchify`: (n, tokens, patch^2 channels) -> (n, *shape).
+
+    >>> x = jnp.arange(16).reshape(1, 4, 4, 1)
+    >>> bool((unpatchify(patchify(x, 2), 2, (4, 4, 1)) == x).all())
+    True
+    """
+    height, width, channels = shape
+    x = tokens.reshape(-1, height // patch, width // patch, patch, patch, channels).swapaxes(2, 3)
+    return x.reshape(-1, height, width, channels)
+
+
+def positions(height: int, width: int, dim: int) -> np.ndarray:
+    """Sines and cosines of row and column at `dim / 4` frequencies from 1 down to 1e-4: (height * width, dim).
+
+    >>> positions(2, 3, 8).shape
+    (6, 8)
+    """
+    frequencies = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4))
+    row, column = (a.reshape(-1, 1) * frequencies.reshape(1, -1) for a in np.indices((height, width)))
+    return np.concatenate([np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=-1)

@@ -1,0 +1,165 @@
+"""A U-Net for images, in the manner of ADM."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from diffjax.networks._layers import Attention, Embedding, apply_flat, modulate
+
+__all__ = ["UNet"]
+
+
+class UNet(nnx.Module):
+    """The U-Net of Dhariwal & Nichol 2021 (ADM, https://arxiv.org/abs/2105.05233) for images, channels last.
+
+    Level i works at 1 / 2^i of the resolution with `width * multipliers[i]` channels and has `blocks` residual blocks
+    on the way down and `blocks + 1` on the way up, where each takes in one stored activation. A residual block is
+    `skip(h) + conv(silu(GN(conv(silu(GN(h)))) (1 + scale) + shift))` with scale and shift linear in the embedding of
+    (t, cond). Levels are joined by strided convolutions down and nearest-neighbour upsampling with a convolution up.
+    The last convolution of every branch, and the output layer, start at zero.
+
+    Args:
+        shape: (height, width, channels) of one image; `2^(levels - 1)` must divide height and width.
+        width: channels of the first level, and of the embedding. A multiple of 4.
+        multipliers: channels of each level, in units of `width`.
+        blocks: residual blocks a level.
+        attention: the resolutions (image heights) whose blocks are followed by self-attention; the middle always has it.
+        head_width: channels of an attention head, where the level has as many.
+        num_classes: the number K of class labels; None for an unconditional network.
+        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
+        rngs: the source of the initial parameters.
+
+    Attributes:
+        null: the label K that means "no class", the same as `cond=None`; None without classes.
+
+    Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None or integer labels, a
+    scalar or of the leading shape. Returns an array of the shape of x, at least float32.
+
+    Raises:
+        ValueError: if a size does not divide as said, or no level has a resolution in `attention`; on another shape of
+            x, t or cond; on a label outside [0, K] (checked unless traced); on labels for a network without classes.
+
+    >>> network = UNet((8, 8, 1), width=8, multipliers=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0))
+    >>> network(jnp.ones((3, 8, 8, 1)), jnp.array([0.1, 0.5, 0.9])).shape
+    (3, 8, 8, 1)
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (),
+        head_width: int = 64,
+        num_classes: int | None = None,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        resolutions = [shape[0] // 2**i for i in range(len(multipliers))]
+        if not multipliers or any(size % 2 ** (len(multipliers) - 1) for size in shape[:2]):
+            raise ValueError(f"shape {shape} cannot be halved for {len(multipliers)} levels: multipliers {multipliers}")
+        if not set(attention) <= set(resolutions):
+            raise ValueError(f"attention must name resolutions among {resolutions}, got {tuple(attention)}")
+        if width % 4:
+            raise ValueError(f"width must be a multiple of 4, got {width}")
+
+        def block(inputs: int, outputs: int, attend: bool) -> Block:
+            heads = max(1, outputs // head_width) if attend else 0
+            return Block(inputs, outputs, width, heads, dtype=dtype, rngs=rngs)
+
+        def conv(inputs: int, outputs: int, stride: int = 1) -> nnx.Conv:
+            return nnx.Conv(inputs, outputs, (3, 3), strides=stride, dtype=dtype, rngs=rngs)
+
+        levels = [(width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)]
+        self.shape, self.null = tuple(shape), num_classes
+        self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
+        self.inputs = conv(shape[-1], width)
+
+        c, stored, down, up = width, [width], [], []
+        for i, (channels, attend) in enumerate(levels):
+            if i > 0:
+                down.append(nnx.List([conv(c, c, stride=2)]))
+                stored.append(c)
+            for _ in range(blocks):
+                down.append(nnx.List([block(c, channels, attend)]))
+                c = channels
+                stored.append(c)
+        self.middle = nnx.List([block(c, c, True), block(c, c, False)])
+        for i, (channels, attend) in reversed(list(enumerate(levels))):
+            for _ in range(blocks + 1):
+                up.append(nnx.List([block(c + stored.pop(), channels, attend)]))
+                c = channels
+            if i > 0:
+                up[-1].append(conv(c, c))
+        self.down, self.up = nnx.List(down), nnx.List(up)
+        self.norm = _group_norm(c, dtype=dtype, rngs=rngs)
+        self.outputs = _zero_conv(c, shape[-1], dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, t, cond=None) -> Array:
+        """The raw output for x (..., height, width, channels) at time t."""
+        return apply_flat(self._forward, self.shape, x, t, cond)
+
+    def _forward(self, x: Array, t: Array, cond: Array | None) -> Array:
+        embedding = self.embed(t, cond)
+        h = self.inputs(x)
+        stored = [h]
+        for layers in self.down:
+            for layer in layers:
+                h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
+            stored.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for layers in self.up:
+            h = layers[0](jnp.concatenate([h, stored.pop()], axis=-1), embedding)
+            if len(layers) > 1:
+                h = layers[1](_upsample(h))
+        return self.outputs(jax.nn.silu(self.norm(h)))
+
+
+class Block(nnx.Module):
+    """A residual block, followed by self-attention where `heads` > 0."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
+        self.norm1 = _group_norm(inputs, dtype=dtype, rngs=rngs)
+        self.conv1 = nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs)
+        self.modulation = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
+        self.norm2 = _group_norm(outputs, dtype=dtype, rngs=rngs)
+        self.conv2 = _zero_conv(outputs, outputs, dtype=dtype, rngs=rngs)
+        self.skip = nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
+        self.norm3 = _group_norm(outputs, dtype=dtype, rngs=rngs) if heads else None
+        zeros = nnx.initializers.zeros
+        self.attention = Attention(outputs, heads, out_init=zeros, dtype=dtype, rngs=rngs) if heads else None
+
+    def __call__(self, x: Array, embedding: Array) -> Array:
+        """(n, height, width, inputs) -> (n, height, width, outputs), given the embedding (n or 1, width)."""
+        scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = self.conv2(jax.nn.silu(modulate(self.norm2(h), scale, shift)))
+        x = h + (x if self.skip is None else self.skip(x))
+        if self.attention is not None and self.norm3 is not None:
+            n, height, width, channels = x.shape
+            tokens = self.norm3(x).reshape(n, height * width, channels)
+            x = x + self.attention(tokens).reshape(x.shape)
+        return x
+
+
+def _upsample(x: Array) -> Array:
+    """Nearest neighbour, twice the height and width."""
+    n, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, channels))
+    return x.reshape(n, 2 * height, 2 * width, channels)
+
+
+def _group_norm(channels: int, *, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """At most 32 groups of at least 4 channels."""
+    return nnx.GroupNorm(channels, num_groups=math.gcd(channels, min(32, channels // 4)), dtype=dtype, rngs=rngs)
+
+
+def _zero_conv(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(inputs, outputs, (3, 3), kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)

@@ -1,0 +1,287 @@
+"""What networks predict, and the denoiser that any of them is.
+
+A network is trained towards some linear combination `a x0 + b eps` of data and noise. With `alpha x0 + sigma eps = x`
+that is a system of two linear equations for the two unknowns of a denoiser,
+
+    ( alpha  sigma ) ( x0  )   (     x      )
+    (   a      b   ) ( eps ) = ( scale out  )
+
+so every parametrization is a row `(a, b, scale)` of that matrix, solved in one place:
+
+    X0         x0                          a = 1,      b = 0
+    EPS        eps                         a = 0,      b = 1                         (1.11)
+    SCORE      -eps / sigma                a = 0,      b = -1,      scale = sigma    (1.11), (1.15)
+    V          alpha eps - sigma x0        a = -sigma, b = alpha
+    VELOCITY   alpha' x0 + sigma' eps      a = alpha', b = sigma'                    (1.9), (1.17)
+    edm(sd)    (x0 - c_skip x) / c_out     a = sigma / (sd S), b = -alpha sd / S, S^2 = sigma^2 + alpha^2 sd^2
+
+The result is singular only where the network's own target says nothing: eps leaves x0 open where alpha = 0.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._bind import bind
+from ._math import as_float, check_number, from_right
+from .schedules import coefficients, half_log_snr, half_log_snr_inverse
+from .typing import Denoiser, Estimate, Network, Schedule, Time
+
+__all__ = [
+    "EPS",
+    "SCORE",
+    "VELOCITY",
+    "X0",
+    "Parametrization",
+    "V",
+    "as_denoiser",
+    "edm_preconditioning",
+    "reschedule",
+    "score",
+    "target",
+    "velocity",
+]
+
+
+def _no_preconditioning(schedule, t):
+    return 1.0, t
+
+
+class Parametrization(NamedTuple):
+    """What a network predicts, and what it is shown.
+
+    `row(schedule, t) -> (a, b, scale)`: `scale * network(c_in x, c_noise)` estimates `a x0 + b eps`.
+    `inputs(schedule, t) -> (c_in, c_noise)`: the input scaling and the time variable; (1, t) unless given.
+    """
+
+    row: Callable[[Schedule, Time], tuple]
+    inputs: Callable[[Schedule, Time], tuple] = _no_preconditioning
+
+
+def _x0(schedule, t):
+    return 1.0, 0.0, 1.0
+
+
+def _eps(schedule, t):
+    return 0.0, 1.0, 1.0
+
+
+def _score(schedule, t):
+    return 0.0, -1.0, coefficients(schedule, t).sigma
+
+
+def _v(schedule, t):
+    alpha, sigma, *_ = coefficients(schedule, t)
+    return -sigma, alpha, 1.0
+
+
+def _velocity(schedule, t):
+    *_, dalpha, dsigma = coefficients(schedule, t)
+    return dalpha, dsigma, 1.0
+
+
+X0 = Parametrization(bind(_x0))
+"""The network predicts the data x0."""
+EPS = Parametrization(bind(_eps))
+"""The network predicts the noise eps (Ho et al. 2020, arXiv 2006.11239, eq. 11; (1.11))."""
+SCORE = Parametrization(bind(_score))
+"""The network predicts the score, -eps / sigma (Song et al. 2021, arXiv 2011.13456; (1.11), (1.15))."""
+V = Parametrization(bind(_v))
+"""The network predicts v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, section 4)."""
+VELOCITY = Parametrization(bind(_velocity))
+"""The network predicts the velocity dx_t/dt = alpha' x0 + sigma' eps (Lipman et al. 2023, arXiv 2210.02747; (1.17))."""
+
+
+def edm_preconditioning(sigma_data: float | Array = 0.5) -> Parametrization:
+    """EDM preconditioning on any path: input and target of unit variance at every time.
+
+    In Karras' sigma, which is `sigma / alpha` here, `D(x) = c_skip x + c_out F(c_in x, c_noise)`. On
+    `x = alpha x0 + sigma eps` itself, with `S^2 = sigma^2 + alpha^2 sigma_data^2`:
+
+        c_in = 1/S,  c_noise = log(sigma / alpha) / 4,  c_skip = alpha sigma_data^2 / S^2,  c_out = sigma sigma_data / S
+        F's target = (sigma x0 / sigma_data - alpha sigma_data eps) / S
+
+    so for sigma_data = 1 the target is -v on a variance-preserving path. `c_noise` is infinite where alpha or sigma is
+    0: a sampler should not evaluate there (Karras' grid does not).
+
+    Args:
+        sigma_data: the standard deviation of the data.
+
+    Returns:
+        The parametrization.
+
+    Raises:
+        ValueError: if a concrete sigma_data is not positive.
+
+    Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 7 and Table 1.
+
+    >>> c_in, c_noise = edm_preconditioning(0.5).inputs(edm(80.0), 1 / 80)
+    >>> round(float(c_in), 4), float(c_noise)  # Karras' sigma = 1
+    (0.8944, -0.0)
+    """
+    check_number(sigma_data, "sigma_data", low=1e-38)
+    return Parametrization(bind(_edm_row, sigma_data), bind(_edm_inputs, sigma_data))
+
+
+def _edm_row(sigma_data, schedule, t):
+    alpha, sigma, *_ = coefficients(schedule, t)
+    total = jnp.hypot(sigma, alpha * sigma_data)
+    return sigma / (sigma_data * total), -alpha * sigma_data / total, 1.0
+
+
+def _edm_inputs(sigma_data, schedule, t):
+    alpha, sigma, *_ = coefficients(schedule, t)
+    return 1 / jnp.hypot(sigma, alpha * sigma_data), -0.25 * half_log_snr(schedule, t)
+
+
+def target(schedule: Schedule, parametrization: Parametrization, x0: Array, eps: Array, t: Time) -> Array:
+    """What the network is trained towards: `(a x0 + b eps) / scale`.
+
+    Args:
+        schedule: any schedule.
+        parametrization: what the network predicts.
+        x0: data, of any shape.
+        eps: the noise that was added, of the shape of x0.
+        t: a scalar time.
+
+    Returns:
+        The target, of the shape of x0.
+
+    >>> target(linear(), VELOCITY, jnp.array([1.0]), jnp.array([3.0]), 0.5)  # x1 - x0  (1.17)
+    Array([2.], dtype=float32)
+    """
+    a, b, scale = parametrization.row(schedule, t)
+    return (a * x0 + b * eps) / scale
+
+
+def as_denoiser(network: Network, schedule: Schedule, parametrization: Parametrization) -> Denoiser:
+    """The denoiser that a trained network is.
+
+    Args:
+        network: `(x, t) -> out`, of the shape of x: a function, a Flax NNX module, `bind(unet, cond=y)` ...
+        schedule: the path that it was trained on.
+        parametrization: what it predicts: X0, EPS, SCORE, V, VELOCITY or `edm_preconditioning(sigma_data)`.
+
+    Returns:
+        `denoise(x, t) -> Estimate(x0, eps)`.
+
+    Raises:
+        ValueError: when the denoiser is called, if the network's output has another shape than x.
+
+    >>> def network(x, t):  # for data that are all zero, eps = x / sigma
+    ...     return x / t
+    >>> as_denoiser(network, linear(), EPS)(jnp.array([0.5]), 0.25)
+    Estimate(x0=Array([0.], dtype=float32), eps=Array([2.], dtype=float32))
+    """
+    return bind(_denoise, network, schedule, parametrization)
+
+
+def _denoise(network, schedule, parametrization, x, t):
+    x, out = as_float(x, "x"), output(network, schedule, parametrization, x, t)
+    from_x, from_out = solve(schedule, parametrization, t)
+    return Estimate(*(p * x + q * out for p, q in zip(from_x, from_out, strict=True)))
+
+
+def output(network, schedule, parametrization, x, t):
+    """The network's raw output at x_t = x, shown what its parametrization says, in at least float32."""
+    c_in, c_noise = parametrization.inputs(schedule, t)
+    out = network(c_in * x, c_noise)
+    if jnp.shape(out) != jnp.shape(x):
+        raise ValueError(
+            f"network: it returned {jnp.shape(out)} for x of shape {jnp.shape(x)}; expected the same shape"
+        )
+    return as_float(out, "network output")
+
+
+def solve(schedule, parametrization, t):
+    """(x0, eps) as from_x * x + from_out * out: the two columns of the inverse matrix.
+
+    It is Cramer's rule, but where `a = 0` or `b = 0` the row alone gives eps or x0, and not 0/0 at an end.
+    """
+    alpha, sigma, *_ = coefficients(schedule, t)
+    a, b, scale = parametrization.row(schedule, t)
+    det = alpha * b - sigma * a
+    no_eps, no_x0 = jnp.equal(b, 0), jnp.equal(a, 0)
+    det_x0, det_eps = jnp.where(no_eps, a, det), jnp.where(no_x0, b, det)
+    x0_from_x, x0_from_out = b / det_x0, jnp.where(no_eps, 1.0, -sigma) / det_x0
+    eps_from_x, eps_from_out = -a / det_eps, jnp.where(no_x0, 1.0, alpha) / det_eps
+    return (x0_from_x, eps_from_x), (x0_from_out * scale, eps_from_out * scale)
+
+
+def score(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:
+    """The score of the marginal, `grad log p(x_t) = -E[eps | x_t] / sigma` (1.11).
+
+    Args:
+        denoise: a denoiser.
+        schedule: its path.
+        x: one sample, or a batch that shares the time.
+        t: a scalar time; at t = 0 the limit from the right is taken.
+
+    Returns:
+        The score, of the shape of x, in units of 1/x.
+
+    Reference: Song et al. 2021 (arXiv 2011.13456), section 3.2; with Tweedie's formula.
+
+    >>> score(gaussian(jnp.zeros(1), jnp.eye(1), linear_vp()), linear_vp(), jnp.array([3.0]), 0.5).round(4)
+    Array([-3.], dtype=float32)
+    """
+    t = from_right(t)
+    return -denoise(x, t).eps / coefficients(schedule, t).sigma
+
+
+def velocity(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:
+    """The velocity of the probability-flow ODE, `dx/dt = alpha' E[x0 | x_t] + sigma' E[eps | x_t]`, in increasing t.
+
+    The same as `f x - g^2 score / 2` (1.9), (1.10), (1.18), but regular where f and g^2 are infinite.
+
+    Args:
+        denoise: a denoiser.
+        schedule: its path.
+        x: one sample, or a batch that shares the time.
+        t: a scalar time; at t = 0 the limit from the right is taken. (On a VP path it is infinite there, unless the
+            denoiser knows that eps vanishes, as the closed-form ones do.)
+
+    Returns:
+        dx/dt, of the shape of x.
+
+    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 13; Lipman et al. 2023 (arXiv 2210.02747), eq. 8.
+
+    >>> velocity(gaussian(jnp.zeros(1), jnp.eye(1), linear_vp()), linear_vp(), jnp.array([3.0]), 0.5).round(4)
+    Array([0.], dtype=float32)
+    """
+    t = from_right(t)
+    *_, dalpha, dsigma = coefficients(schedule, t)
+    x0, eps = denoise(x, t)
+    return dalpha * x0 + dsigma * eps
+
+
+def reschedule(denoise: Denoiser, trained_on: Schedule, sample_with: Schedule) -> Denoiser:
+    """A denoiser trained on one path, for use on another: evaluated where the log-SNR is equal, on x rescaled to match.
+
+    At equal `sigma / alpha` the noisy data of two paths differ by a factor alone, so both posterior means agree.
+
+    Args:
+        denoise: a denoiser for `trained_on`.
+        trained_on: the path of the denoiser.
+        sample_with: the path to use it on. Where its log-SNR leaves the range of `trained_on`, the nearer end is used.
+
+    Returns:
+        A denoiser for `sample_with`.
+
+    Reference: Karras et al. 2022 (arXiv 2206.00364), appendix C.
+
+    >>> mean, cov = jnp.zeros(1), jnp.eye(1)
+    >>> denoise = reschedule(gaussian(mean, cov, linear_vp()), linear_vp(), linear())
+    >>> denoise(jnp.array([2.0]), 0.5).x0.round(4), gaussian(mean, cov, linear())(jnp.array([2.0]), 0.5).x0.round(4)
+    (Array([2.], dtype=float32), Array([2.], dtype=float32))
+    """
+    return bind(_rescheduled, denoise, trained_on, sample_with)
+
+
+def _rescheduled(denoise, trained_on, sample_with, x, t):
+    t_trained = half_log_snr_inverse(trained_on, half_log_snr(sample_with, t))
+    alpha, sigma, *_ = coefficients(sample_with, t)
+    alpha_trained, sigma_trained, *_ = coefficients(trained_on, t_trained)
+    return denoise(x * jnp.hypot(alpha_trained, sigma_trained) / jnp.hypot(alpha, sigma), t_trained)

@@ -1,0 +1,150 @@
+"""The forward process: how data become noise, in one step, from any time to any later one, and back given the data.
+
+Every coefficient is a formula in alpha and sigma that is regular at both ends of a path (sigma = 0, alpha = 0).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._math import safe_sqrt
+from .schedules import coefficients
+from .typing import Schedule, Time
+
+__all__ = ["Posterior", "Transition", "log_prior", "perturb", "posterior", "sample_prior", "transition"]
+
+
+class Transition(NamedTuple):
+    """`q(x_t | x_s) = N(scale x_s, std^2 I)` for s <= t."""
+
+    scale: Float[Array, ""]
+    std: Float[Array, ""]
+
+
+class Posterior(NamedTuple):
+    """`q(x_s | x_t, x_0) = N(x_weight x_t + x0_weight x_0, std^2 I)` for s <= t."""
+
+    x_weight: Float[Array, ""]
+    x0_weight: Float[Array, ""]
+    std: Float[Array, ""]
+
+
+def perturb(schedule: Schedule, x0: Array, eps: Array, t: Time) -> Array:
+    """Noisy data `x_t = alpha x0 + sigma eps` (1.3), (1.32).
+
+    Args:
+        schedule: any schedule.
+        x0: data, of any shape.
+        eps: standard normal noise (or, on the linear path, a draw of any prior), of the shape of x0.
+        t: a scalar time.
+
+    Returns:
+        x_t, of the shape of x0.
+
+    Raises:
+        ValueError: if the shapes of x0 and eps differ, or t is not a scalar.
+
+    >>> perturb(linear(), jnp.array([4.0]), jnp.array([8.0]), 0.25)
+    Array([5.], dtype=float32)
+    """
+    if jnp.shape(x0) != jnp.shape(eps):
+        raise ValueError(f"eps: expected the shape of x0, {jnp.shape(x0)}, got {jnp.shape(eps)}")
+    alpha, sigma, *_ = coefficients(schedule, t)
+    return alpha * x0 + sigma * eps
+
+
+def transition(schedule: Schedule, s: Time, t: Time) -> Transition:
+    """The forward step `q(x_t | x_s)` from time s to a later time t: the chain (1.31), between any two times.
+
+    `scale = alpha_t / alpha_s`, `std^2 = sigma_t^2 - scale^2 sigma_s^2`.
+
+    Args:
+        schedule: any schedule.
+        s: a scalar time with alpha_s > 0.
+        t: a scalar time, s <= t.
+
+    Returns:
+        `Transition(scale, std)`.
+
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 23.
+
+    >>> transition(linear_vp(), 0.0, 0.5) == linear_vp()(0.5)  # q(x_t | x_0) has scale alpha and std sigma
+    True
+    """
+    alpha_s, sigma_s, *_ = coefficients(schedule, s)
+    alpha_t, sigma_t, *_ = coefficients(schedule, t)
+    return Transition(alpha_t / alpha_s, sigma_t * safe_sqrt(_one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t)))
+
+
+def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
+    """The step back `q(x_s | x_t, x_0)` from time t to an earlier time s, if the data x_0 were known.
+
+    With `r = SNR_t / SNR_s`: mean `(alpha_t sigma_s^2 / (alpha_s sigma_t^2)) x_t + alpha_s (1 - r) x_0`, variance
+    `sigma_s^2 (1 - r)`.
+
+    Args:
+        schedule: any schedule.
+        s: a scalar time with alpha_s > 0.
+        t: a scalar time with sigma_t > 0, s <= t.
+
+    Returns:
+        `Posterior(x_weight, x0_weight, std)`.
+
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 6-7, here between any two times: Kingma et al. 2021
+    (arXiv 2107.00630), eq. 25-27.
+
+    >>> [float(w) for w in posterior(linear(), 0.0, 0.5)]  # at s = 0 the posterior is x_0 itself
+    [0.0, 1.0, 0.0]
+    """
+    alpha_s, sigma_s, *_ = coefficients(schedule, s)
+    alpha_t, sigma_t, *_ = coefficients(schedule, t)
+    rest = _one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t)
+    return Posterior(
+        x_weight=alpha_t / alpha_s * (sigma_s / sigma_t) ** 2,
+        x0_weight=alpha_s * rest,
+        std=sigma_s * safe_sqrt(rest),
+    )
+
+
+def sample_prior(key: PRNGKeyArray, schedule: Schedule, shape: tuple[int, ...]) -> Array:
+    """A draw of the prior N(0, sigma(1)^2 I): the standard normal on VP paths, but not on variance-exploding ones.
+
+    Args:
+        key: a PRNG key.
+        schedule: any schedule.
+        shape: the shape of the draw.
+
+    Returns:
+        x_1 of that shape.
+
+    >>> x1 = sample_prior(jax.random.key(0), edm(80.0), (1000,))
+    >>> 70 < float(x1.std()) < 90
+    True
+    """
+    return coefficients(schedule, 1.0).sigma * jax.random.normal(key, shape)
+
+
+def log_prior(schedule: Schedule, x: Array, t: Time = 1.0) -> Float[Array, ""]:
+    """The log density of the prior N(0, sigma(1)^2 I) at one x, the first term of (1.23).
+
+    Args:
+        schedule: any schedule.
+        x: one sample, of any shape.
+        t: the time that is taken for the end of the path.
+
+    Returns:
+        The log density in nats, a scalar.
+
+    >>> float(log_prior(linear(), jnp.zeros(2)))  # -log(2 pi)
+    -1.8378...
+    """
+    sigma = coefficients(schedule, t).sigma
+    return jnp.sum(jax.scipy.stats.norm.logpdf(x, scale=sigma))
+
+
+def _one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t):
+    """1 - SNR_t / SNR_s, as (1 - r)(1 + r): regular for sigma_s = 0 and for alpha_t = 0, and never below 0."""
+    r = (alpha_t * sigma_s) / (sigma_t * alpha_s)
+    return jnp.maximum((1 - r) * (1 + r), 0.0)

@@ -1,0 +1,190 @@
+"""The engine: a scan of a sampler's step over a time grid."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._bind import bind
+from .._math import as_float, check_that
+from ..typing import Sampler, State, Time
+
+__all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
+
+
+def sample(
+    key: PRNGKeyArray, sampler: Sampler, x: Array, ts: Float[Array, " n+1"], scan: Callable = jax.lax.scan
+) -> Array:
+    """Runs a sampler over a time grid, and returns the last x.
+
+    Step i of n goes from `ts[i]` to `ts[i + 1]` with the key `fold_in(key, i)`. For many samples either give a batch as
+    x, or vmap over keys and x: then each sample is the same for any batch size and any number of devices.
+
+    Args:
+        key: a PRNG key; a deterministic sampler does not look at it.
+        sampler: `ddim(denoise, schedule)`, ...
+        x: where to start, at time ts[0]: one sample, or a batch that shares the times.
+        ts: descending times in [0, 1], one or more steps.
+        scan: the loop, which decides what reverse mode keeps: `jax.lax.scan` every step, `checkpointed_scan` about
+            2 sqrt(n), `truncated_scan(k)` the last k alone.
+
+    Returns:
+        x at time ts[-1], of the shape of x.
+
+    Raises:
+        ValueError: if ts is not a vector of at least two times, x is not floating-point, or concrete times do not descend
+            or leave [0, 1].
+
+    >>> schedule = linear()
+    >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
+    >>> sample(jax.random.key(0), sampler, jnp.array([0.5]), uniform(10))  # all data are 3
+    Array([3.], dtype=float32)
+    """
+    state, _ = _run(key, sampler, x, ts, scan, keep=False)
+    return state.x
+
+
+def trajectory(
+    key: PRNGKeyArray, sampler: Sampler, x: Array, ts: Float[Array, " n+1"], scan: Callable = jax.lax.scan
+) -> Array:
+    """Runs a sampler over a time grid, and returns x at all of its times.
+
+    Args:
+        key: as for `sample`.
+        sampler: as for `sample`.
+        x: as for `sample`.
+        ts: as for `sample`.
+        scan: as for `sample`.
+
+    Returns:
+        x at every time of the grid, of shape (n + 1, *x.shape); the first is x itself.
+
+    Raises:
+        ValueError: as `sample`.
+
+    >>> schedule = linear()
+    >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
+    >>> trajectory(jax.random.key(0), sampler, jnp.array([1.0]), uniform(2))[:, 0]
+    Array([1., 2., 3.], dtype=float32)
+    """
+    _, xs = _run(key, sampler, x, ts, scan, keep=True)
+    return jnp.concatenate([as_float(x, "x")[None], xs])
+
+
+def _run(key, sampler, x, ts, scan, keep):
+    x, ts = as_float(x, "x"), _check_grid(ts)
+
+    def body(state, inputs):
+        i, t, s = inputs
+        state = sampler.step(jax.random.fold_in(key, i), state, t, s)
+        return state, state.x if keep else None
+
+    return scan(body, sampler.init(x, ts[0]), (jnp.arange(ts.size - 1), ts[:-1], ts[1:]))
+
+
+def _check_grid(ts):
+    ts = as_float(ts, "ts")
+    if ts.ndim != 1 or ts.size < 2:
+        raise ValueError(f"ts: expected a vector of at least 2 times, got shape {ts.shape}")
+    check_that(lambda ts: (ts >= 0) & (ts <= 1), f"ts: expected times in [0, 1], got {ts}", ts)
+    check_that(lambda ts: ts[1:] < ts[:-1], f"ts: expected times that descend from prior (1) to data (0), got {ts}", ts)
+    return ts
+
+
+def one_step(update: Callable[[PRNGKeyArray, Array, Time, Time], Array]) -> Sampler:
+    """The sampler whose step is a function of the current x alone.
+
+    Args:
+        update: `(key, x, t, s) -> x` from time t to s < t.
+
+    Returns:
+        The sampler.
+
+    >>> def shrink(key, x, t, s):
+    ...     return x * s / t
+    >>> sample(jax.random.key(0), one_step(shrink), jnp.array([8.0]), jnp.array([1.0, 0.5, 0.25]))
+    Array([2.], dtype=float32)
+    """
+    return Sampler(Partial(_init), bind(_one_step, update))
+
+
+def _init(x, t):
+    return State(x)
+
+
+def _one_step(update, key, state, t, s):
+    return State(update(key, state.x, t, s))
+
+
+# ---- what reverse mode keeps -----------------------------------------------------------------------------------------
+
+
+def checkpointed_scan(body: Callable, init, xs):
+    """`jax.lax.scan` whose reverse mode keeps about 2 sqrt(n) states instead of n, for one more forward pass.
+
+    A scan over sqrt(n) segments of sqrt(n) steps, each recomputed when its gradient is asked for.
+
+    Args:
+        body: as for `jax.lax.scan`.
+        init: as for `jax.lax.scan`.
+        xs: as for `jax.lax.scan`; not None.
+
+    Returns:
+        As `jax.lax.scan`.
+
+    Reference: Chen et al. 2016 (arXiv 1604.06174), section 4.3.
+
+    >>> cumulative = lambda total, x: (total + x, total + x)
+    >>> checkpointed_scan(cumulative, 0.0, jnp.arange(5.0))[1]
+    Array([ 0.,  1.,  3.,  6., 10.], dtype=float32)
+    """
+    n = jax.tree.leaves(xs)[0].shape[0]
+    length = math.isqrt(n)
+    whole = n // length * length
+
+    @jax.checkpoint
+    def segment(carry, xs):
+        return jax.lax.scan(jax.checkpoint(body), carry, xs)
+
+    folded = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), xs)
+    carry, ys = jax.lax.scan(segment, init, folded)
+    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    if whole == n:
+        return carry, ys
+    carry, rest = segment(carry, jax.tree.map(lambda x: x[whole:], xs))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
+
+
+def truncated_scan(last: int) -> Callable:
+    """A scan whose reverse mode stops before its last steps: no gradient and no memory for the earlier ones.
+
+    Args:
+        last: how many steps to differentiate, at least 0.
+
+    Returns:
+        A function with the signature of `jax.lax.scan`.
+
+    Raises:
+        ValueError: if last is negative.
+
+    Reference: Clark et al. 2024 (DRaFT-K, arXiv 2309.17400), section 4.2.
+
+    >>> product = lambda total, x: (total * x, None)
+    >>> jax.grad(lambda x: truncated_scan(1)(product, 1.0, x)[0])(jnp.array([2.0, 3.0]))
+    Array([0., 2.], dtype=float32)
+    """
+    if last < 0:
+        raise ValueError(f"last: expected a number of steps, at least 0, got {last}")
+
+    def scan(body, init, xs):
+        n = jax.tree.leaves(xs)[0].shape[0]
+        first = max(n - last, 0)
+        # nothing of the first steps may be differentiated: neither carry, nor xs, nor what the body closes over
+        carry, head = jax.lax.stop_gradient(jax.lax.scan(body, init, jax.tree.map(lambda x: x[:first], xs)))
+        carry, tail = jax.lax.scan(body, carry, jax.tree.map(lambda x: x[first:], xs))
+        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)
+
+    return scan

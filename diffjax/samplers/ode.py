@@ -1,0 +1,64 @@
+"""Classical solvers of the probability-flow ODE in the time of the path: Euler and Heun.
+
+They take the velocity as it is, so it must be finite on the whole grid: on VP paths, where sigma' is infinite at t = 0,
+end the grid above 0 or use `ddim` or `edm`.
+"""
+
+from .._bind import bind
+from ..parametrizations import velocity
+from ..typing import Denoiser, Sampler, Schedule
+from ._sample import one_step
+
+__all__ = ["euler", "heun"]
+
+
+def euler(denoise: Denoiser, schedule: Schedule) -> Sampler:
+    """Euler's method: `x_s = x + (s - t) v(x, t)`. First order; 1 evaluation a step.
+
+    On the linear path it is DDIM, and the sampler of rectified flow.
+
+    Args:
+        denoise: the denoiser.
+        schedule: its path.
+
+    Returns:
+        The sampler.
+
+    Reference: (1.18); Liu et al. 2023 (arXiv 2209.03003), section 2.1.
+
+    >>> sampler = euler(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
+    >>> sampler.step(None, sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.5).x
+    Array([2.], dtype=float32)
+    """
+    return one_step(bind(_euler, denoise, schedule))
+
+
+def _euler(denoise, schedule, key, x, t, s):
+    return x + (s - t) * velocity(denoise, schedule, x, t)
+
+
+def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
+    """Heun's method, the explicit trapezoidal rule. Second order; 2 evaluations a step.
+
+    `x' = x + (s - t) v(x, t)`, `x_s = x + (s - t) (v(x, t) + v(x', s)) / 2`.
+
+    Args:
+        denoise: the denoiser.
+        schedule: its path.
+
+    Returns:
+        The sampler.
+
+    Reference: (1.18); Hairer, Norsett and Wanner 1993, section II.1.
+
+    >>> sampler = heun(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
+    >>> sampler.step(None, sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.5).x
+    Array([2.], dtype=float32)
+    """
+    return one_step(bind(_heun, denoise, schedule))
+
+
+def _heun(denoise, schedule, key, x, t, s):
+    v = velocity(denoise, schedule, x, t)
+    v_next = velocity(denoise, schedule, x + (s - t) * v, s)
+    return x + (s - t) * 0.5 * (v + v_next)

@@ -1,0 +1,150 @@
+"""diffrax for the equations of a path: the probability flow in either direction, and the reverse SDE.
+
+For other solvers' options, dense output, statistics or events, give `probability_flow(denoise, schedule)` or
+`reverse_sde(denoise, schedule)` to `diffrax.diffeqsolve` yourself: these two functions do no more than that.
+"""
+
+from collections.abc import Callable
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from ._math import as_float, check_that
+from .flows import diffusion, probability_flow, reverse_sde
+from .typing import Denoiser, Schedule, Time
+
+__all__ = ["solve_flow", "solve_sde"]
+
+
+def solve_flow(
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Array,
+    t: Time,
+    s: Time,
+    *,
+    solver: diffrax.AbstractSolver = diffrax.Tsit5(),
+    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(rtol=1e-5, atol=1e-5),
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    dt0: float | None = None,
+    max_steps: int = 4096,
+) -> Array:
+    """The probability-flow ODE from time t to time s, adaptively: s < t generates, s > t encodes data (1.18).
+
+    Args:
+        denoise: the denoiser.
+        schedule: its path.
+        x: the state at time t: one sample, or a batch, which then shares its step sizes (vmap for steps of their own).
+        t: the time of x, a scalar in [0, 1].
+        s: the time to go to. Where the velocity is infinite at an end (VP paths at t = 0 with a network) stay off it.
+        solver: any diffrax ODE solver.
+        stepsize_controller: any diffrax controller.
+        adjoint: how to differentiate through the solve, e.g. `diffrax.BacksolveAdjoint()`, `diffrax.DirectAdjoint()`.
+        dt0: the first step, signed as s - t; None lets an adaptive controller choose it.
+        max_steps: after how many steps to give up.
+
+    Returns:
+        x at time s.
+
+    Raises:
+        ValueError: for concrete times outside [0, 1].
+        RuntimeError: (from diffrax) if max_steps do not suffice.
+
+    Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.2; Kidger 2022 (arXiv 2202.02435).
+
+    >>> denoise = gaussian(jnp.zeros(1), 4 * jnp.eye(1), linear())
+    >>> x0 = solve_flow(denoise, linear(), jnp.array([0.5]), 1.0, 0.0)  # N(0, 1) -> N(0, 4)
+    >>> x1 = solve_flow(denoise, linear(), x0, 0.0, 1.0)
+    >>> x0.round(3), x1.round(3)
+    (Array([1.], dtype=float32), Array([0.5], dtype=float32))
+    """
+    _check_span(t, s)
+    term = diffrax.ODETerm(probability_flow(denoise, schedule))
+    solution = diffrax.diffeqsolve(
+        term,
+        solver,
+        jnp.asarray(t, float),
+        jnp.asarray(s, float),
+        dt0,
+        as_float(x, "x"),
+        stepsize_controller=stepsize_controller,
+        adjoint=adjoint,
+        max_steps=max_steps,
+    )
+    return solution.ys[-1]
+
+
+def solve_sde(
+    key: PRNGKeyArray,
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Array,
+    t: Time,
+    s: Time,
+    *,
+    amplitude: Callable[[Schedule, Time], Array] = diffusion,
+    solver: diffrax.AbstractSolver = diffrax.ShARK(),
+    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    dt0: float | None = 1e-2,
+    max_steps: int = 4096,
+) -> Array:
+    """The reverse SDE of any noise amplitude from time t to an earlier time s, by a diffrax solver (1.19), (1.20).
+
+    Integrated in tau = 1 - t, in which diffrax runs forward.
+
+    Args:
+        key: a PRNG key, of the Brownian path.
+        denoise: the denoiser.
+        schedule: its path.
+        x: the state at time t: one sample, or a batch that shares its step sizes (its noise is independent).
+        t: the time of x, in (0, 1].
+        s: the time to stop at, in [0, t).
+        amplitude: `(schedule, t) -> a`; `diffusion` is g, Anderson's SDE. It must be finite on [s, t].
+        solver: any diffrax SDE solver for additive noise, e.g. `ShARK()`, `SRA1()`, `Euler()`.
+        stepsize_controller: any diffrax controller.
+        adjoint: how to differentiate through the solve.
+        dt0: the (first) step in tau, positive.
+        max_steps: after how many steps to give up.
+
+    Returns:
+        x at time s.
+
+    Raises:
+        ValueError: for concrete times outside [0, 1], or s >= t.
+        RuntimeError: (from diffrax) if max_steps do not suffice.
+
+    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 6; Foster et al. 2023 (arXiv 2210.11160) for ShARK.
+
+    >>> denoise = gaussian(jnp.zeros(1), 4 * jnp.eye(1), linear_vp())
+    >>> x0 = solve_sde(jax.random.key(0), denoise, linear_vp(), jnp.zeros((1000, 1)), 1.0, 1e-3)
+    >>> 1.9 < float(x0.std()) < 2.1
+    True
+    """
+    _check_span(t, s)
+    check_that(lambda t, s: s < t, f"s: expected a time before t={t}, got s={s}", t, s)
+    x = as_float(x, "x")
+    tau0, tau1 = 1 - jnp.asarray(t, float), 1 - jnp.asarray(s, float)
+    shape = jax.eval_shape(lambda: x)
+    noise = diffrax.VirtualBrownianTree(tau0, tau1, 1e-4, shape, key, levy_area=diffrax.SpaceTimeLevyArea)
+    sde = reverse_sde(denoise, schedule, amplitude)
+    terms = diffrax.MultiTerm(diffrax.ODETerm(sde.drift), diffrax.ControlTerm(sde.diffusion, noise))
+    solution = diffrax.diffeqsolve(
+        terms,
+        solver,
+        tau0,
+        tau1,
+        dt0,
+        x,
+        stepsize_controller=stepsize_controller,
+        adjoint=adjoint,
+        max_steps=max_steps,
+    )
+    return solution.ys[-1]
+
+
+def _check_span(t, s):
+    for name, time in (("t", t), ("s", s)):
+        check_that(lambda v: (v >= 0) & (v <= 1), f"{name}: expected a time in [0, 1], got {time}", time)
