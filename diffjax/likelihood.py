@@ -3,8 +3,9 @@
     log p(x0) = log p(x1) + int_0^1 div v(x_t, t) dt                     (1.22), (1.23)
     div v = tr(dv/dx) = mean_z z^T (dv/dx) z,   E[z z^T] = I             (Hutchinson)
 
-The probes z are one array, drawn once and held along the whole trajectory: `rademacher_probes` and `gaussian_probes` give unbiased
-estimates, and the scaled basis of `exact_probes`, `z_i = sqrt(d) e_i`, the trace itself. All are the same computation.
+The probes z are one array, drawn once and held along the whole trajectory: `rademacher_probes` and `gaussian_probes`
+give unbiased estimates, and the scaled basis of `exact_probes`, `z_i = sqrt(d) e_i`, the trace itself. All are the same
+computation.
 """
 
 from collections.abc import Callable
