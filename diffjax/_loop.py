@@ -103,19 +103,19 @@ def fit(
                 bar.update()
 
             stop = terminated.is_set()
-            save = manager is not None and (stop or done == num_steps or done % checkpoint_every == 0)
-            call = callback is not None and done % callback_every == 0
-            if save or call or done == num_steps or done % log_every == 0:
+            save = stop or done == num_steps or done % checkpoint_every == 0
+            call = done % callback_every == 0
+            if save or call or done % log_every == 0:
                 record = _means(pending, done, manager)
                 now = time.perf_counter()
                 write(done, {**record, "steps_per_second": len(pending) / (now - since)})
                 pending, since = [], now
                 if bar is not None:
                     bar.set_postfix_str(f"loss {record.get('loss', math.nan):.4g}", refresh=False)
-            if save:
+            if save and manager is not None:
                 _require_finite_parameters(state, done, manager)
                 checkpoints.save(manager, done, state, _place(batches) if is_iterator else None)
-            if call:
+            if call and callback is not None:
                 callback(done, state)
             if stop:
                 break

@@ -5,11 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def is_concrete(*values) -> bool:
     """Whether every value is a number that Python can look at now, not one that jax traces."""
-    return not any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(values))
+    return not any(isinstance(v, Tracer) for v in jax.tree.leaves(values))
 
 
 def as_float(x, name: str):

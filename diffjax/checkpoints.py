@@ -12,6 +12,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -219,7 +220,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _host(leaf: Any) -> np.ndarray:
@@ -232,7 +233,7 @@ def _like(array: np.ndarray, leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array):
         return array
     if _is_key(leaf):
-        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
         return jax.device_put(key, leaf.sharding)
     return jax.device_put(array, leaf.sharding)
 
@@ -246,7 +247,7 @@ def _text(shape: list[int], dtype: str) -> str:
 
 
 def _checksum(data: np.ndarray | bytes) -> int:
-    return zlib.crc32(data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    return zlib.crc32(data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data)
 
 
 def _first_line(error: Exception) -> str:

@@ -73,7 +73,7 @@ def solve_flow(
         adjoint=adjoint,
         max_steps=max_steps,
     )
-    return solution.ys[-1]
+    return jax.tree.map(lambda y: y[-1], solution.ys)
 
 
 def solve_sde(
@@ -142,7 +142,7 @@ def solve_sde(
         adjoint=adjoint,
         max_steps=max_steps,
     )
-    return solution.ys[-1]
+    return jax.tree.map(lambda y: y[-1], solution.ys)
 
 
 def _check_span(t, s):

@@ -225,8 +225,9 @@ def make_train_step(
         metrics["grad_norm"] = optax.tree.norm(grads)  # the same expression as in optax's clipping: computed once
         if skip_nonfinite:
             ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new[:3], state[:3])
-            new, metrics["skipped"] = TrainState(*kept, *new[3:]), jnp.where(ok, 0, 1)
+            params, average, opt_state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new[:3], state[:3])
+            new = new._replace(params=params, ema=average, opt_state=opt_state)
+            metrics["skipped"] = jnp.where(ok, 0, 1)
         return new, metrics
 
     return step

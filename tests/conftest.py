@@ -14,6 +14,11 @@ import jax
 import pytest
 
 
+def pytest_configure(config):
+    """Warnings are errors."""
+    config.addinivalue_line("filterwarnings", "error")
+
+
 @pytest.fixture(autouse=True)
 def _strict(request):
     """x64 and jax's own checkers, except for the doctests, which show what a user's session shows."""

@@ -34,7 +34,9 @@ def trained(kind):
     leaves, structure = jax.tree.flatten(nnx.eval_shape(lambda: build(kind)))
     random = np.random.default_rng(0)
     values = [random.normal(0, 1 / np.sqrt(leaf.size // leaf.shape[-1] + 1), leaf.shape) for leaf in leaves]
-    return jax.tree.unflatten(structure, [jnp.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)])
+    return jax.tree.unflatten(
+        structure, [jnp.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)]
+    )
 
 
 @jax.jit
@@ -85,7 +87,9 @@ def test_a_new_network_returns_zero(kind):
 @KINDS
 def test_the_gradient_reaches_every_parameter(kind):
     x, t, cond = inputs(kind)  # all labels, the null one included
-    gradient = jax.jit(jax.grad(lambda network: jnp.sum(network(x, t, cond) ** 2)))(trained(kind))  # of the module itself
+    gradient = jax.jit(jax.grad(lambda network: jnp.sum(network(x, t, cond) ** 2)))(
+        trained(kind)
+    )  # of the module itself
     for path, leaf in jax.tree.leaves_with_path(gradient):
         assert np.isfinite(leaf).all() and abs(leaf).max() > 1e-6, jax.tree_util.keystr(path)
 
@@ -181,7 +185,9 @@ def test_sizes_that_do_not_divide():
 def test_attention_only_where_asked():
     def attending(attention):
         network = nnx.eval_shape(lambda: UNet((8, 8, 1), width=8, blocks=1, attention=attention, rngs=nnx.Rngs(0)))
-        return [layers[0].attention is not None for layers in (*network.down, *network.up) if hasattr(layers[0], "conv1")]
+        return [
+            layers[0].attention is not None for layers in (*network.down, *network.up) if hasattr(layers[0], "conv1")
+        ]
 
     # Down: one block at each of 8, 4, 2. Up: two at each of 2, 4, 8.
     assert attending(()) == [False] * 9

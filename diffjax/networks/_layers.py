@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array
 
 __all__ = ["Attention", "Embedding", "apply_flat", "modulate", "time_features", "zero_linear"]
@@ -86,7 +87,7 @@ class Embedding(nnx.Module):
 def _checked(cond, num_classes: int) -> Array:
     if not jnp.issubdtype(cond.dtype, jnp.integer):
         raise ValueError(f"cond must be integer labels, got dtype {cond.dtype}")
-    if not isinstance(cond, jax.core.Tracer):
+    if not isinstance(cond, Tracer):
         labels = np.asarray(cond)
         if labels.size and (labels.min() < 0 or labels.max() > num_classes):
             bad = labels[(labels < 0) | (labels > num_classes)][0]

@@ -67,7 +67,7 @@ class DiT(nnx.Module):
         if width % 4:
             raise ValueError(f"width must be a multiple of 4, got {width}")
         inputs = patch * patch * channels
-        self.shape, self.patch, self.null = tuple(shape), patch, num_classes
+        self.shape, self.patch, self.null = (height, breadth, channels), patch, num_classes
         self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
         self.inputs = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, expansion, dtype=dtype, rngs=rngs) for _ in range(depth)])

@@ -1,0 +1,1 @@
+"""Measurements of the library's own cost: `python -m benchmarks.overhead`."""

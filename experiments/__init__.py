@@ -1,0 +1,1 @@
+"""Experiments: one script a result, its settings a frozen dataclass at the top."""

@@ -1,0 +1,203 @@
+"""Checkpoints: round trips, damage, other architectures, and runs stopped by real signals."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import train_worker
+
+from diffjax import checkpoints
+from diffjax.training import init_state
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def state(value: float = 1.0):
+    layers = {0: {"w": jnp.full((3, 4), value)}, 1: {"w": jnp.full(2, value, jnp.bfloat16)}}
+    params = {"layers": layers, "b": jnp.float32(value)}
+    return init_state(jax.random.key(5), params, optax.adam(1e-3))
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for (path, a), b in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("two")
+    with jax.enable_x64(True), checkpoints.manager(folder) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, step, state(float(step)), {"place": [step, "ü"]})
+    return folder
+
+
+def test_round_trip(two):
+    found = checkpoints.restore(two, state())
+    assert (found.step, found.data) == (2, {"place": [2, "ü"]})
+    assert_same(found.state, state(2.0))
+    jax.random.normal(found.state.key)  # a usable key
+
+
+def test_arrays_return_to_the_devices_of_the_template(two):
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    found = checkpoints.restore(two, jax.device_put(state(), everywhere))
+    assert all(leaf.sharding.device_set == set(jax.devices()[:2]) for leaf in jax.tree.leaves(found.state))
+    assert_same(found.state, state(2.0))
+
+
+def test_no_checkpoint(tmp_path):
+    assert checkpoints.restore(tmp_path / "absent", state()) is None
+    assert checkpoints.restore(tmp_path, state()) is None
+
+
+def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+    change = jax.jit(lambda x: jax.tree.map(lambda a: a + 1, x), donate_argnums=0)
+    x = {"w": jnp.zeros(300_000)}
+    with checkpoints.manager(tmp_path) as manager:
+        checkpoints.save(manager, 1, x)
+        for _ in range(20):
+            x = change(x)  # reuses the memory while the write is on its way
+    assert not np.any(checkpoints.restore(tmp_path, x).state["w"])
+
+
+def test_only_the_newest_are_kept_and_an_abandoned_future_is_set_aside(tmp_path):
+    with checkpoints.manager(tmp_path, keep=2) as manager:
+        for step in (1, 2, 3, 2):  # as a run resumed from 1, because 2 and 3 were damaged
+            checkpoints.save(manager, step, {"w": np.full(2, step)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "replaced-2", "replaced-3"]
+    assert checkpoints.restore(tmp_path, {"w": np.zeros(2, int)}).step == 2
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        checkpoints.manager(tmp_path, keep=0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tensorstore, for each unread array
+def test_any_damaged_file_of_the_newest(two, tmp_path, capfd):
+    """Each file in turn is removed, cut, or has a bit flipped. The result is the saved state of step 2, or of step 1 with
+    a warning that names the damaged checkpoint: nothing else.
+    """
+    files = [path.relative_to(two) for path in sorted((two / "2").rglob("*")) if path.is_file()]
+    assert len(files) > 5
+    used = []
+    for file in files:
+        for damage in ("missing", "cut", "flipped"):
+            folder = tmp_path / "copy"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(two, folder)
+            content = bytearray((folder / file).read_bytes())
+            content[len(content) // 2] ^= 8
+            (folder / file).unlink()
+            if damage == "flipped":
+                (folder / file).write_bytes(content)
+            if damage == "cut":
+                (folder / file).write_bytes(content[: len(content) // 2])
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = checkpoints.restore(folder, state())
+            assert_same(found.state, state(float(found.step)))
+            assert found.data == {"place": [found.step, "ü"]}
+            named = [str(w.message) for w in caught if "damaged checkpoint" in str(w.message)]
+            if found.step == 1:
+                assert len(named) == 1 and str(folder / "2") in named[0] and f"{folder / '1'} is used" in named[0]
+            else:
+                assert found.step == 2 and not named
+            used.append(found.step)
+    assert used.count(1) > len(files) // 2  # most files matter
+    capfd.readouterr()  # tensorstore complains on stderr, too
+
+
+def test_all_damaged(two, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(two, folder)
+    for step in "12":
+        shutil.rmtree(folder / step / "manifest")
+    with pytest.raises(OSError, match=rf"every checkpoint in {folder} is damaged: {folder}/2 .*; {folder}/1 "):
+        checkpoints.restore(folder, state())
+
+
+def test_another_architecture_is_refused_with_what_differs(two):
+    other = state()
+    other.params["layers"][0] = {"w": jnp.zeros((3, 5)), "bias": jnp.zeros(5)}
+    other.params["b"] = jnp.zeros((), jnp.int32)
+    with pytest.raises(ValueError) as error:
+        checkpoints.restore(two, other)
+    first, *lines = str(error.value).splitlines()
+    assert str(two / "2") in first and "another architecture" in first
+    assert lines == [
+        "  params.b: expected () int32, the checkpoint has () float32",
+        "  params.layers.0.bias: expected (5,) float64, the checkpoint has none",
+        "  params.layers.0.w: expected (3, 5) float64, the checkpoint has (3, 4) float64",
+    ]
+    rbg = state()._replace(key=jax.random.key(0, impl="rbg"))
+    with pytest.raises(ValueError, match=r"key: expected \(\) key<rbg>, the checkpoint has \(\) key<fry>"):
+        checkpoints.restore(two, rbg)
+
+
+def start(directory, how):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", train_worker.__file__, str(directory), how]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, code):
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == code, err[-3000:]
+    return err
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def test_a_stopped_run_ends_bitwise_as_one_never_stopped(tmp_path):
+    """Real processes: SIGTERM, and SIGKILL in the middle of a write; each is then started again."""
+    never, terminated, killed = (tmp_path / name for name in ("never", "terminated", "killed"))
+    runs = [start(never, "run"), start(terminated, "terminate"), start(killed, "kill")]
+    for process, code in zip(runs, (0, 128 + signal.SIGTERM, -signal.SIGKILL), strict=True):
+        finish(process, code)
+    assert steps_in(terminated)[-1] in (23, 24)  # the signal may be seen one step later
+    unfinished = [path.name for path in (killed / "checkpoints").iterdir() if "tmp" in path.name]
+    assert len(unfinished) == 1 and steps_in(killed)[-1] < train_worker.STEPS
+
+    again = [start(terminated, "run"), start(killed, "run")]
+    for process in again:
+        finish(process, 0)
+    with jax.enable_x64(False):
+        like, _, batches = train_worker.new()
+        expected = checkpoints.restore(never / "checkpoints", like)
+        assert expected.step == train_worker.STEPS
+        assert np.any(expected.state.params["outputs"]["kernel"] != like.params["outputs"]["kernel"])
+        for directory in (terminated, killed):
+            found = checkpoints.restore(directory / "checkpoints", like)
+            assert_same(found.state, expected.state)
+            assert (found.step, found.data) == (expected.step, expected.data)
+        for _ in range(train_worker.STEPS):
+            next(batches)
+        assert batches.get_state() == expected.data
+
+
+def test_a_full_disk_is_named_and_harms_no_earlier_checkpoint(tmp_path):
+    err = finish(start(tmp_path, "full"), 1)  # from step 25 on, no file may exceed 100 kB
+    assert f"OSError: could not save a checkpoint in {tmp_path / 'checkpoints'}" in err
+    assert "complete are: [10, 20]" in err
+    assert steps_in(tmp_path) == [10, 20]
+    with jax.enable_x64(False):
+        assert checkpoints.restore(tmp_path / "checkpoints", train_worker.new()[0]).step == 20

@@ -1,0 +1,380 @@
+"""The step against closed forms, averages, devices, the loop and its failures."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from diffjax._bind import bind
+from diffjax.training import (
+    check_labels,
+    constant_ema,
+    fit,
+    functional,
+    in_memory,
+    init_state,
+    make_train_step,
+    merge,
+    power_ema,
+)
+
+
+def squared_error(params, key, batch):
+    return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+
+
+def noisy(params, key, batch):
+    """A loss whose gradient depends on the key."""
+    return squared_error(params, key, batch) + jnp.sum(jax.random.normal(key, (3,)) * params["w"])
+
+
+def regression(n=8):
+    random = np.random.default_rng(0)
+    return {"x": random.normal(size=(n, 3)), "y": random.normal(size=n)}
+
+
+def new(optimizer, key=0):
+    return init_state(jax.random.key(key), {"w": jnp.array([1.0, -2.0, 0.5])}, optimizer)
+
+
+def test_one_step_of_gradient_descent_in_closed_form():
+    batch, optimizer = regression(), optax.sgd(0.1)
+    state, metrics = jax.jit(make_train_step(squared_error, optimizer, ema=constant_ema(0.75)))(new(optimizer), batch)
+    w = np.array([1.0, -2.0, 0.5])
+    residual = batch["x"] @ w - batch["y"]
+    gradient = 2 * batch["x"].T @ residual / 8
+    np.testing.assert_allclose(metrics["loss"], np.mean(residual**2))
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient))
+    np.testing.assert_allclose(state.params["w"], w - 0.1 * gradient)
+    np.testing.assert_allclose(state.ema["w"], w - 0.25 * 0.1 * gradient)
+    assert int(state.step) == 1 and "skipped" not in metrics
+
+
+def test_a_loss_may_return_metrics_and_must_be_a_scalar():
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(lambda p, k, b: (squared_error(p, k, b), {"size": jnp.sum(p["w"] ** 2)}), optimizer)
+    assert float(step(new(optimizer), regression())[1]["size"]) == 5.25
+    step = make_train_step(lambda p, k, b: p["w"], optimizer)
+    with pytest.raises(ValueError, match=r"loss must return a scalar .* got shape \(3,\)"):
+        jax.eval_shape(step, new(optimizer), regression())
+
+
+def test_each_step_draws_its_own_noise_and_the_key_stays():
+    optimizer = optax.sgd(0.0)
+    step = jax.jit(make_train_step(lambda p, key, b: (0.0 * p["w"].sum(), {"u": jax.random.uniform(key)}), optimizer))
+    state, drawn = new(optimizer), []
+    for _ in range(3):
+        state, metrics = step(state, None)
+        drawn.append(float(metrics["u"]))
+    expected = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(0), i))) for i in range(3)]
+    assert drawn == expected and len(set(drawn)) == 3
+
+
+def test_donating_the_state_spares_the_parameters_and_the_key_of_the_caller():
+    optimizer = optax.adam(0.1)
+    key, params = jax.random.key(0), {"w": jnp.ones(3)}
+    state = init_state(key, params, optimizer)
+    step = jax.jit(make_train_step(squared_error, optimizer), donate_argnums=0)
+    after, _ = step(state, regression())
+    assert state.params["w"].is_deleted() and state.ema["w"].is_deleted()
+    np.testing.assert_array_equal(params["w"], 1.0)
+    jax.random.normal(key)
+    step(after, regression())
+
+
+def averaged(ema, steps=12):
+    """The average of params 1, 2, 3, ..., starting at 0, after each step."""
+    count = optax.GradientTransformation(
+        lambda p: optax.EmptyState(), lambda g, s, p: (jax.tree.map(jnp.ones_like, g), s)
+    )
+    step = jax.jit(make_train_step(lambda p, k, b: jnp.sum(p), count, ema=ema))
+    state, seen = init_state(jax.random.key(0), jnp.zeros(()), count), []
+    for _ in range(steps):
+        state, _ = step(state, None)
+        seen.append(float(state.ema))
+    return np.array(seen)
+
+
+def test_constant_average():
+    n = np.arange(1, 13)  # the sum of (1 - d) d^(n - k) k over k = 1..n
+    d = 0.8
+    np.testing.assert_allclose(averaged(constant_ema(d)), n - d / (1 - d) * (1 - d**n), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_power_average_has_the_weights_of_its_closed_form(gamma):
+    """For integer gamma + 1 = g the weight of step k among n is (k^g - (k-1)^g) / n^g, which telescopes to 1."""
+    n, g = 12, gamma + 1
+    k = np.arange(1, n + 1.0)
+    weights = (1 - (1 - 1 / k) ** g) * np.array([np.prod((1 - 1 / k[i + 1 :]) ** g) for i in range(n)])
+    np.testing.assert_allclose(weights, (k**g - (k - 1) ** g) / n**g)  # the closed form is right
+    np.testing.assert_allclose(averaged(power_ema(gamma), n)[-1], np.sum(k * (k**g - (k - 1) ** g)) / n**g, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("gamma", "std"), [(6.94, 0.10), (16.97, 0.05)])
+def test_power_average_has_the_width_of_the_paper(gamma, std):
+    n = 4000
+    k = np.arange(1, n + 1.0)
+    decay = np.array(jax.vmap(power_ema(gamma))(jnp.arange(1, n + 1)))
+    weights = (1 - decay) * np.append(np.cumprod(decay[:0:-1])[::-1], 1.0)
+    np.testing.assert_allclose(weights.sum(), 1)
+    mean = np.sum(weights * k / n)
+    np.testing.assert_allclose(np.sqrt(np.sum(weights * (k / n - mean) ** 2)), std, rtol=2e-3)
+
+
+def test_averages_refuse_what_is_none():
+    for decay in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\]"):
+            constant_ema(decay)
+    with pytest.raises(ValueError, match="gamma must be above -1"):
+        power_ema(-1.0)
+
+
+def infinite_gradient(params, key, batch):
+    """Finite everywhere, but with an infinite slope at zero."""
+    return jnp.sum(jnp.sqrt(params["w"] - batch))
+
+
+@pytest.mark.parametrize("loss", [infinite_gradient, lambda p, k, b: jnp.log(p["w"] - b).sum() * jnp.nan])
+def test_a_step_that_is_not_finite_is_skipped_if_asked(loss):
+    optimizer = optax.adam(0.1)
+    state = init_state(jax.random.key(0), {"w": jnp.ones(3)}, optimizer)
+    after, metrics = jax.jit(make_train_step(loss, optimizer, skip_nonfinite=True))(state, jnp.ones(3))
+    assert int(metrics["skipped"]) == 1 and int(after.step) == 1
+    for kept, before in zip(jax.tree.leaves(after[:3]), jax.tree.leaves(state[:3]), strict=True):
+        np.testing.assert_array_equal(kept, before)
+    after, _ = make_train_step(loss, optimizer)(state, jnp.ones(3))
+    assert not np.isfinite(after.params["w"]).all()
+
+
+def test_a_step_that_is_finite_is_not_changed_by_skipping():
+    optimizer = optax.adam(0.1)
+    plain, _ = make_train_step(squared_error, optimizer)(new(optimizer), regression())
+    skipping, metrics = make_train_step(squared_error, optimizer, skip_nonfinite=True)(new(optimizer), regression())
+    assert int(metrics["skipped"]) == 0
+    for a, b in zip(jax.tree.leaves(plain[:3]), jax.tree.leaves(skipping[:3]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def sharded(step, check_vma):
+    mesh = jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.shard_map(step, mesh=mesh, in_specs=(P(), P("devices")), out_specs=P(), check_vma=check_vma)
+
+
+def mapped(step):
+    def run(state, batch):
+        batch = jax.tree.map(lambda a: a.reshape(4, -1, *a.shape[1:]), batch)
+        return jax.tree.map(lambda a: a[0], jax.pmap(step, "devices", in_axes=(None, 0))(state, batch))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [lambda step: sharded(step, True), lambda step: sharded(step, False), mapped],
+    ids=["shard_map", "shard_map-unchecked", "pmap"],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_four_devices_take_the_step_of_one(spread, skip):
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1))
+    expected = make_train_step(squared_error, optimizer, skip_nonfinite=skip)(new(optimizer), regression())
+    step = make_train_step(squared_error, optimizer, skip_nonfinite=skip, axis_name="devices")
+    got = (
+        jax.jit(spread(step))(new(optimizer), regression())
+        if spread is not mapped
+        else spread(step)(new(optimizer), regression())
+    )
+    for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(b, a, rtol=1e-12, err_msg=jax.tree_util.keystr(path))
+
+
+def test_each_device_draws_its_own_noise():
+    optimizer = optax.sgd(0.1)
+    step = sharded(make_train_step(noisy, optimizer, axis_name="devices"), True)
+    got, _ = jax.jit(step)(new(optimizer), regression())
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    noise = np.mean([jax.random.normal(jax.random.fold_in(key, i), (3,)) for i in range(4)], axis=0)
+    quiet, _ = make_train_step(squared_error, optimizer)(new(optimizer), regression())
+    np.testing.assert_allclose(got.params["w"], quiet.params["w"] - 0.1 * noise, rtol=1e-9)
+
+
+def test_functional_is_the_module_and_back():
+    module = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    apply, params = functional(module)
+    x = jnp.arange(3.0)
+    np.testing.assert_array_equal(bind(apply, params)(x), module(x))
+    doubled = merge(apply, jax.tree.map(lambda p: 2 * p, params))
+    assert type(doubled) is nnx.Linear
+    np.testing.assert_allclose(doubled(x), 2 * module(x))
+    with pytest.raises(ValueError, match=r"must be an nnx.Param, got mean: BatchStat, var: BatchStat"):
+        functional(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+
+
+def test_a_jitted_call_traces_once_over_changing_parameters():
+    apply, params = functional(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    traces = []
+
+    @jax.jit
+    def call(network, x):
+        traces.append(1)
+        return network(x)
+
+    for scale in range(3):
+        call(bind(apply, jax.tree.map(lambda p: scale * p, params)), jnp.ones(3))  # noqa: B023
+    assert len(traces) == 1
+
+
+def test_batches_in_memory_are_epochs_without_gaps():
+    data = {"x": np.arange(10), "twice": 2 * np.arange(10)}
+    batches = in_memory(data, 4, seed=1)
+    drawn = [batches(i) for i in range(10)]
+    assert all(batch["x"].shape == (4,) and np.array_equal(2 * batch["x"], batch["twice"]) for batch in drawn)
+    epochs = np.concatenate([batch["x"] for batch in drawn]).reshape(4, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    again = in_memory(data, 4, seed=1)  # a pure function of the step: in any order, in another process
+    assert all(np.array_equal(again(i)["x"], drawn[i]["x"]) for i in (7, 0, 3))
+    assert not np.array_equal(in_memory(data, 10, seed=2)(0)["x"], epochs[0])
+
+
+def test_bad_data_is_refused():
+    x = np.ones((4, 2))
+    for arrays, message in (
+        (np.ones((0, 2)), r"arrays must hold at least one example, got shape \(0, 2\)"),
+        (np.float32(1), r"arrays must hold at least one example, got shape \(\)"),
+        ({}, "same leading size, got no array"),
+        ({"x": x, "y": np.ones(3)}, r"same leading size, got \{\"arrays\['x'\]\": 4, \"arrays\['y'\]\": 3\}"),
+        ({"x": x, "y": np.array([1.0, 2.0, np.nan, 0.0])}, r"arrays\['y'\] must be finite, got nan at \(2,\)"),
+        (np.where(np.eye(4, 2) > 0, -np.inf, 0.0), r"arrays must be finite, got -inf at \(0, 0\)"),
+        (np.array(["a", "b"]), "arrays must hold numbers, got dtype <U1"),
+        (np.array([None, 1]), "arrays must hold numbers, got dtype object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            in_memory(arrays, 2)
+    for size in (0, 5):
+        with pytest.raises(ValueError, match=rf"batch_size must lie in \[1, 4\] for 4 examples, got {size}"):
+            in_memory(x, size)
+    assert check_labels(np.array([2, 0], np.uint8), 3).dtype == np.int32
+    for labels in ([0, 3], [[0], [-1]]):
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), got (3 at \(1,\)|-1 at \(1, 0\))"):
+            check_labels(labels, 3)
+    with pytest.raises(ValueError, match="labels must be integers, got dtype float64"):
+        check_labels([0.0], 3)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def fail_at(number, loss=squared_error):
+    """A jitted step whose loss is NaN at one step."""
+    optimizer = optax.sgd(0.01)
+
+    def wrong(params, key, batch):
+        return loss(params, key, batch) * jnp.where(batch["i"] == number - 1, jnp.nan, 1.0)
+
+    return jax.jit(make_train_step(wrong, optimizer)), new(optimizer), lambda i: {**regression(), "i": i}
+
+
+def test_a_nan_stops_the_run_with_its_step_and_the_last_good_checkpoint(tmp_path):
+    step, state, batches = fail_at(27)
+    settings = {"log_every": 7, "checkpoint_every": 10, "progress": False}
+    with pytest.raises(FloatingPointError) as error:
+        fit(state, step, batches, 40, directory=tmp_path, **settings)
+    assert "at step 27: loss = nan" in str(error.value)
+    assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '20'}" in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()) == ["10", "20"]
+    with pytest.raises(FloatingPointError, match=r"at step 27: loss = nan.*no checkpoint was saved before it"):
+        fit(state, step, batches, 40, log_every=40, progress=False)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    optimizer = optax.GradientTransformation(
+        lambda p: jnp.zeros((), int),
+        lambda g, s, p: (jax.tree.map(lambda x: x * jnp.where(s == 14, jnp.inf, 0.0), g), s + 1),
+    )
+    step = jax.jit(make_train_step(squared_error, optimizer))
+    with pytest.raises(FloatingPointError, match=r"not finite after step 15; .* is .*checkpoints/10$"):
+        fit(new(optimizer), step, lambda i: regression(), 15, directory=tmp_path, checkpoint_every=10, progress=False)
+
+
+def test_skipped_steps_do_not_stop_the_run():
+    optimizer = optax.sgd(0.01)
+    step = make_train_step(lambda p, k, b: squared_error(p, k, b) * b["factor"], optimizer, skip_nonfinite=True)
+    batches = lambda i: {**regression(), "factor": np.nan if i == 3 else 1.0}  # noqa: E731
+    state = fit(new(optimizer), jax.jit(step), batches, 10, progress=False)
+    assert int(state.step) == 10 and np.isfinite(state.params["w"]).all()
+
+
+def test_the_log_has_means_and_no_line_twice_after_resuming(tmp_path):
+    optimizer = optax.sgd(0.0)
+    step = jax.jit(make_train_step(lambda p, k, b: 0.0 * p["w"].sum() + b, optimizer))
+    batches, settings = (lambda i: jnp.float64(i)), {"log_every": 4, "checkpoint_every": 10, "progress": False}
+    called = []
+    fit(
+        new(optimizer), step, batches, 20, directory=tmp_path, tensorboard=True,
+        callback=lambda number, state: called.append((number, int(state.step))), callback_every=8, **settings,
+    )  # fmt: skip
+    logged = {line["step"]: line["loss"] for line in lines(tmp_path)}
+    assert logged == {4: 1.5, 8: 5.5, 10: 8.5, 12: 10.5, 16: 13.5, 20: 17.5}  # loss k - 1 at step k
+    assert called == [(8, 8), (16, 16)]
+    assert any((tmp_path / "tensorboard").iterdir())
+
+    (tmp_path / "checkpoints" / "20").rename(tmp_path / "gone")  # as if killed before it was written
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 24, "lo')
+    fit(new(optimizer), step, batches, 24, directory=tmp_path, **settings)
+    assert [line["step"] for line in lines(tmp_path)] == [4, 8, 10, 12, 16, 20, 24]
+
+
+def test_sigterm_saves_where_it_came_and_the_old_handler_returns(tmp_path):
+    optimizer = optax.sgd(0.01)
+    step = jax.jit(make_train_step(squared_error, optimizer))
+    handler = signal.getsignal(signal.SIGTERM)
+    settings = {"directory": tmp_path, "progress": False, "callback_every": 1}
+    with pytest.raises(SystemExit) as stopped:
+        kill = lambda number, state: os.kill(os.getpid(), signal.SIGTERM) if number == 5 else None  # noqa: E731
+        fit(new(optimizer), step, lambda i: regression(), 50, callback=kill, **settings)
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is handler
+    seen = []
+    fit(new(optimizer), step, lambda i: regression(), 8, callback=lambda number, state: seen.append(number), **settings)
+    assert seen in ([6, 7, 8], [7, 8])  # the signal may be seen one step later
+
+
+def test_batches_that_cannot_be_resumed_or_end_early(tmp_path):
+    optimizer = optax.sgd(0.01)
+    step = jax.jit(make_train_step(squared_error, optimizer))
+    run = lambda batches, n, folder=None: fit(  # noqa: E731
+        new(optimizer), step, batches, n, directory=folder, progress=False
+    )
+    with pytest.raises(ValueError, match="a function of the step or an iterator with get_state and set_state"):
+        run(iter([regression()]), 1, tmp_path)
+    with pytest.raises(ValueError, match="batches must be a function of the step or an iterator, got <class 'list'>"):
+        run([regression()], 1)
+    with pytest.raises(ValueError, match="batches ended after 2 steps"):
+        run(iter([regression()] * 2), 3)
+    assert int(run(iter([regression()] * 2), 2).step) == 2
+    with pytest.raises(ValueError, match="tensorboard=True needs a directory"):
+        fit(new(optimizer), step, lambda i: regression(), 1, tensorboard=True)
+
+    import grain
+
+    run(lambda i: regression(), 1, tmp_path)
+    with pytest.raises(ValueError, match="drew its batches from a function of the step, batches is an iterator"):
+        run(iter(grain.MapDataset.source([regression()]).repeat().to_iter_dataset()), 2, tmp_path)
+
+
+def test_the_progress_bar_shows_the_loss(capsys):
+    optimizer = optax.sgd(0.01)
+    fit(new(optimizer), jax.jit(make_train_step(squared_error, optimizer)), lambda i: regression(), 5, log_every=1)
+    err = capsys.readouterr().err
+    assert "5/5" in err and "loss" in err and "step/s" in err
