@@ -109,7 +109,6 @@ def wait(manager: ocp.CheckpointManager) -> None:
     try:
         manager.wait_until_finished()
     except Exception as error:
-        manager.reload()  # what it meant to remove is still there
         raise _save_error(manager, error) from error
 
 
@@ -211,6 +210,7 @@ def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
 
 
 def _save_error(manager: ocp.CheckpointManager, error: Exception) -> OSError:
+    manager.reload()  # what it meant to remove is still there
     kept = manager.all_steps()
     return OSError(f"could not save a checkpoint in {manager.directory}: {_first_line(error)}; complete are: {kept}")
 
@@ -224,7 +224,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _host(leaf: Any) -> np.ndarray:
-    """A copy: on CPU a view of the array would see it change when it is donated."""
+    """A copy: the caller may change or donate the array while it is being written."""
     return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 

@@ -26,6 +26,7 @@ from diffjax.metrics import frechet_distance
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 SCHEDULE = dj.linear()
 
@@ -311,10 +312,13 @@ def figures(apply, params, data: Images, event, settings, result, directory: pat
     for (name, points), marker in zip(result["curve"].items(), "os", strict=True):
         ax.plot(*zip(*points, strict=True), marker=marker, label=name)
     ax.axhline(scores["frechet_distance_of_training_images"], color="k", ls="--", label="training images")
-    ax.set(xlabel="network evaluations a sample (NFE)", ylabel="Fréchet distance to held-out images (pixels)")
+    ax.set(xlabel="network evaluations a sample (NFE)", ylabel="Fréchet distance to held-out (pixels)")
     ax.set(xscale="log", yscale="log", xticks=settings.nfe)
     ax.set_xticklabels(settings.nfe)
-    ax.minorticks_off()
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(alpha=0.3)
     ax.legend(title="unguided samples")
     fig.savefig(directory / "quality_vs_nfe.png", dpi=150)

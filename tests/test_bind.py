@@ -33,7 +33,8 @@ def test_binds_of_binds_are_merged():
 
 
 @pytest.mark.parametrize(
-    "inner", [lambda a: bind(polynomial, a), lambda a: Partial(polynomial, a), lambda a: functools.partial(polynomial, a)]
+    "inner",
+    [lambda a: bind(polynomial, a), lambda a: Partial(polynomial, a), lambda a: functools.partial(polynomial, a)],
 )
 def test_nested_gradient_does_not_vanish(inner):
     # jax's own Partial of a Partial keeps the inner one static: a has no gradient there
@@ -114,7 +115,9 @@ def networks():
     }
 
 
-@pytest.mark.parametrize("name", ["plain", "partial", "linen", "nnx", "bound nnx", "method of nnx", "equinox", "bound equinox"])
+@pytest.mark.parametrize(
+    "name", ["plain", "partial", "linen", "nnx", "bound nnx", "method of nnx", "equinox", "bound equinox"]
+)
 def test_every_kind_of_network_has_its_gradient(name):
     # out = (x W + b) t: the gradient of the sum is t x_i on W_ij and t on b, whatever holds W and b
     network, x, t = networks()[name], jnp.array([3.0, 5.0]), 2.0

@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 
-from diffjax import bind, likelihood
+from diffjax import bind
 from diffjax.exact import gaussian, gaussian_mixture
 from diffjax.likelihood import (
     bits_per_dim,
@@ -25,15 +25,15 @@ WEIGHTS = np.array([0.3, 0.7])
 MEANS = np.array([[1.0, 0.5], [-1.5, 0.0]])
 COVS = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.6]]])
 START = 1e-4
-PATHS = {
-    "linear_vp": linear_vp, "sub_vp": sub_vp, "ve": ve, "linear": linear, "gvp": gvp, "cosine": cosine, "edm": edm
-}
+PATHS = {"linear_vp": linear_vp, "sub_vp": sub_vp, "ve": ve, "linear": linear, "gvp": gvp, "cosine": cosine, "edm": edm}
 PRECISE = diffrax.PIDController(rtol=1e-9, atol=1e-9)
 
 
 def switch(index, t):
     """All paths as one schedule, so that one compilation serves them."""
-    return jax.lax.switch(index, [lambda t, make=make: tuple(map(jnp.asarray, make()(t))) for make in PATHS.values()], t)
+    return jax.lax.switch(
+        index, [lambda t, make=make: tuple(map(jnp.asarray, make()(t))) for make in PATHS.values()], t
+    )
 
 
 @jax.jit
@@ -57,7 +57,8 @@ def test_gaussian_log_density_on_every_path(path):
         expected = data + prior - oracles.gaussian_log_density(M, V, *end, x1)
         # the controller's tolerance of 1e-9 a step, times some hundreds of steps and log densities of a few nats
         np.testing.assert_allclose(gaussian_log_likelihood(list(PATHS).index(path), x), expected, atol=2e-6)
-        assert abs(expected - data) < 1e-2 if path != "cosine" else 1e-9  # the prior's own bias is small on every path
+        # the prior's own bias: first order in m (x1 - m) / (std sigma^2), 3 / 50 at most
+        assert abs(expected - data) < (0.06 if path in ("ve", "edm", "linear_vp", "sub_vp") else 1e-9)
         if path in ("ve", "edm"):  # the standard normal as a prior would be thousands of nats away, or at least one
             wrong = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, 1.0, x1)
             assert abs(wrong - prior) > 1.0
@@ -125,12 +126,16 @@ def test_the_probes_are_drawn_once_for_the_whole_trajectory():
     cov = np.array([[1.0, 0.6], [0.6, 2.0]])
     denoise = gaussian(jnp.zeros(2), jnp.asarray(cov), schedule)
     x = np.array([0.4, -0.7])
-    value = log_likelihood(jax.random.key(0), denoise, schedule, jnp.asarray(x), probes=probes, start=0.0, stepsize_controller=PRECISE)
+    value = log_likelihood(
+        jax.random.key(0), denoise, schedule, jnp.asarray(x), probes=probes, start=0.0, stepsize_controller=PRECISE
+    )
     assert len(calls) == 1
     # v = sum_i c_i(t) u_i u_i^T x with int c_i = log of the eigenvalue's growth of std: log(1 / sqrt(lambda_i))
     values, vectors = np.linalg.eigh(cov)
     expected = np.sum((vectors.T @ np.array([1.0, -1.0])) ** 2 * -0.5 * np.log(values))
-    prior = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, 1.0, vectors @ (vectors.T @ x / np.sqrt(values)))
+    prior = oracles.gaussian_log_density(
+        np.zeros(2), np.zeros(2), 0.0, 1.0, vectors @ (vectors.T @ x / np.sqrt(values))
+    )
     np.testing.assert_allclose(value, prior + expected, atol=1e-6)
     assert abs(expected - -0.5 * np.log(np.linalg.det(cov))) > 0.1  # a single probe is not the trace
 
@@ -149,14 +154,3 @@ def test_dequantized_values_stay_in_their_bins(levels):
     np.testing.assert_array_equal(np.floor((np.asarray(x) + 1) / 2 * levels), values)
     u = (np.asarray(x) + 1) / 2 * levels - np.asarray(values)
     assert abs(u.mean() - 0.5) < 5 * np.sqrt(1 / 12 / u.size) and 0 <= u.min() and u.max() < 1
-
-
-def test_the_prior_is_that_of_the_path(monkeypatch):
-    # the check above would not pass with N(0, 1) as the prior of a variance-exploding path
-    schedule, x = ve(), jnp.asarray(M)
-    denoise = gaussian(x, jnp.diag(jnp.asarray(V)), schedule)
-    right = log_likelihood(jax.random.key(0), denoise, schedule, x, probes=exact_probes, start=START)
-    monkeypatch.setattr(likelihood, "log_prior", lambda schedule, x, t: jnp.sum(jax.scipy.stats.norm.logpdf(x)))
-    wrong = log_likelihood(jax.random.key(0), denoise, schedule, x, probes=exact_probes, start=START)
-    data = oracles.gaussian_log_density(M, V, *oracles.alpha_sigma("ve", START), M)
-    assert abs(float(right) - data) < 1e-2 < 1 < abs(float(wrong) - data)

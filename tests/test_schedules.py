@@ -129,7 +129,7 @@ def properties(schedule, s, t):
 
 def check_properties(schedule, s, t, vp):
     s, t = min(s, t), max(s, t)
-    at_s, at_t, back, (alpha, sigma, dalpha, dsigma), f, g2 = (jax.tree.map(float, properties(schedule, s, t)))
+    at_s, at_t, back, (alpha, sigma, dalpha, dsigma), f, g2 = jax.tree.map(float, properties(schedule, s, t))
     assert at_t <= at_s
     slope = abs(dalpha / alpha - dsigma / sigma) if sigma > 0 else 0.0
     if slope > 1e-6:  # else lambda is flat to the last digit
@@ -224,7 +224,9 @@ def test_from_sde_by_quadrature(name):
 
 def test_from_sde_keeps_its_numbers():
     def slope(beta):
-        return from_sde(jax.tree_util.Partial(lambda b, t: -0.5 * b + 0 * t, beta), lambda t: 1.0 + 0 * t)(jnp.asarray(0.5))[0]
+        return from_sde(jax.tree_util.Partial(lambda b, t: -0.5 * b + 0 * t, beta), lambda t: 1.0 + 0 * t)(
+            jnp.asarray(0.5)
+        )[0]
 
     np.testing.assert_allclose(jax.grad(slope)(2.0), -0.25 * np.exp(-0.5), rtol=1e-12)  # d/d beta exp(-beta t / 2)
 

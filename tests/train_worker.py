@@ -62,5 +62,5 @@ def interfere(how: str, directory: pathlib.Path):
 if __name__ == "__main__":
     directory, how = pathlib.Path(sys.argv[1]), sys.argv[2]
     state, step, batches = new()
-    settings = {"checkpoint_every": EVERY, "callback": interfere(how, directory), "callback_every": 1}
+    settings = {"checkpoint_every": EVERY, "callback": interfere(how, directory), "callback_every": 1, "keep": 2}
     fit(state, jax.jit(step, donate_argnums=0), batches, STEPS, directory=directory, progress=False, **settings)

@@ -1,0 +1,41 @@
+"""The README's programs run."""
+
+import math
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import diffjax as dj
+from diffjax.exact import gaussian
+
+TEXT = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+
+
+def test_the_program_composes():
+    names = {}
+    exec(PROGRAMS[0], names)
+    assert len(PROGRAMS[0].strip().splitlines()) <= 15
+    # more guidance, further along the direction from the unconditional mean 0 to the conditional mean 1
+    unguided, conditional, guided = names["sweep"]
+    assert unguided < conditional < guided
+    assert names["slope"] > 0
+    assert names["density"].shape == (1000,) and bool(jnp.isfinite(names["density"]).all())
+    assert jnp.allclose(names["x0"].mean(), guided, rtol=1e-5)
+
+
+def test_the_added_sampler_is_of_second_order():
+    lines = [line for line in PROGRAMS[1].strip().splitlines() if line]
+    assert len(lines) <= 15
+    names = {"dj": dj}
+    exec(PROGRAMS[1], names)
+    schedule = dj.gvp()
+    sampler = names["midpoint"](gaussian(jnp.zeros(1), 4 * jnp.eye(1), schedule), schedule)
+    end = 0.3  # the flow of N(0, 4) stretches x by its marginal's standard deviation, from 1 at t = 1
+    exact = 1.5 * math.sqrt(4 * math.cos(math.pi * end / 2) ** 2 + math.sin(math.pi * end / 2) ** 2)
+    ends = [dj.sample(jax.random.key(0), sampler, jnp.array([1.5]), dj.uniform(n, end=end)) for n in (64, 128)]
+    errors = [abs(float(x[0]) - exact) for x in ends]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)

@@ -1,0 +1,471 @@
+"""Every public constructor under every transform of jax: one table, and a test that nothing public is missing from it.
+
+A row builds an object from numbers, `make(numbers)`, and uses it, `use(object, x, t)`. The object crosses every transform
+as an ordinary argument.
+"""
+
+import functools
+import importlib
+import pickle
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+import diffjax
+from diffjax import bind, exact, flows, grids, guidance, likelihood, losses, process, samplers, schedules, solve
+from diffjax import parametrizations as prm
+from diffjax.typing import Estimate
+
+X, T, DEVICES = np.array([0.3, -0.8]), 0.6, 4
+
+
+class Row(NamedTuple):
+    make: object
+    use: object
+    numbers: tuple = ()
+    ends: tuple = (0.0, 1.0)  # where the gradient must be finite, too
+    covers: tuple = ()
+
+
+def _network(w, x, t):
+    return jnp.tanh(w * x) * (1 - 0.3 * t)
+
+
+def _gaussian(mean, scale, schedule):
+    return exact.gaussian(mean * jnp.ones(2), scale * jnp.diag(jnp.array([1.0, 2.0])), schedule)
+
+
+def _both(estimate):
+    return jnp.concatenate([estimate.x0, estimate.eps])
+
+
+def _denoise(denoise, x, t):
+    return _both(denoise(x, t))
+
+
+def _values(schedule, x, t):
+    return jnp.stack(schedule(t)) * x[0]
+
+
+def _drift(t):
+    return -1.0 - t
+
+
+def _diffusion(scale, t):
+    return scale * (1.0 + t)
+
+
+def _inverse(schedule, x, t):
+    return schedules.half_log_snr_inverse(schedule, x[0])[None]
+
+
+def _run(sampler, x, t):
+    return samplers.sample(jax.random.key(0), sampler, x, jnp.stack([t, 0.5 * t, 0.2 * t]))
+
+
+def _trajectory(sampler, x, t):
+    return samplers.trajectory(jax.random.key(0), sampler, x, jnp.stack([t, 0.5 * t])).ravel()
+
+
+def _scanned(scan, sampler, x, t):
+    return samplers.sample(jax.random.key(0), sampler, x, jnp.stack([t, 0.7 * t, 0.5 * t, 0.2 * t]), scan)
+
+
+def _shrink(rate, key, x, t, s):
+    return x * jnp.exp(rate * (s - t))
+
+
+def _flow(flow, x, t):
+    return flow(t, x, None)
+
+
+def _sde(sde, x, t):
+    return sde.drift(t, x, None) + sde.diffusion(t, x, None).mv(jnp.ones(2))
+
+
+def _sampler(make, *numbers):
+    schedule = schedules.linear_vp()
+    return make(_gaussian(0.4, 0.7, schedule), schedule, *numbers)
+
+
+def _sampler_row(make, *numbers, covers):
+    return Row(functools.partial(_sampler, make), _run, numbers, (1.0,), covers)
+
+
+def _parametrized(name):
+    def make(w, *numbers):
+        parametrization = prm.edm_preconditioning(*numbers) if numbers else getattr(prm, name)
+        return prm.as_denoiser(bind(_network, w), schedules.linear(), parametrization)
+
+    return make
+
+
+def _weighted(weighting, x, t):
+    return weighting(schedules.linear(), prm.V, t)[None] * x[0]
+
+
+def _denoising(network, x, t):
+    return losses.denoising(jax.random.key(0), network, schedules.linear_vp(), prm.EPS, x, t)[None]
+
+
+def _matching(network, x, t):
+    return jnp.stack(
+        [losses.flow_matching(network, network.args[1], x, t), losses.conditional_flow_matching(network, x, 2 * x, t)]
+    )
+
+
+def _two(w, other, x, t):
+    return _network(w, x, t)
+
+
+def _grid_sum(ts, x, t):
+    return ts * x[0]
+
+
+def _posterior(schedule, x, t):
+    q, back = process.transition(schedule, 0.5 * t, t), process.posterior(schedule, 0.5 * t, t)
+    return (q.scale * x + q.std) + back.x_weight * x + back.x0_weight + back.std
+
+
+def _prior(schedule, x, t):
+    return process.log_prior(schedule, x)[None] + process.sample_prior(jax.random.key(0), schedule, (2,))
+
+
+def _quantities(schedule, x, t):
+    quantities = (
+        schedules.drift(schedule, t),
+        schedules.diffusion_squared(schedule, t),
+        schedules.half_log_snr(schedule, t),
+    )
+    return jnp.stack([*quantities, *schedules.coefficients(schedule, t), flows.diffusion(schedule, t)]) * x[0]
+
+
+def _betas(schedule, x, t):
+    return schedules.to_betas(schedule, 4) * x[0]
+
+
+def _solve_flow(denoise, x, t):
+    return solve.solve_flow(
+        denoise, schedules.linear(), x, t, 0.3, stepsize_controller=_constant(), dt0=-0.1, max_steps=16
+    )
+
+
+def _solve_sde(denoise, x, t):
+    return solve.solve_sde(jax.random.key(0), denoise, schedules.linear_vp(), x, t, 0.3, dt0=0.1, max_steps=16)
+
+
+def _constant():
+    import diffrax
+
+    return diffrax.ConstantStepSize()
+
+
+def _log_likelihood(denoise, x, t):
+    kind = {"stepsize_controller": _constant(), "dt0": 0.25, "max_steps": 8, "start": 0.1}
+    values = [
+        likelihood.log_likelihood(jax.random.key(0), denoise, schedules.linear(), x, probes=probes, **kind)
+        for probes in (likelihood.exact_probes, likelihood.rademacher_probes, likelihood.gaussian_probes)
+    ]
+    return jnp.stack(values)
+
+
+def _divergence(w, x, t):
+    value, trace = likelihood.divergence(lambda x: jnp.sin(w * x) * t, x, likelihood.exact_probes(None, x))
+    return value + trace
+
+
+def _bits(w, x, t):
+    return likelihood.bits_per_dim(w * x, 2, 256) + likelihood.dequantize(jax.random.key(0), jnp.array([3, 250]), 256)
+
+
+def _of_denoiser(denoise, x, t):
+    return prm.score(denoise, schedules.linear(), x, t) + prm.velocity(denoise, schedules.linear(), x, t)
+
+
+def _target(schedule, x, t):
+    return sum(prm.target(schedule, p, x, x[::-1], t) for p in (prm.X0, prm.EPS, prm.V, prm.VELOCITY, prm.SCORE))
+
+
+def _perturb(schedule, x, t):
+    return process.perturb(schedule, x, jnp.cos(x), t)
+
+
+def _times(numbers, x, t):
+    low, high, mean, std = numbers
+    uniform, stratified = (f(jax.random.key(0), 3, low, high) for f in (losses.uniform_times, losses.stratified_times))
+    return (
+        jnp.concatenate(
+            [uniform, stratified, losses.log_normal_times(jax.random.key(0), 3, schedules.linear(), mean, std)]
+        )
+        * x[0]
+    )
+
+
+OPEN = (0.001, 0.999)
+ROWS = {
+    # name: the first time off the ends where the mathematics itself is infinite there (sigma' or f, or the log-SNR)
+    "linear_vp": Row(schedules.linear_vp, _values, (0.1, 20.0)),
+    "sub_vp": Row(schedules.sub_vp, _values, (0.1, 20.0)),
+    "ve": Row(schedules.ve, _values, (0.01, 50.0)),
+    "edm": Row(schedules.edm, _values, (80.0,)),
+    "linear": Row(schedules.linear, _values),
+    "gvp": Row(schedules.gvp, _values),
+    "cosine": Row(schedules.cosine, _values, (0.01,)),
+    "from_betas": Row(lambda a, b: schedules.from_betas(jnp.linspace(a, b, 5)), _values, (0.1, 0.3)),
+    "to_betas": Row(schedules.linear_vp, _betas, (0.1, 20.0)),
+    "from_sde": Row(lambda a: schedules.from_sde(_drift, bind(_diffusion, a), 8), _values, (0.7,)),
+    "quantities": Row(
+        schedules.linear_vp,
+        _quantities,
+        (0.1, 20.0),
+        OPEN,
+        ("coefficients", "drift", "diffusion_squared", "half_log_snr", "diffusion"),
+    ),
+    "half_log_snr_inverse": Row(schedules.linear_vp, _inverse, (0.1, 20.0)),
+    "uniform": Row(lambda a, b: grids.uniform(3, a, b), _grid_sum, (0.9, 0.1)),
+    "quadratic": Row(lambda a, b: grids.quadratic(3, a, b), _grid_sum, (0.9, 0.1)),
+    "uniform_log_snr": Row(
+        lambda a, b, c: grids.uniform_log_snr(schedules.linear_vp(a), 3, b, c), _grid_sum, (0.1, 0.9, 0.1)
+    ),
+    "karras": Row(lambda a, b, c, d: grids.karras(schedules.linear_vp(a), 3, b, c, d), _grid_sum, (0.1, 0.9, 0.1, 7.0)),
+    "perturb": Row(schedules.linear_vp, _perturb, (0.1, 20.0)),
+    "transition": Row(schedules.linear_vp, _posterior, (0.1, 20.0), (0.001, 1.0), ("posterior",)),
+    "log_prior": Row(schedules.ve, _prior, (0.01, 50.0), covers=("sample_prior",)),
+    "as_denoiser X0": Row(
+        _parametrized("X0"), _denoise, (0.7,), (0.001, 1.0), ("as_denoiser", "X0", "Parametrization")
+    ),
+    "as_denoiser EPS": Row(_parametrized("EPS"), _denoise, (0.7,), (0.0, 0.999), ("EPS",)),
+    "as_denoiser SCORE": Row(_parametrized("SCORE"), _denoise, (0.7,), (0.0, 0.999), ("SCORE",)),
+    "as_denoiser V": Row(_parametrized("V"), _denoise, (0.7,), covers=("V",)),
+    "as_denoiser VELOCITY": Row(_parametrized("VELOCITY"), _denoise, (0.7,), covers=("VELOCITY",)),
+    "edm_preconditioning": Row(_parametrized("edm"), _denoise, (0.7, 0.5), OPEN),
+    "score": Row(lambda a, b: _gaussian(a, b, schedules.linear()), _of_denoiser, (0.4, 0.7), covers=("velocity",)),
+    "target": Row(schedules.linear_vp, _target, (0.1, 20.0), OPEN),
+    "reschedule": Row(
+        lambda a, b: prm.reschedule(
+            _gaussian(a, 0.7, schedules.linear_vp(b)), schedules.linear_vp(b), schedules.linear()
+        ),
+        _denoise,
+        (0.4, 0.1),
+        OPEN,
+    ),
+    "gaussian": Row(lambda a, b: _gaussian(a, b, schedules.linear_vp()), _denoise, (0.4, 0.7)),
+    "gaussian_mixture": Row(
+        lambda a, b: exact.gaussian_mixture(
+            jnp.array([0.3, 0.7]),
+            a * jnp.array([[1.0, 0.2], [-0.5, 1.0]]),
+            b * jnp.stack([jnp.diag(jnp.array([1.0, 2.0]))] * 2),
+            schedules.linear_vp(),
+        ),
+        _denoise,
+        (0.4, 0.7),
+    ),
+    "empirical": Row(
+        lambda a: exact.empirical(a * jnp.array([[1.0, 0.2], [-0.5, 1.0], [0.1, 0.0]]), schedules.linear()),
+        _denoise,
+        (0.9,),
+        (0.01, 1.0),
+    ),
+    "probability_flow": Row(
+        lambda a, b: flows.probability_flow(_gaussian(a, b, schedules.linear()), schedules.linear()), _flow, (0.4, 0.7)
+    ),
+    "forward_sde": Row(lambda a: flows.forward_sde(schedules.linear_vp(a)), _sde, (0.1,), OPEN, ("SDE",)),
+    "reverse_sde": Row(
+        lambda a: flows.reverse_sde(_gaussian(a, 0.7, schedules.linear_vp()), schedules.linear_vp()), _sde, (0.4,), OPEN
+    ),
+    "cfg": Row(
+        lambda a, b, w: guidance.cfg(_gaussian(a, 0.7, schedules.linear()), _gaussian(b, 0.7, schedules.linear()), w),
+        _denoise,
+        (0.4, -0.2, 2.0),
+    ),
+    "unweighted": Row(lambda: bind(losses.unweighted), _weighted, (), OPEN),
+    "inverse_variance": Row(lambda: bind(losses.inverse_variance), _weighted, (), OPEN),
+    "likelihood": Row(lambda: bind(losses.likelihood), _weighted, (), OPEN),
+    "min_snr": Row(losses.min_snr, _weighted, (3.0,), OPEN),
+    "edm_weighting": Row(losses.edm_weighting, _weighted, (0.6,), OPEN),
+    "denoising": Row(lambda w: bind(_network, w), _denoising, (0.7,)),
+    "flow_matching": Row(
+        lambda a, b: bind(_two, a, bind(_network, b)), _matching, (0.7, 0.2), covers=("conditional_flow_matching",)
+    ),
+    "uniform_times": Row(
+        lambda *numbers: numbers, _times, (0.1, 0.8, -1.0, 1.1), covers=("stratified_times", "log_normal_times")
+    ),
+    "ddim": _sampler_row(samplers.ddim, covers=("sample", "State", "Sampler", "Estimate")),
+    "ddim(eta)": _sampler_row(samplers.ddim, 0.4, covers=()),
+    "ddpm": _sampler_row(samplers.ddpm, covers=()),
+    "euler": _sampler_row(samplers.euler, covers=()),
+    "heun": _sampler_row(samplers.heun, covers=()),
+    "edm_sampler": _sampler_row(samplers.edm_sampler, covers=()),
+    "edm_sampler(churn)": _sampler_row(samplers.edm_sampler, 0.2, 0.01, 50.0, 1.01, covers=()),
+    "euler_maruyama": _sampler_row(samplers.euler_maruyama, covers=()),
+    "predictor_corrector": _sampler_row(
+        lambda d, s, snr: samplers.predictor_corrector(samplers.ddpm(d, s), d, s, snr), 0.1, covers=()
+    ),
+    "one_step": Row(lambda a: samplers.one_step(bind(_shrink, a)), _run, (0.7,), (1.0,)),
+    "trajectory": Row(functools.partial(_sampler, samplers.ddim), _trajectory, (0.4,), (1.0,)),
+    "checkpointed_scan": Row(
+        functools.partial(_sampler, samplers.ddim),
+        functools.partial(_scanned, samplers.checkpointed_scan),
+        (0.4,),
+        (1.0,),
+    ),
+    "truncated_scan": Row(
+        functools.partial(_sampler, samplers.ddim),
+        functools.partial(_scanned, samplers.truncated_scan(9)),
+        (0.4,),
+        (1.0,),
+    ),
+    "solve_flow": Row(lambda a, b: _gaussian(a, b, schedules.linear()), _solve_flow, (0.4, 0.7), (1.0,)),
+    "solve_sde": Row(lambda a, b: _gaussian(a, b, schedules.linear_vp()), _solve_sde, (0.4, 0.7), (1.0,)),
+    "log_likelihood": Row(
+        lambda a, b: _gaussian(a, b, schedules.linear()),
+        _log_likelihood,
+        (0.4, 0.7),
+        (),
+        ("exact_probes", "rademacher_probes", "gaussian_probes"),
+    ),
+    "divergence": Row(lambda w: w, _divergence, (0.7,)),
+    "bits_per_dim": Row(lambda w: w, _bits, (0.7,), covers=("dequantize",)),
+    "bind": Row(lambda w: bind(_network, w), lambda f, x, t: f(x, t), (0.7,)),
+}
+EACH = pytest.mark.parametrize("name", ROWS)
+MODULES = (
+    "_bind",
+    "schedules",
+    "grids",
+    "process",
+    "parametrizations",
+    "exact",
+    "flows",
+    "guidance",
+    "losses",
+    "samplers",
+    "solve",
+    "likelihood",
+)
+
+
+def test_every_public_name_has_a_row():
+    covered = set(ROWS).union(*(row.covers for row in ROWS.values()))
+    results = {"Coefficients", "Transition", "Posterior"}  # what functions return
+    for module in MODULES:
+        missing = set(importlib.import_module(f"diffjax.{module}").__all__) - covered - results
+        assert not missing, f"{module}: {missing}"
+    assert not set(diffjax.__all__) - covered - results
+
+
+def batch(row):
+    """Objects of DEVICES different sets of numbers, as one object with a leading axis, and points and times for each."""
+    random = np.random.default_rng(0)
+    numbers = [jnp.asarray(n * random.uniform(0.9, 1.0, DEVICES)) for n in row.numbers]
+    xs, ts = jnp.asarray(random.normal(size=(DEVICES, 2))), jnp.asarray(random.uniform(0.55, 0.65, DEVICES))
+    return numbers, xs, ts
+
+
+def whole(row, numbers, x, t):
+    return row.use(row.make(*numbers), x, t)
+
+
+@functools.cache
+def mapped(name):
+    """Reference: the jitted loop over the batch. Each call is compiled once; it also counts its traces."""
+    row, count = ROWS[name], []
+
+    @jax.jit
+    def call(obj, x, t):
+        count.append(1)
+        return row.use(obj, x, t)
+
+    numbers, xs, ts = batch(row)
+    objects = [row.make(*(n[i] for n in numbers)) for i in range(DEVICES)]
+    return objects, np.stack([call(o, x, t) for o, x, t in zip(objects, xs, ts, strict=True)]), len(count)
+
+
+@EACH
+def test_one_trace_serves_changing_numbers_and_jit_is_eager(name):
+    objects, values, traces = mapped(name)
+    assert traces == 1 and np.isfinite(values).all()
+    _, xs, ts = batch(ROWS[name])
+    # only the order of roundings differs
+    np.testing.assert_allclose(ROWS[name].use(objects[0], xs[0], ts[0]), values[0], rtol=1e-9, atol=1e-11)
+
+
+@EACH
+def test_vmap_and_shard_map_and_pmap_are_the_loop(name):
+    row, (_, values, _) = ROWS[name], mapped(name)
+    numbers, xs, ts = batch(row)
+    each = jax.vmap(functools.partial(whole, row))
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("batch",))
+    spec = PartitionSpec("batch")
+    sharded = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    np.testing.assert_allclose(
+        each(numbers, xs, ts) if not numbers else jax.jit(each)(numbers, xs, ts), values, rtol=1e-9, atol=1e-11
+    )
+    np.testing.assert_allclose(sharded(numbers, xs, ts), values, rtol=1e-9, atol=1e-11)
+
+
+def test_pmap_is_the_loop():
+    # one program for many rows: what pmap adds to vmap is the same for all
+    names = [name for name in ROWS if name not in ("log_likelihood", "solve_sde", "solve_flow")]
+    inputs = {name: batch(ROWS[name]) for name in names}
+    outputs = jax.pmap(lambda inputs: {name: whole(ROWS[name], *inputs[name]) for name in names})(inputs)
+    for name in names:
+        np.testing.assert_allclose(outputs[name], mapped(name)[1], rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@EACH
+def test_gradients_are_finite_differences(name):
+    # central differences with h = 1e-5: h^2 times a third derivative, and 1e-16 / h of rounding: 1e-6 of values of order one
+    row = ROWS[name]
+    numbers, xs, ts = batch(row)
+    inputs = [n[0] for n in numbers], xs[0], ts[0]
+    flat, unravel = jax.flatten_util.ravel_pytree(inputs)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=mapped(name)[1].shape[1:]))
+
+    def scalar(flat):
+        return jnp.sum(weights * whole(row, *unravel(flat)))
+
+    direction = np.random.default_rng(2).normal(size=flat.shape) * np.maximum(np.abs(flat), 0.1)
+    if name == "solve_sde":  # the Brownian path belongs to its interval: no derivative by the time
+        direction[-1] = 0.0
+    gradient = jax.jit(jax.grad(scalar))(flat)
+    low, high = jax.jit(jax.vmap(scalar))(np.stack([flat - 1e-5 * direction, flat + 1e-5 * direction]))
+    np.testing.assert_allclose(gradient @ direction, (high - low) / 2e-5, rtol=1e-5, atol=1e-6)
+
+
+@EACH
+def test_gradients_are_finite_at_the_ends(name):
+    row = ROWS[name]
+    numbers, xs, _ = batch(row)
+
+    def scalar(numbers, x, t):
+        return jnp.sum(whole(row, numbers, x, t))
+
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(scalar, argnums=(0, 1)), in_axes=(None, None, 0)))
+    if row.ends:
+        values = gradient([n[0] for n in numbers], xs[0], jnp.asarray(row.ends))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)), values
+
+
+PICKLED = [name for name in ROWS if name not in ("truncated_scan",)]
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_pickle_gives_the_object_back(name):
+    obj = mapped(name)[0][0]
+    again = pickle.loads(pickle.dumps(obj))
+    assert jax.tree.structure(again) == jax.tree.structure(obj)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(obj), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_of_schedules_is_a_schedule():
+    many = jax.vmap(schedules.linear_vp)(jnp.array([0.1, 0.2]), jnp.array([20.0, 10.0]))
+    alphas, _ = jax.vmap(lambda schedule: schedule(0.5))(many)
+    for alpha, betas in zip(alphas, ((0.1, 20.0), (0.2, 10.0)), strict=True):
+        np.testing.assert_allclose(alpha, schedules.linear_vp(*betas)(0.5)[0], rtol=1e-14)
+    assert isinstance(exact.gaussian(jnp.zeros(1), jnp.eye(1), schedules.linear())(jnp.ones(1), 0.5), Estimate)
