@@ -48,7 +48,7 @@ def safe_sqrt(x):
 @safe_sqrt.defjvp
 def _safe_sqrt_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return jnp.sqrt(x), dx * 0.5 / jnp.sqrt(jnp.maximum(x, jnp.finfo(jnp.result_type(x)).tiny))
+    return safe_sqrt(x), dx * 0.5 / jnp.sqrt(jnp.maximum(x, jnp.finfo(jnp.result_type(x)).tiny))
 
 
 def bisect(increasing, target, steps: int):

@@ -187,7 +187,7 @@ def test_a_stopped_run_ends_bitwise_as_one_never_stopped(tmp_path):
         like, _, batches = train_worker.new()
         expected = checkpoints.restore(never / "checkpoints", like)
         assert expected.step == train_worker.STEPS
-        assert np.any(expected.state.params["outputs"]["kernel"] != like.params["outputs"]["kernel"])
+        assert np.any(expected.state.params["w3"] != like.params["w3"])
         for directory in (terminated, killed):
             found = checkpoints.restore(directory / "checkpoints", like)
             assert_same(found.state, expected.state)
