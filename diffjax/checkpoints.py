@@ -85,6 +85,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
     manifest = {"arrays": described, "data": data}
     manifest["checksum"] = _checksum(json.dumps(manifest).encode())
     wait(manager)
+    # Orbax copies numpy arrays before it returns, so that the caller may change or donate them.
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(manifest))
     try:
         _set_aside(manager, step)
@@ -224,8 +225,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _host(leaf: Any) -> np.ndarray:
-    """A copy: the caller may change or donate the array while it is being written."""
-    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _like(array: np.ndarray, leaf: Any) -> Any:

@@ -155,7 +155,14 @@ def figure(name, data, models, settings, path):
         row[1].plot(xs[:, :60, 0], xs[:, :60, 1], lw=0.5, color="tab:blue", alpha=0.6)
         row[1].scatter(*xs[-1, :60].T, s=4, color="k", zorder=3)
         row[2].scatter(*xs[-1].T, s=1, color="tab:blue")
-        row[3].imshow(density, extent=(-2.2, 2.2, -2.2, 2.2), origin="lower", cmap="magma", vmin=0)
+        row[3].imshow(
+            density,
+            extent=(-2.2, 2.2, -2.2, 2.2),
+            origin="lower",
+            cmap="magma",
+            vmin=0,
+            vmax=np.quantile(density, 0.998),
+        )
         row[0].set_ylabel(label)
         for ax in row:
             ax.set(xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), xticks=(), yticks=(), aspect="equal")

@@ -1,0 +1,135 @@
+"""Bad input: what is wrong with the structure is named at trace time, what is wrong with a concrete value at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import exact, grids, likelihood, losses, process, samplers, schedules, solve
+from diffjax.parametrizations import EPS, as_denoiser, edm_preconditioning
+
+KEY = 0  # no key is looked at before the error
+LINEAR = schedules.linear()
+nan, inf = np.nan, np.inf
+
+
+def sampler():
+    return samplers.ddim(exact.gaussian(jnp.zeros(2), jnp.eye(2), LINEAR), LINEAR)
+
+
+def narrow(x, t):
+    return x[..., :1]
+
+
+def run(x, ts):
+    return samplers.sample(KEY, sampler(), x, ts)
+
+
+x2 = np.zeros(2)
+VALUES = {  # (call, what the message must say)
+    "negative beta": (lambda: schedules.linear_vp(-0.1, 20.0), r"beta_min.*got -0.1"),
+    "nan beta": (lambda: schedules.linear_vp(0.1, nan), r"beta_max.*finite.*got nan"),
+    "descending beta": (lambda: schedules.linear_vp(3.0, 2.0), r"beta_min=3.0, beta_max=2.0"),
+    "sub_vp": (lambda: schedules.sub_vp(0.1, inf), r"beta_max.*got inf"),
+    "sigmas": (lambda: schedules.ve(50.0, 0.01), r"0 < sigma_min < sigma_max, got sigma_min=50.0, sigma_max=0.01"),
+    "equal sigmas": (lambda: schedules.ve(1.0, 1.0), r"sigma_min < sigma_max"),
+    "edm": (lambda: schedules.edm(-1.0), r"sigma_max.*got -1.0"),
+    "cosine": (lambda: schedules.cosine(-0.1), r"s: expected.*got -0.1"),
+    "a batch of betas": (lambda: schedules.linear_vp(np.array([0.1, -1.0]), np.array([1.0, 1.0])), r"beta_min"),
+    "betas of one": (lambda: schedules.from_betas(np.array([0.1, 1.0])), r"betas: expected finite values in \[0, 1\)"),
+    "betas of nan": (lambda: schedules.from_betas(np.array([0.1, nan])), r"betas"),
+    "not vp": (lambda: schedules.to_betas(LINEAR, 3), r"schedule: expected a variance-preserving path"),
+    "ascending grid": (lambda: run(x2, np.array([0.0, 1.0])), r"ts: expected times that descend.*got \[0. 1.\]"),
+    "standing grid": (lambda: run(x2, np.array([1.0, 0.5, 0.5])), r"ts: expected times that descend"),
+    "grid beyond 1": (lambda: run(x2, np.array([1.1, 0.5])), r"ts: expected times in \[0, 1\], got \[1.1 0.5\]"),
+    "grid of nan": (lambda: run(x2, np.array([1.0, nan])), r"ts: expected times in \[0, 1\]"),
+    "uniform": (lambda: grids.uniform(3, 0.1, 0.9), r"0 <= end < start <= 1, got start=0.1, end=0.9"),
+    "infinite log-SNR": (lambda: grids.uniform_log_snr(LINEAR, 3), r"start.*log-SNR at start=1.0 is -inf"),
+    "eta": (lambda: samplers.ddim(None, LINEAR, 1.5), r"eta.*\[0, 1\], got 1.5"),
+    "churn": (lambda: samplers.edm_sampler(None, LINEAR, -0.1), r"churn.*got -0.1"),
+    "snr": (lambda: samplers.predictor_corrector(sampler(), None, LINEAR, nan), r"snr.*got nan"),
+    "sigma_data": (lambda: edm_preconditioning(0.0), r"sigma_data.*got 0.0"),
+    "gamma": (lambda: losses.min_snr(-5.0), r"gamma.*got -5.0"),
+    "times": (lambda: losses.uniform_times(KEY, 3, 0.9, 0.1), r"low=0.9, high=0.1"),
+    "asymmetric": (
+        lambda: exact.gaussian(x2, np.array([[1.0, 0.5], [0.0, 1.0]]), LINEAR),
+        r"cov: expected a symmetric",
+    ),
+    "indefinite": (lambda: exact.gaussian(x2, np.diag([1.0, -1.0]), LINEAR), r"cov: expected no negative eigenvalue"),
+    "weights": (
+        lambda: exact.gaussian_mixture(np.ones(2), np.zeros((2, 1)), np.ones((2, 1, 1)), LINEAR),
+        r"weights: .*sum 1",
+    ),
+    "nan in data": (lambda: exact.empirical(np.array([[1.0], [nan]]), LINEAR), r"data: expected finite values, got 1"),
+    "levels": (lambda: likelihood.dequantize(KEY, np.array([256]), 256), r"values: expected integers in \[0, 256\)"),
+    "solve_flow": (lambda: solve.solve_flow(None, LINEAR, x2, 1.5, 0.0), r"t: expected a time in \[0, 1\], got 1.5"),
+    "solve_sde": (
+        lambda: solve.solve_sde(KEY, None, LINEAR, x2, 0.2, 0.5),
+        r"s: expected a time before t=0.2, got s=0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_wrong_value_is_named_at_once(name):
+    call, message = VALUES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_traced_values_are_not_looked_at():
+    alpha, _ = jax.jit(lambda beta: schedules.linear_vp(beta, 20.0)(0.5))(-0.1)
+    assert np.isfinite(alpha)
+
+
+STRUCTURE = {  # raised under jit, too
+    "a network's shape": (
+        lambda x: as_denoiser(narrow, LINEAR, EPS)(x, 0.5),
+        r"network: it returned \(1,\) for x of shape \(2,\)",
+    ),
+    "in the loss": (
+        lambda x: losses.denoising(jax.random.key(0), narrow, LINEAR, EPS, x, 0.5),
+        r"network: it returned \(1,\) for x of shape \(2,\)",
+    ),
+    "in flow matching": (lambda x: losses.conditional_flow_matching(narrow, x, x, 0.5), r"network: it returned \(1,\)"),
+    "shapes of a pair": (
+        lambda x: losses.conditional_flow_matching(narrow, x, x[:1], 0.5),
+        r"x1: expected.*\(2,\), got \(1,\)",
+    ),
+    "noise": (lambda x: process.perturb(LINEAR, x, x[:1], 0.5), r"eps: expected the shape of x0, \(2,\), got \(1,\)"),
+    "a vector of times": (lambda x: process.perturb(LINEAR, x, x, x), r"t: expected a scalar.*got shape \(2,\)"),
+    "integer time": (lambda x: schedules.coefficients(LINEAR, 1), r"t: expected a floating-point dtype, got int"),
+    "integer x": (lambda x: run(x.astype(int), grids.uniform(2)), r"x: expected a floating-point dtype, got int"),
+    "scalar grid": (lambda x: run(x, x[0]), r"ts: expected a vector of at least 2 times, got shape \(\)"),
+    "grid of one": (lambda x: run(x, x[:1]), r"ts: expected a vector of at least 2 times, got shape \(1,\)"),
+    "a schedule of one": (lambda x: schedules.drift(lambda t: t, 0.5), r"schedule: expected it to return two scalars"),
+    "a schedule of vectors": (lambda x: schedules.drift(lambda t: (x, x), 0.5), r"two scalars.*\(2,\)"),
+    "value": (lambda x: schedules.half_log_snr_inverse(LINEAR, x), r"value: expected a scalar.*\(2,\)"),
+    "no betas": (lambda x: schedules.from_betas(x[:0]), r"betas: expected a non-empty vector, got shape \(0,\)"),
+    "no data": (lambda x: exact.empirical(jnp.zeros((0, 2)), LINEAR), r"data: expected at least one point.*\(0, 2\)"),
+    "cov": (lambda x: exact.gaussian(x, jnp.eye(3), LINEAR), r"cov: expected shape \(2, 2\).*got \(3, 3\)"),
+    "means": (lambda x: exact.gaussian_mixture(x, x, x, LINEAR), r"means: expected shape \(k, d\), got \(2,\)"),
+    "x of another dimension": (
+        lambda x: exact.gaussian(x, jnp.eye(2), LINEAR)(jnp.zeros(3), 0.5),
+        r"x: expected.*2.*\(3,\)",
+    ),
+    "probes": (
+        lambda x: likelihood.divergence(lambda x: x, x, jnp.ones((1, 3))),
+        r"probes: expected shape \(n, 2\).*\(1, 3\)",
+    ),
+    "float values": (lambda x: likelihood.dequantize(KEY, x, 256), r"values: expected integers, got dtype float64"),
+    "one level": (lambda x: likelihood.bits_per_dim(x, 2, levels=1), r"levels: expected at least 2, got 1"),
+    "no dimension": (lambda x: likelihood.bits_per_dim(x, 0), r"dims: expected at least 1, got 0"),
+    "no steps": (lambda x: grids.uniform(0), r"n: expected at least 1 step, got 0"),
+    "one Karras step": (lambda x: grids.karras(LINEAR, 1), r"n: expected at least 2 steps, got 1"),
+    "no times": (lambda x: losses.uniform_times(KEY, 0), r"n: expected at least 1, got 0"),
+    "negative truncation": (lambda x: samplers.truncated_scan(-1), r"last: expected.*got -1"),
+    "no nodes": (lambda x: schedules.from_sde(jnp.cos, jnp.cos, 0), r"nodes: expected at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_a_wrong_structure_is_named_while_tracing(name):
+    call, message = STRUCTURE[name]
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda x: jax.tree.leaves(call(x)))(jnp.asarray(x2))

@@ -1,0 +1,51 @@
+"""Closed-form denoisers against the gradient of a log density, which is the score of every one of them (Tweedie)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from diffjax import schedules
+from diffjax.exact import empirical, gaussian, gaussian_mixture
+
+WEIGHTS = np.array([0.3, 0.7])
+MEANS = np.array([[1.0, 0.5], [-1.5, 0.0]])
+COVS = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.6]]])
+XS = np.array([[0.3, -0.8], [1.5, 0.2], [-2.0, 1.0]])
+
+
+@pytest.mark.parametrize("path", ["linear_vp", "linear", "ve"])
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "empirical"])
+def test_eps_is_the_score_and_x0_is_tweedies(kind, path):
+    schedule, t = getattr(schedules, path)(), 0.4
+    w, m, c = {
+        "gaussian": (np.ones(1), MEANS[:1], COVS[:1]),
+        "mixture": (WEIGHTS, MEANS, COVS),
+        "empirical": (np.full(2, 0.5), MEANS, 0 * COVS),
+    }[kind]
+    denoise = {
+        "gaussian": lambda: gaussian(jnp.asarray(m[0]), jnp.asarray(c[0]), schedule),
+        "mixture": lambda: gaussian_mixture(*map(jnp.asarray, (w, m, c)), schedule),
+        "empirical": lambda: empirical(jnp.asarray(m), schedule),
+    }[kind]()
+    alpha, sigma = oracles.alpha_sigma(path, t)
+    log_density = jax.grad(lambda x: oracles.mixture_log_density(w, m, c, alpha, sigma, x))
+    scores = np.asarray(jax.jit(jax.vmap(log_density))(XS))
+    x0, eps = jax.jit(denoise)(jnp.asarray(XS), t)  # a batch
+    np.testing.assert_allclose(eps, -sigma * scores, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(x0, (XS + sigma**2 * scores) / alpha, rtol=1e-9, atol=1e-10)
+    one = jax.jit(denoise)(jnp.asarray(XS[0]), t)
+    np.testing.assert_allclose(one.x0, x0[0], rtol=1e-12)
+
+
+def test_at_the_ends():
+    # at t = 0 the data are known, at t = 1 of the linear path nothing but their mean is
+    cov = jnp.asarray(COVS[0])
+    for denoise in (gaussian(jnp.asarray(MEANS[0]), cov, schedules.linear()),):
+        np.testing.assert_allclose(denoise(jnp.asarray(XS), 0.0).x0, XS, rtol=1e-12)
+        np.testing.assert_allclose(denoise(jnp.asarray(XS), 1.0).x0, [MEANS[0]] * 3, rtol=1e-12)
+        np.testing.assert_allclose(denoise(jnp.asarray(XS), 1.0).eps, XS, rtol=1e-12)
+    np.testing.assert_allclose(
+        empirical(jnp.asarray(MEANS), schedules.linear())(jnp.asarray(XS), 0.0).x0, MEANS[[0, 0, 1]]
+    )
