@@ -1,4 +1,4 @@
-"""The house's order: a module imports only from floors below, the core needs jax and diffrax alone, and leaves jit to you."""
+"""The order of the house: a module imports from floors below, the core needs jax and diffrax alone and does not jit."""
 
 import ast
 import pathlib

@@ -67,17 +67,8 @@ def test_an_exact_target_gives_the_pair_back(path):
 @pytest.mark.parametrize(
     ("name", "path", "t"),
     [
-        ("V", "gvp", 0.0),
-        ("V", "gvp", 1.0),
-        ("V", "linear_vp", 0.0),
-        ("VELOCITY", "linear", 0.0),
-        ("VELOCITY", "linear", 1.0),
-    ]
-    + [
-        ("VELOCITY", "gvp", 0.0),
-        ("VELOCITY", "gvp", 1.0),
-        ("EPS", "linear", 0.0),
-        ("X0", "linear", 1.0),
+        *(("V", "gvp", 0.0), ("V", "gvp", 1.0), ("V", "linear_vp", 0.0), ("EPS", "linear", 0.0), ("X0", "linear", 1.0)),
+        *(("VELOCITY", path, t) for path in ("linear", "gvp") for t in (0.0, 1.0)),
         ("VELOCITY", "edm", 0.0),
     ],
 )

@@ -181,7 +181,9 @@ def truncated_scan(last: int) -> Callable:
 
     def scan(body, init, xs):
         n = jax.tree.leaves(xs)[0].shape[0]
-        first = max(n - last, 0)
+        if last >= n:
+            return jax.lax.scan(body, init, xs)
+        first = n - last
         # nothing of the first steps may be differentiated: neither carry, nor xs, nor what the body closes over
         carry, head = jax.lax.stop_gradient(jax.lax.scan(body, init, jax.tree.map(lambda x: x[:first], xs)))
         carry, tail = jax.lax.scan(body, carry, jax.tree.map(lambda x: x[first:], xs))
