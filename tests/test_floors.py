@@ -1,4 +1,4 @@
-"""The order of the house: a module imports from floors below, the core needs jax and diffrax alone and does not jit."""
+"""The order of the house: modules import from floors below; the core needs jax and diffrax alone, and does not jit."""
 
 import ast
 import pathlib
