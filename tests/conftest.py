@@ -26,6 +26,6 @@ def _strict(request):
     with (
         jax.enable_x64(not doctest),
         jax.numpy_rank_promotion("raise"),
-        jax.debug_key_reuse(True),
+        jax.debug_key_reuse(not doctest),
     ):
         yield
