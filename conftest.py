@@ -21,11 +21,13 @@ def _names(doctest_namespace):
         samplers,
         schedules,
         solve,
+        times,
+        weightings,
     )
 
     doctest_namespace.update(jax=jax, jnp=jnp)
     for module in (
         *(_bind, exact, flows, grids, guidance, likelihood, losses, parametrizations, process),
-        *(samplers, schedules, solve),
+        *(samplers, schedules, solve, times, weightings),
     ):
         doctest_namespace.update({name: getattr(module, name) for name in getattr(module, "__all__", ())})

@@ -4,9 +4,9 @@ Every capability is a plain function; a configured capability is that function w
 that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary argument. Time runs from data, t = 0, to
 the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`.
 
-Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `process`, `parametrizations`,
-`exact`, `flows`, `guidance`, `losses`, `samplers`, `solve`, `likelihood`, and with Flax, Optax and Orbax `networks`,
-`training`, `checkpoints`, `metrics`.
+Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `times`, `process`,
+`parametrizations`, `exact`, `flows`, `guidance`, `losses`, `weightings`, `samplers`, `solve`, `likelihood`, and with Flax,
+Optax and Orbax `networks`, `training`, `checkpoints`, `metrics`.
 """
 
 from ._bind import bind

@@ -21,7 +21,7 @@ import optax
 from sklearn.svm import SVC
 
 import diffjax as dj
-from diffjax import likelihood, losses, training
+from diffjax import likelihood, losses, times, training
 from diffjax.metrics import frechet_distance
 
 matplotlib.use("Agg")
@@ -54,7 +54,7 @@ def make_loss(apply, data: Images, event: tuple[int, ...], drop: float):
         pixel_key, drop_key, time_key, noise_key = jax.random.split(key, 4)
         x0 = likelihood.dequantize(pixel_key, images, data.levels).reshape(n, *event)
         labels = jnp.where(jax.random.bernoulli(drop_key, drop, (n,)), data.classes, labels)
-        ts = losses.stratified_times(time_key, n, 0.0, 1.0)
+        ts = times.stratified_times(time_key, n, 0.0, 1.0)
 
         def one(key, x0, t, label):
             return losses.denoising(key, dj.bind(apply, params, cond=label), SCHEDULE, dj.VELOCITY, x0, t)
@@ -294,10 +294,10 @@ def figures(apply, params, data: Images, event, settings, result, directory: pat
     labels = jnp.arange(data.classes)
     path = generate_path(jax.random.key(7), apply, params, labels, settings.guidance, ts, event)
     frames = np.stack([to_images(path[i], data) for i in shown], 1).reshape(-1, *data.train.shape[1:])
-    times = [f"{float(ts[i]):.2f}" for i in shown]
+    ticks = [f"{float(ts[i]):.2f}" for i in shown]
     title = "time t (1: prior, 0: data)"
     _save_image(
-        image_grid(frames, len(shown)), data, directory / "trajectories.png", "class asked for", title, times, names
+        image_grid(frames, len(shown)), data, directory / "trajectories.png", "class asked for", title, ticks, names
     )
 
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

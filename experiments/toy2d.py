@@ -20,7 +20,7 @@ from flax import nnx
 from sklearn.datasets import make_circles, make_moons
 
 import diffjax as dj
-from diffjax import likelihood, losses, schedules, training
+from diffjax import likelihood, losses, schedules, times, training, weightings
 from diffjax.networks import MLP
 
 matplotlib.use("Agg")
@@ -101,9 +101,9 @@ def train(data, schedule, target, settings):
 
     def loss(params, key, x0s):
         time_key, noise_key = jax.random.split(key)
-        ts = losses.stratified_times(time_key, len(x0s), DATA_END, PRIOR_END)
+        ts = times.stratified_times(time_key, len(x0s), DATA_END, PRIOR_END)
         keys = jax.random.split(noise_key, len(x0s))
-        weighting = losses.unweighted if target is dj.EPS else relative
+        weighting = weightings.unweighted if target is dj.EPS else relative
 
         def one(key, x0, t):
             return losses.denoising(key, network(params), schedule, target, x0, t, weighting)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import exact, grids, likelihood, losses, process, samplers, schedules, solve
+from diffjax import exact, grids, likelihood, losses, process, samplers, schedules, solve, times, weightings
 from diffjax.parametrizations import EPS, as_denoiser, edm_preconditioning
 
 KEY = 0  # no key is looked at before the error
@@ -49,8 +49,8 @@ VALUES = {  # (call, what the message must say)
     "churn": (lambda: samplers.edm_sampler(None, LINEAR, -0.1), r"churn.*got -0.1"),
     "snr": (lambda: samplers.predictor_corrector(sampler(), None, LINEAR, nan), r"snr.*got nan"),
     "sigma_data": (lambda: edm_preconditioning(0.0), r"sigma_data.*got 0.0"),
-    "gamma": (lambda: losses.min_snr(-5.0), r"gamma.*got -5.0"),
-    "times": (lambda: losses.uniform_times(KEY, 3, 0.9, 0.1), r"low=0.9, high=0.1"),
+    "gamma": (lambda: weightings.min_snr(-5.0), r"gamma.*got -5.0"),
+    "times": (lambda: times.uniform_times(KEY, 3, 0.9, 0.1), r"low=0.9, high=0.1"),
     "asymmetric": (
         lambda: exact.gaussian(x2, np.array([[1.0, 0.5], [0.0, 1.0]]), LINEAR),
         r"cov: expected a symmetric",
@@ -122,7 +122,7 @@ STRUCTURE = {  # raised under jit, too
     "no dimension": (lambda x: likelihood.bits_per_dim(x, 0), r"dims: expected at least 1, got 0"),
     "no steps": (lambda x: grids.uniform(0), r"n: expected at least 1 step, got 0"),
     "one Karras step": (lambda x: grids.karras(LINEAR, 1), r"n: expected at least 2 steps, got 1"),
-    "no times": (lambda x: losses.uniform_times(KEY, 0), r"n: expected at least 1, got 0"),
+    "no times": (lambda x: times.uniform_times(KEY, 0), r"n: expected at least 1, got 0"),
     "negative truncation": (lambda x: samplers.truncated_scan(-1), r"last: expected.*got -1"),
     "no nodes": (lambda x: schedules.from_sde(jnp.cos, jnp.cos, 0), r"nodes: expected at least 1, got 0"),
 }

@@ -10,9 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "diffjax"
 FLOORS = [
     {"_bind", "typing", "_math"},
-    {"schedules", "grids", "process"},
+    {"schedules", "grids", "times", "process"},
     {"parametrizations", "exact", "flows", "guidance", "couplings"},
-    {"losses", "samplers", "solve", "likelihood", "optimal_grids"},
+    {"weightings", "losses", "samplers", "solve", "likelihood", "optimal_grids"},
     {"networks", "training", "_loop", "checkpoints", "metrics", "distillation"},
 ]
 FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}

@@ -7,20 +7,10 @@ import oracles
 import pytest
 
 from diffjax import bind, schedules
-from diffjax.losses import (
-    conditional_flow_matching,
-    denoising,
-    edm_weighting,
-    flow_matching,
-    inverse_variance,
-    likelihood,
-    log_normal_times,
-    min_snr,
-    stratified_times,
-    uniform_times,
-    unweighted,
-)
+from diffjax.losses import conditional_flow_matching, denoising, flow_matching
 from diffjax.parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning
+from diffjax.times import log_normal_times, stratified_times, uniform_times
+from diffjax.weightings import edm_weighting, inverse_variance, likelihood, min_snr, unweighted
 
 KINDS = {"X0": X0, "EPS": EPS, "SCORE": SCORE, "V": V, "VELOCITY": VELOCITY, "edm": edm_preconditioning(0.5)}
 

@@ -1,0 +1,150 @@
+"""What any schedule has: its derivatives, the drift and diffusion of its SDE, its log-SNR and the inverse of that."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._math import as_float, bisect, from_right
+from ..typing import Schedule, Time
+
+__all__ = ["Coefficients", "coefficients", "diffusion_squared", "drift", "half_log_snr", "half_log_snr_inverse"]
+
+
+class Coefficients(NamedTuple):
+    """alpha and sigma at one time, and their derivatives with respect to t."""
+
+    alpha: Float[Array, ""]
+    sigma: Float[Array, ""]
+    dalpha: Float[Array, ""]
+    dsigma: Float[Array, ""]
+
+
+def coefficients(schedule: Schedule, t: Time) -> Coefficients:
+    """alpha, sigma and their time derivatives, by one `jax.jvp`.
+
+    Args:
+        schedule: any schedule.
+        t: a scalar time in [0, 1].
+
+    Returns:
+        `Coefficients(alpha, sigma, dalpha, dsigma)`, scalars of at least float32.
+
+    Raises:
+        ValueError: if t is not a scalar, or the schedule returns anything but two scalars.
+
+    >>> coefficients(linear(), 0.25)
+    Coefficients(alpha=Array(0.75, dtype=float32...), ..., dalpha=Array(-1., dtype=float32...), ...)
+    """
+    t = _time(t)
+    (alpha, sigma), (dalpha, dsigma) = jax.jvp(lambda t: _pair(schedule, t), (t,), (jnp.ones_like(t),))
+    return Coefficients(alpha, sigma, dalpha, dsigma)
+
+
+def drift(schedule: Schedule, t: Time) -> Float[Array, ""]:
+    """The linear drift f of the forward SDE `dx = f x dt + g dw`: `f = alpha' / alpha` (1.25).
+
+    It is -infinity where alpha = 0 (t = 1 on the linear, GVP and cosine paths).
+
+    Args:
+        schedule: any schedule.
+        t: a scalar time.
+
+    Returns:
+        f(t), in units of 1/time.
+
+    >>> float(drift(linear_vp(0.1, 20.0), 0.0))  # -beta(0) / 2  (1.26)
+    -0.05...
+    """
+    alpha, _, dalpha, _ = coefficients(schedule, t)
+    return dalpha / alpha
+
+
+def diffusion_squared(schedule: Schedule, t: Time) -> Float[Array, ""]:
+    """The squared diffusion coefficient g^2 of the forward SDE: `g^2 = 2 sigma sigma' - 2 f sigma^2` (1.25).
+
+    At t = 0 it is the limit from the right, finite where sigma' is not (the VP paths). It is infinite where alpha = 0.
+
+    Args:
+        schedule: any schedule.
+        t: a scalar time.
+
+    Returns:
+        g^2(t), in units of variance/time.
+
+    >>> float(diffusion_squared(linear_vp(0.1, 20.0), 0.0))  # beta(0), though sigma' is infinite
+    0.1...
+    """
+    alpha, sigma, dalpha, dsigma = coefficients(schedule, from_right(t))
+    return 2 * sigma * (dsigma - dalpha / alpha * sigma)
+
+
+def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
+    """`lambda(t) = log(alpha / sigma)`, half the log signal-to-noise ratio: +inf where sigma = 0, -inf where alpha = 0.
+
+    Args:
+        schedule: any schedule.
+        t: a scalar time.
+
+    Returns:
+        lambda(t), in nats. (The log-SNR of many papers is twice this.)
+
+    >>> float(half_log_snr(linear(), 0.5))
+    0.0
+    """
+    alpha, sigma = _pair(schedule, _time(t))
+    return jnp.log(alpha) - jnp.log(sigma)
+
+
+def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) -> Float[Array, ""]:
+    """The time in [0, 1] at which the half log-SNR has the given value: `t(lambda)` of Table 1.1, for any schedule.
+
+    By bisection, hence for every schedule whose half log-SNR decreases. A value that the schedule does not reach gives
+    the nearer end. Its derivatives, with respect to the value and to the schedule's numbers, are those of the implicit
+    function: `dt = (dvalue - d lambda) / lambda'(t)`.
+
+    Args:
+        schedule: any schedule.
+        value: the half log-SNR, a scalar; vmap for many.
+
+    Returns:
+        t.
+
+    Raises:
+        ValueError: if the value is not a scalar.
+
+    >>> float(half_log_snr_inverse(linear(), 0.0))
+    0.5
+    """
+    value = as_float(value, "value")
+    if value.ndim:
+        raise ValueError(f"value: expected a scalar (vmap for many), got shape {value.shape}")
+    fixed, target = jax.lax.stop_gradient((schedule, value))
+    steps = 3 * jnp.finfo(value.dtype).nmant
+    t = bisect(lambda t: -half_log_snr(fixed, t), -target, steps)
+    # One Newton step whose value is nil and whose derivative is the implicit function's. At the ends the slope may be
+    # infinite or the residual undefined: no correction there.
+    slope = jax.jvp(lambda t: half_log_snr(fixed, t), (t,), (jnp.ones_like(t),))[1]
+    inside = jnp.isfinite(target) & jnp.isfinite(slope) & (slope != 0)
+    residual = half_log_snr(schedule, jnp.where(inside, t, 0.5)) - jnp.where(inside, value, 0.0)
+    residual = residual - jax.lax.stop_gradient(residual)
+    t = t - jnp.where(inside, residual / jnp.where(inside, slope, 1.0), 0.0)
+    return jnp.where(jnp.isfinite(target), t, jnp.where(target > 0, 0.0, 1.0).astype(t.dtype))
+
+
+def _time(t):
+    t = as_float(t, "t")
+    if t.ndim:
+        raise ValueError(f"t: expected a scalar (vmap for many times), got shape {t.shape}")
+    return t
+
+
+def _pair(schedule, t):
+    out = schedule(t)
+    if not (isinstance(out, tuple) and len(out) == 2 and all(jnp.shape(o) == () for o in out)):
+        raise ValueError(
+            f"schedule: expected it to return two scalars (alpha, sigma), got {jax.tree.map(jnp.shape, out)}"
+        )
+    alpha, sigma = out
+    return as_float(alpha + 0 * t, "alpha"), as_float(sigma + 0 * t, "sigma")

@@ -1,0 +1,121 @@
+"""Paths from what others describe them by: the betas of a discrete chain, or the two coefficients of an SDE."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._bind import bind
+from .._math import as_float, check_that, safe_sqrt
+from ..typing import Schedule
+
+__all__ = ["from_betas", "from_sde", "to_betas"]
+
+
+def from_betas(betas: Float[Array, " n"]) -> Schedule:
+    """DDPM's discrete chain as a path in continuous time, exact at its n points t = i / n (1.31-1.33).
+
+    `log alpha` is linear between the points `1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and 0 at t = 0; VP. So
+    `uniform(n)` visits the chain's own steps, and beta(t) of (1.26) is constant on each of them.
+
+    Args:
+        betas: beta_1 ... beta_n, each in [0, 1).
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: if betas is not a non-empty vector, or a concrete value is outside [0, 1) or not finite.
+
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 4; Lu et al. 2022 (arXiv 2206.00927), appendix D.1.
+
+    >>> import jax.numpy as jnp
+    >>> schedule = from_betas(jnp.linspace(1e-4, 0.02, 1000))  # DDPM
+    >>> float(schedule(1.0)[0])
+    0.0063...
+    """
+    betas = as_float(betas, "betas")
+    if betas.ndim != 1 or not betas.size:
+        raise ValueError(f"betas: expected a non-empty vector, got shape {betas.shape}")
+    check_that(
+        lambda b: (b >= 0) & (b < 1),
+        f"betas: expected finite values in [0, 1), got {betas}",
+        betas,
+    )
+    log_alphas = jnp.concatenate([jnp.zeros_like(betas[:1]), 0.5 * jnp.cumsum(jnp.log1p(-betas))])
+    return bind(_from_betas, log_alphas)
+
+
+def _from_betas(log_alphas, t):
+    log_alpha = jnp.interp(t, jnp.linspace(0.0, 1.0, log_alphas.size), log_alphas)
+    return jnp.exp(log_alpha), safe_sqrt(-jnp.expm1(2 * log_alpha))
+
+
+def to_betas(schedule: Schedule, n: int) -> Float[Array, " n"]:
+    """The n steps of the discrete chain that a variance-preserving path is at t = i / n: the inverse of `from_betas`.
+
+    `beta_i = 1 - (alpha(t_i) / alpha(t_{i-1}))^2` (1.31).
+
+    Args:
+        schedule: a schedule with alpha^2 + sigma^2 = 1.
+        n: the number of steps, at least 1.
+
+    Returns:
+        beta_1 ... beta_n.
+
+    Raises:
+        ValueError: if n < 1, or the schedule, where concrete, is not variance-preserving.
+
+    >>> import jax.numpy as jnp
+    >>> [round(float(beta), 5) for beta in to_betas(from_betas(jnp.array([0.1, 0.2, 0.3])), 3)]
+    [0.1, 0.2, 0.3]
+    """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 step, got {n}")
+    alphas, sigmas = jax.vmap(schedule)(jnp.linspace(0.0, 1.0, n + 1))
+    check_that(
+        lambda a, s: abs(a * a + s * s - 1) < 1e-3,
+        "schedule: expected a variance-preserving path, alpha^2 + sigma^2 = 1; only those are DDPM chains",
+        alphas,
+        sigmas,
+    )
+    # log alpha from whichever of alpha and sigma is the smaller one, hence the more accurate
+    quiet = sigmas < alphas
+    log_alphas = jnp.where(quiet, 0.5 * jnp.log1p(-(jnp.where(quiet, sigmas, 0.0) ** 2)), jnp.log(alphas))
+    return -jnp.expm1(2 * jnp.diff(log_alphas))
+
+
+def from_sde(f, g, nodes: int = 32) -> Schedule:
+    """The path of the SDE `dx = f(t) x dt + g(t) dw`, by quadrature (1.4).
+
+    `alpha = exp int_0^t f du`, `sigma^2 = int_0^t g(u)^2 exp(2 int_u^t f) du`: Gauss-Legendre rules, which converge
+    spectrally as long as f and g are smooth on [0, t]. They need not be integrable up to t = 1.
+
+    Args:
+        f: t -> f(t), the scalar linear drift, in units of 1/time.
+        g: t -> g(t), the scalar diffusion coefficient, in units of the data per square root of time.
+        nodes: points of the rule in each of the two nested integrals.
+
+    Returns:
+        The schedule; `drift` and `diffusion_squared` of it give f and g^2 back.
+
+    Raises:
+        ValueError: if nodes < 1.
+
+    >>> schedule = from_sde(lambda t: -0.05 - 9.95 * t, lambda t: (0.1 + 19.9 * t) ** 0.5)
+    >>> float(schedule(1.0)[0]), float(linear_vp(0.1, 20.0)(1.0)[0])
+    (0.0065..., 0.0065...)
+    """
+    if nodes < 1:
+        raise ValueError(f"nodes: expected at least 1, got {nodes}")
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    points, weights = 0.5 * (1 + points), 0.5 * weights  # on [0, 1]
+    return bind(_from_sde, f, g, jnp.asarray(points), jnp.asarray(weights))
+
+
+def _from_sde(f, g, points, weights, t):
+    def integral(h, low, high):
+        return (high - low) * jnp.sum(weights * jax.vmap(h)(low + (high - low) * points))
+
+    variance = integral(lambda u: g(u) ** 2 * jnp.exp(2 * integral(f, u, t)), 0.0, t)
+    return jnp.exp(integral(f, 0.0, t)), safe_sqrt(variance)

@@ -1,0 +1,93 @@
+"""The times to train at: n random times of a batch."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._math import check_number, check_that
+from .schedules import half_log_snr_inverse
+from .typing import Schedule, Time
+
+__all__ = ["log_normal_times", "stratified_times", "uniform_times"]
+
+
+def uniform_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
+    """N independent times, uniform on [low, high).
+
+    Args:
+        key: a PRNG key.
+        n: how many, at least 1.
+        low: the smallest time.
+        high: the largest time, above low.
+
+    Returns:
+        n times.
+
+    Raises:
+        ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
+
+    >>> uniform_times(jax.random.key(0), 3).shape
+    (3,)
+    """
+    _check_times(n, low, high)
+    return low + (high - low) * jax.random.uniform(key, (n,))
+
+
+def stratified_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
+    """N times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on average, with less variance.
+
+    Args:
+        key: a PRNG key.
+        n: how many, at least 1.
+        low: the smallest time.
+        high: the largest time, above low.
+
+    Returns:
+        n ascending times.
+
+    Raises:
+        ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
+
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), appendix I.1, with independent offsets.
+
+    >>> ts = stratified_times(jax.random.key(0), 4, 0.0, 1.0)
+    >>> (4 * ts).astype(int)
+    Array([0, 1, 2, 3], dtype=int32)
+    """
+    _check_times(n, low, high)
+    return low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+
+
+def log_normal_times(
+    key: PRNGKeyArray, n: int, schedule: Schedule, mean: float | Array = -1.2, std: float | Array = 1.2
+) -> Float[Array, " n"]:
+    """N times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
+
+    Args:
+        key: a PRNG key.
+        n: how many, at least 1.
+        schedule: the path; noise levels that it does not reach are moved to its nearer end.
+        mean: the mean of log(sigma / alpha), in nats.
+        std: its standard deviation.
+
+    Returns:
+        n times.
+
+    Raises:
+        ValueError: if n < 1, or a concrete std is negative.
+
+    Reference: Karras et al. 2022 (arXiv 2206.00364), Table 1 and section 5.
+
+    >>> (log_normal_times(jax.random.key(0), 2, edm(80.0), mean=0.0, std=0.0) * 80).round(3)
+    Array([1., 1.], dtype=float32)
+    """
+    _check_times(n, 0.0, 1.0)
+    check_number(std, "std", low=0)
+    return jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(jax.random.normal(key, (n,)))
+
+
+def _check_times(n, low, high):
+    if n < 1:
+        raise ValueError(f"n: expected at least 1, got {n}")
+    message = f"low, high: expected 0 <= low < high <= 1, got low={low}, high={high}"
+    check_that(lambda low, high: (0 <= low) & (low < high) & (high <= 1), message, low, high)

@@ -1,0 +1,139 @@
+r"""Weightings of the noise levels: `(schedule, parametrization, t) -> w`, the weight of the squared error of a network.
+
+The errors of x0, eps, score and output of one network differ by factors that depend on t alone, so the published
+weightings, each stated for the error that its paper speaks of, apply to every parametrization:
+
+    unweighted         1 on the output itself               "simple" loss of Ho et al. 2020, flow matching
+    inverse_variance   1/sigma^2 on the noise               (1.14) with lambda = 1
+    likelihood         g^2 on the score                     (1.14) with lambda = g^2: the bound on the likelihood
+    min_snr(gamma)     min(SNR, gamma) on x0                Hang et al. 2023
+    edm_weighting(sd)  (s^2 + sd^2) / (s sd)^2 on x0        Karras et al. 2022, s = sigma / alpha
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._bind import bind
+from ._math import check_number
+from .parametrizations import Parametrization, solve
+from .schedules import coefficients, diffusion_squared
+from .typing import Schedule, Time
+
+__all__ = ["edm_weighting", "inverse_variance", "likelihood", "min_snr", "unweighted"]
+
+Weighting = Callable[[Schedule, Parametrization, Time], Array]
+
+
+def unweighted(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
+    """1: the plain squared error of what the network predicts.
+
+    Args:
+        schedule: any schedule.
+        parametrization: what the network predicts.
+        t: a scalar time.
+
+    Returns:
+        The weight.
+
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Lipman et al. 2023 (arXiv 2210.02747), eq. 9.
+
+    >>> float(unweighted(linear(), VELOCITY, 0.5))
+    1.0
+    """
+    return jnp.ones(())
+
+
+def inverse_variance(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
+    """`1/sigma^2` on the noise error, which is 1 on the score error: (1.14) with lambda(t) = 1.
+
+    Args:
+        schedule: any schedule.
+        parametrization: what the network predicts.
+        t: a scalar time above 0.
+
+    Returns:
+        The weight.
+
+    >>> float(inverse_variance(linear(), EPS, 0.5)), float(inverse_variance(linear(), SCORE, 0.5))
+    (4.0, 1.0)
+    """
+    return _of_noise(schedule, parametrization, t) / coefficients(schedule, t).sigma ** 2
+
+
+def likelihood(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
+    """`g^2` on the score error: half its mean over uniform t, times d, bounds the negative log-likelihood.
+
+    Args:
+        schedule: any schedule.
+        parametrization: what the network predicts.
+        t: a scalar time above 0, with alpha > 0.
+
+    Returns:
+        The weight.
+
+    Reference: Song et al. 2021 (arXiv 2101.09258), eq. 7 and theorem 1; (1.14) with lambda = g^2.
+
+    >>> float(likelihood(linear(), SCORE, 0.5))  # g^2 = 2 t / (1 - t)
+    2.0
+    """
+    return diffusion_squared(schedule, t) * inverse_variance(schedule, parametrization, t)
+
+
+def min_snr(gamma: float | Array = 5.0) -> Weighting:
+    """`min(SNR, gamma)` on the x0 error, SNR = alpha^2 / sigma^2.
+
+    Args:
+        gamma: the largest weight, above 0.
+
+    Returns:
+        The weighting.
+
+    Raises:
+        ValueError: if a concrete gamma is not positive and finite.
+
+    Reference: Hang et al. 2023 (arXiv 2303.09556), section 3.4.
+
+    >>> [round(float(min_snr(5.0)(linear(), X0, t)), 4) for t in (0.1, 0.5)]
+    [5.0, 1.0]
+    """
+    check_number(gamma, "gamma", low=1e-38)
+    return bind(_min_snr, gamma)
+
+
+def _min_snr(gamma, schedule, parametrization, t):
+    alpha, sigma, *_ = coefficients(schedule, t)
+    return _of_noise(schedule, parametrization, t) * jnp.minimum(1.0, gamma * (sigma / alpha) ** 2)
+
+
+def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
+    """`(s^2 + sigma_data^2) / (s sigma_data)^2` on the x0 error, s = sigma / alpha: uniform for EDM's preconditioning.
+
+    Args:
+        sigma_data: the standard deviation of the data.
+
+    Returns:
+        The weighting.
+
+    Raises:
+        ValueError: if a concrete sigma_data is not positive and finite.
+
+    Reference: Karras et al. 2022 (arXiv 2206.00364), Table 1.
+
+    >>> round(float(edm_weighting(0.5)(edm(80.0), edm_preconditioning(0.5), 0.01)), 4)
+    1.0
+    """
+    check_number(sigma_data, "sigma_data", low=1e-38)
+    return bind(_edm_weighting, sigma_data)
+
+
+def _edm_weighting(sigma_data, schedule, parametrization, t):
+    alpha, sigma, *_ = coefficients(schedule, t)
+    return _of_noise(schedule, parametrization, t) * (1 + (sigma / (alpha * sigma_data)) ** 2)
+
+
+def _of_noise(schedule, parametrization, t):
+    """The squared error of the noise estimate, as a multiple of the squared error of the network's output."""
+    _, (_, eps_from_out) = solve(schedule, parametrization, t)
+    return eps_from_out**2
