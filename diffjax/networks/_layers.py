@@ -10,7 +10,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array
 
-__all__ = ["Attention", "Embedding", "apply_flat", "modulate", "time_features", "zero_linear"]
+__all__ = ["Attention", "Embedding", "apply_flat", "apply_polymorphic", "modulate", "time_features", "zero_linear"]
 
 _FREQUENCIES = (
     1.0,
@@ -18,10 +18,11 @@ _FREQUENCIES = (
 )  # radians per unit of t: slow enough for t in [-3, 3], fine enough to resolve 1/256 of [0, 1]
 
 
-def apply_flat(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond) -> Array:
-    """`forward(x, t, cond)` for any leading axes: one batch axis inside, the caller's axes and dtype outside.
+def apply_polymorphic(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond) -> Array:
+    """`forward(x, t, cond)` for x of any leading axes, in x's dtype but at least float32.
 
-    A scalar t or cond stays one row and is broadcast by `forward`: an embedding shared by the batch is computed once.
+    `forward` gets t and cond either with x's leading axes or, where they were scalars, with axes of length 1 in their
+    place: an embedding shared by the batch is computed once.
     """
     x = jnp.asarray(x)
     split = x.ndim - len(shape)
@@ -31,31 +32,41 @@ def apply_flat(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond
         raise ValueError(f"x must be floating-point, got {x.dtype}")
     lead, dtype = x.shape[:split], jnp.promote_types(x.dtype, jnp.float32)
 
-    def rows(name: str, value):
+    def aligned(name: str, value):
         if value.shape not in ((), lead):
             raise ValueError(f"{name} must be a scalar or have x's leading shape {lead}, got shape {value.shape}")
-        return value.reshape(math.prod(value.shape))
+        return value.reshape(value.shape or (1,) * split)
 
-    t = rows("t", jnp.asarray(t, dtype))
+    t = aligned("t", jnp.asarray(t, dtype))
     if cond is not None:  # numbers stay concrete under jit, so that they can be checked
-        cond = rows("cond", cond if isinstance(cond, jax.Array) else np.asarray(cond))
-    out = forward(x.reshape(math.prod(lead), *shape), t, cond)
-    return out.astype(dtype).reshape(x.shape)
+        cond = aligned("cond", cond if isinstance(cond, jax.Array) else np.asarray(cond))
+    return forward(x, t, cond).astype(dtype)
+
+
+def apply_flat(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond) -> Array:
+    """As `apply_polymorphic`, for a `forward` that wants one batch axis (convolutions do)."""
+
+    def flat(x, t, cond):
+        rows = [None if value is None else value.reshape(value.size) for value in (t, cond)]
+        return forward(x.reshape(-1, *shape), *rows).reshape(x.shape)
+
+    return apply_polymorphic(flat, shape, x, t, cond)
 
 
 def time_features(t: Array, dim: int) -> Array:
-    """Sines and cosines of t at `dim / 2` frequencies, geometric from 1 to 256 radians: (n,) -> (n, dim).
+    """Sines and cosines of t at `dim / 2` frequencies, geometric from 1 to 256 radians: (...) -> (..., dim).
 
     >>> time_features(jnp.zeros(2), 4)
     Array([[0., 0., 1., 1.],
            [0., 0., 1., 1.]], dtype=float32)
     """
-    phase = t[:, None] * jnp.geomspace(*_FREQUENCIES, dim // 2, dtype=t.dtype)[None]
+    frequencies = jnp.geomspace(*_FREQUENCIES, dim // 2, dtype=t.dtype)
+    phase = t[..., None] * frequencies.reshape(*(1,) * t.ndim, -1)
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
 
 class Embedding(nnx.Module):
-    """`silu(MLP(features(t) + table[cond]))`: (n,) times and labels to (n, width), as in EDM's networks.
+    """`silu(MLP(features(t) + table[cond]))`: (...) times and labels to (..., width), as in EDM's networks.
 
     Row `num_classes` of the table is the null token.
     """
@@ -73,13 +84,13 @@ class Embedding(nnx.Module):
             self.table = nnx.Embed(num_classes + 1, width, embedding_init=init, rngs=rngs)
 
     def __call__(self, t: Array, cond: Array | None = None) -> Array:
-        """The embedding of times (n,) and labels (n,), where either n may be 1."""
+        """The embedding of times and labels of one rank, where an axis of either may have length 1."""
         features = time_features(t, self.width)
         if self.num_classes is None:
             if cond is not None:
                 raise ValueError("cond was given, but the network was built without num_classes")
         else:
-            labels = jnp.full((1,), self.num_classes) if cond is None else _checked(cond, self.num_classes)
+            labels = jnp.full((1,) * t.ndim, self.num_classes) if cond is None else _checked(cond, self.num_classes)
             features = features + self.table(labels).astype(features.dtype)
         return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
 
@@ -123,7 +134,7 @@ def zero_linear(inputs: int, outputs: int, *, dtype=None, rngs: nnx.Rngs) -> nnx
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:
-    """`x (1 + scale) + shift`, with scale and shift (n or 1, channels) for x (n, ..., channels)."""
-    middle = (1,) * (x.ndim - 2)
-    scale, shift = (a.reshape(a.shape[0], *middle, a.shape[-1]) for a in (scale, shift))
+    """`x (1 + scale) + shift`, with scale and shift (*batch, channels) for x (*batch, ..., channels)."""
+    middle = (1,) * (x.ndim - scale.ndim)
+    scale, shift = (a.reshape(*a.shape[:-1], *middle, a.shape[-1]) for a in (scale, shift))
     return x * (1 + scale) + shift

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import Embedding, apply_flat, modulate, zero_linear
+from diffjax.networks._layers import Embedding, apply_polymorphic, modulate, zero_linear
 
 __all__ = ["MLP"]
 
@@ -64,7 +64,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array, t, cond=None) -> Array:
         """The raw output for x (..., dim) at time t."""
-        return apply_flat(self._forward, (self.dim,), x, t, cond)
+        return apply_polymorphic(self._forward, (self.dim,), x, t, cond)
 
     def _forward(self, x: Array, t: Array, cond: Array | None) -> Array:
         embedding = self.embed(t, cond)
@@ -84,6 +84,6 @@ class Block(nnx.Module):
         self.out = zero_linear(expansion * width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, h: Array, embedding: Array) -> Array:
-        """One residual step of h (n, width) given the embedding (n or 1, width)."""
+        """One residual step of h (..., width) given the embedding, whose leading axes may have length 1."""
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
         return h + self.out(jax.nn.silu(self.hidden(modulate(self.norm(h), scale, shift))))
