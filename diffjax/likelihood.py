@@ -9,8 +9,8 @@ computation.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ._math import as_float, check_that
 from .flows import probability_flow
 from .process import log_prior
+from .solve import integrate
 from .typing import Denoiser, Schedule, Time
 
 __all__ = [
@@ -108,7 +109,13 @@ def divergence(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x
     if probes.shape[1:] != x.shape or not probes.shape[0]:
         raise ValueError(f"probes: expected shape (n, {', '.join(map(str, x.shape))}), n >= 1, got {probes.shape}")
     y, transposed = jax.vjp(f, x)
-    return y, jnp.mean(jax.vmap(lambda z: jnp.vdot(transposed(z)[0], z))(probes))
+
+    def quadratic_form(z):
+        return jnp.vdot(transposed(z)[0], z)
+
+    if len(probes) == 1:  # a mapped axis of length 1 would cost copies of every activation
+        return y, quadratic_form(probes[0])
+    return y, jnp.mean(jax.vmap(quadratic_form)(probes))
 
 
 def log_likelihood(
@@ -120,11 +127,7 @@ def log_likelihood(
     probes: Probes = rademacher_probes,
     start: Time = 1e-5,
     end: Time = 1.0,
-    solver: diffrax.AbstractSolver = diffrax.Tsit5(),
-    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(rtol=1e-5, atol=1e-5),
-    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
-    dt0: float | None = None,
-    max_steps: int = 4096,
+    **options: Any,
 ) -> Float[Array, ""]:
     """The log density of one x under the model, `log p(x1) + int div v dt` along its probability flow (1.22), (1.23).
 
@@ -138,11 +141,8 @@ def log_likelihood(
         probes: `(key, x) -> (n, *x.shape)`: `rademacher_probes`, `gaussian_probes`, `exact_probes` or your own.
         start: the time of x. 0 where the velocity is finite there; above it for networks on VP paths.
         end: the time of the prior.
-        solver: any diffrax ODE solver.
-        stepsize_controller: any diffrax controller; its tolerances bound the error of the log density too.
-        adjoint: how to differentiate through the solve.
-        dt0: the first step; None lets an adaptive controller choose it.
-        max_steps: after how many steps to give up.
+        **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`; the controller's tolerances
+            bound the error of the log density too.
 
     Returns:
         The log density in nats, a scalar (an unbiased estimate of it, unless the probes are exact).
@@ -165,18 +165,7 @@ def log_likelihood(
         return divergence(lambda x: flow(t, x, args), state[0], z)
 
     with jax.default_matmul_precision("highest"):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(augmented),
-            solver,
-            jnp.asarray(start, float),
-            jnp.asarray(end, float),
-            dt0,
-            (x, jnp.zeros((), x.dtype)),
-            stepsize_controller=stepsize_controller,
-            adjoint=adjoint,
-            max_steps=max_steps,
-        )
-    x1, integral = jax.tree.map(lambda y: y[-1], solution.ys)
+        x1, integral = integrate(augmented, (x, jnp.zeros((), x.dtype)), start, end, **options)
     return log_prior(schedule, x1, end) + integral
 
 

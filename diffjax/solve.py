@@ -1,10 +1,11 @@
 """diffrax for the equations of a path: the probability flow in either direction, and the reverse SDE.
 
-For other solvers' options, dense output, statistics or events, give `probability_flow(denoise, schedule)` or
-`reverse_sde(denoise, schedule)` to `diffrax.diffeqsolve` yourself: these two functions do no more than that.
+For dense output, statistics or events, give `probability_flow(denoise, schedule)` or `reverse_sde(denoise, schedule)` to
+`diffrax.diffeqsolve` yourself: the functions here do no more than that.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import jax
@@ -15,13 +16,12 @@ from ._math import as_float, check_that
 from .flows import diffusion, probability_flow, reverse_sde
 from .typing import Denoiser, Schedule, Time
 
-__all__ = ["solve_flow", "solve_sde"]
+__all__ = ["integrate", "solve_flow", "solve_sde"]
 
 
-def solve_flow(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x: Array,
+def integrate(
+    terms: diffrax.AbstractTerm | Callable[..., Any],
+    y: Any,
     t: Time,
     s: Time,
     *,
@@ -30,7 +30,46 @@ def solve_flow(
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     dt0: float | None = None,
     max_steps: int = 4096,
-) -> Array:
+) -> Any:
+    """`diffrax.diffeqsolve` from y at time t to time s, in either direction; returns the last y.
+
+    Args:
+        terms: a vector field `(t, y, args) -> dy/dt`, or diffrax's terms.
+        y: the state at time t, a pytree of arrays.
+        t: the time of y, a scalar.
+        s: the time to go to.
+        solver: any diffrax solver that fits the terms.
+        stepsize_controller: any diffrax controller.
+        adjoint: how to differentiate through the solve, e.g. `diffrax.BacksolveAdjoint()`, `diffrax.DirectAdjoint()`.
+        dt0: the first step, signed as s - t; None lets an adaptive controller choose it.
+        max_steps: after how many steps to give up.
+
+    Returns:
+        y at time s.
+
+    Raises:
+        RuntimeError: (from diffrax) if max_steps do not suffice.
+
+    Reference: Kidger 2022 (arXiv 2202.02435), chapter 5.
+
+    >>> float(integrate(lambda t, y, args: -y, jnp.array(1.0), 0.0, 1.0))  # exp(-1)
+    0.3678...
+    """
+    solution = diffrax.diffeqsolve(
+        terms if isinstance(terms, diffrax.AbstractTerm) else diffrax.ODETerm(terms),
+        solver,
+        jnp.asarray(t, float),
+        jnp.asarray(s, float),
+        dt0,
+        y,
+        stepsize_controller=stepsize_controller,
+        adjoint=adjoint,
+        max_steps=max_steps,
+    )
+    return jax.tree.map(lambda y: y[-1], solution.ys)
+
+
+def solve_flow(denoise: Denoiser, schedule: Schedule, x: Array, t: Time, s: Time, **options: Any) -> Array:
     """The probability-flow ODE from time t to time s, adaptively: s < t generates, s > t encodes data (1.18).
 
     Args:
@@ -39,11 +78,7 @@ def solve_flow(
         x: the state at time t: one sample, or a batch, which then shares its step sizes (vmap for steps of their own).
         t: the time of x, a scalar in [0, 1].
         s: the time to go to. Where the velocity is infinite at an end (VP paths at t = 0 with a network) stay off it.
-        solver: any diffrax ODE solver.
-        stepsize_controller: any diffrax controller.
-        adjoint: how to differentiate through the solve, e.g. `diffrax.BacksolveAdjoint()`, `diffrax.DirectAdjoint()`.
-        dt0: the first step, signed as s - t; None lets an adaptive controller choose it.
-        max_steps: after how many steps to give up.
+        **options: solver, stepsize_controller, adjoint, dt0, max_steps of `integrate`.
 
     Returns:
         x at time s.
@@ -52,7 +87,7 @@ def solve_flow(
         ValueError: for concrete times outside [0, 1].
         RuntimeError: (from diffrax) if max_steps do not suffice.
 
-    Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.2; Kidger 2022 (arXiv 2202.02435).
+    Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.2; (1.18).
 
     >>> denoise = gaussian(jnp.zeros(1), 4 * jnp.eye(1), linear())
     >>> x0 = solve_flow(denoise, linear(), jnp.array([0.5]), 1.0, 0.0)  # N(0, 1) -> N(0, 4)
@@ -61,19 +96,7 @@ def solve_flow(
     (Array([1.], dtype=float32), Array([0.5], dtype=float32))
     """
     _check_span(t, s)
-    term = diffrax.ODETerm(probability_flow(denoise, schedule))
-    solution = diffrax.diffeqsolve(
-        term,
-        solver,
-        jnp.asarray(t, float),
-        jnp.asarray(s, float),
-        dt0,
-        as_float(x, "x"),
-        stepsize_controller=stepsize_controller,
-        adjoint=adjoint,
-        max_steps=max_steps,
-    )
-    return jax.tree.map(lambda y: y[-1], solution.ys)
+    return integrate(probability_flow(denoise, schedule), as_float(x, "x"), t, s, **options)
 
 
 def solve_sde(
@@ -87,9 +110,8 @@ def solve_sde(
     amplitude: Callable[[Schedule, Time], Array] = diffusion,
     solver: diffrax.AbstractSolver = diffrax.ShARK(),
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
-    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     dt0: float | None = 1e-2,
-    max_steps: int = 4096,
+    **options: Any,
 ) -> Array:
     """The reverse SDE of any noise amplitude from time t to an earlier time s, by a diffrax solver (1.19), (1.20).
 
@@ -105,9 +127,8 @@ def solve_sde(
         amplitude: `(schedule, t) -> a`; `diffusion` is g, Anderson's SDE. It must be finite on [s, t].
         solver: any diffrax SDE solver for additive noise, e.g. `ShARK()`, `SRA1()`, `Euler()`.
         stepsize_controller: any diffrax controller.
-        adjoint: how to differentiate through the solve.
         dt0: the (first) step in tau, positive.
-        max_steps: after how many steps to give up.
+        **options: adjoint, max_steps of `integrate`.
 
     Returns:
         x at time s.
@@ -127,22 +148,12 @@ def solve_sde(
     check_that(lambda t, s: s < t, f"s: expected a time before t={t}, got s={s}", t, s)
     x = as_float(x, "x")
     tau0, tau1 = 1 - jnp.asarray(t, float), 1 - jnp.asarray(s, float)
-    shape = jax.eval_shape(lambda: x)
-    noise = diffrax.VirtualBrownianTree(tau0, tau1, 1e-4, shape, key, levy_area=diffrax.SpaceTimeLevyArea)
+    noise = diffrax.VirtualBrownianTree(
+        tau0, tau1, 1e-4, jax.eval_shape(lambda: x), key, levy_area=diffrax.SpaceTimeLevyArea
+    )
     sde = reverse_sde(denoise, schedule, amplitude)
     terms = diffrax.MultiTerm(diffrax.ODETerm(sde.drift), diffrax.ControlTerm(sde.diffusion, noise))
-    solution = diffrax.diffeqsolve(
-        terms,
-        solver,
-        tau0,
-        tau1,
-        dt0,
-        x,
-        stepsize_controller=stepsize_controller,
-        adjoint=adjoint,
-        max_steps=max_steps,
-    )
-    return jax.tree.map(lambda y: y[-1], solution.ys)
+    return integrate(terms, x, tau0, tau1, solver=solver, stepsize_controller=stepsize_controller, dt0=dt0, **options)
 
 
 def _check_span(t, s):

@@ -27,13 +27,39 @@ def test_the_flow_in_both_directions(path):
         np.testing.assert_allclose(run(jnp.asarray(X), t, s), exact, rtol=2e-3, atol=1e-3)
 
 
-def test_the_reverse_sde_ends_in_the_data():
-    # 1000 paths: five standard errors of mean and variance, and the solver's error of dt0 = 0.01, which is below
-    schedule, n = schedules.linear_vp(), 1000
-    xs = np.random.default_rng(0).normal(size=(n, 2))
+def reverse(x, key=0, dt0=0.01, end=0.05):
+    schedule = schedules.linear_vp()
     with jax.debug_key_reuse(False):  # diffrax's Brownian tree splits one key in two ways
-        x0 = np.asarray(
-            jax.jit(lambda x: solve_sde(jax.random.key(0), data(schedule), schedule, x, 1.0, 1e-3))(jnp.asarray(xs))
+        return jax.jit(lambda x, key: solve_sde(key, data(schedule), schedule, x, 1.0, end, dt0=dt0))(
+            jnp.asarray(x), jax.random.key(key)
         )
+
+
+def test_the_reverse_sde_regresses_as_the_path_does():
+    # The reverse SDE has the joint law of (x_s, x_1) under the path, so for one and the same Brownian path x_s depends on
+    # x_1 with the slope Cov(x_s, x_1) / Var(x_1) = (alpha_1 / alpha_s) Var(x_s) / Var(x_1): no Monte Carlo.
+    (alpha_1, sigma_1), (alpha_s, sigma_s) = (oracles.alpha_sigma("linear_vp", t) for t in (1.0, 0.05))
+    slope = alpha_1 / alpha_s * (alpha_s**2 * V + sigma_s**2) / (alpha_1**2 * V + sigma_1**2)
+    steps = np.array([64, 128, 256])
+    moved = np.stack([reverse(X + 1.0, dt0=0.95 / n) - reverse(X, dt0=0.95 / n) for n in steps])
+    errors = np.abs(moved / slope - 1).max(axis=1)
+    # without noise in it the slope is a deterministic ODE's, of which ShARK is a second-order solver
+    assert errors[-1] < 2e-3 and abs(oracles.fitted_order(steps, errors) - 2) < 0.2, errors
+
+
+def test_the_reverse_sde_converges_strongly():
+    # ShARK has strong order 1.5 for additive noise (Foster et al. 2023); all runs see the same Brownian path
+    steps = np.array([16, 32, 64, 128])
+    fine = np.stack([reverse(X, key, dt0=0.95 / 2048) for key in range(8)])
+    runs = np.stack([[reverse(X, key, dt0=0.95 / n) for key in range(8)] for n in steps])
+    errors = np.sqrt(np.mean((runs - fine) ** 2, axis=(1, 2)))
+    assert oracles.fitted_order(steps, errors) > 1.3, errors
+
+
+def test_the_reverse_sde_ends_in_the_data():
+    # the size of the noise: 1000 paths, five standard errors of mean and variance, and the solver's error, which is below
+    n = 1000
+    xs = np.random.default_rng(0).normal(size=(n, 2))
+    x0 = np.asarray(reverse(xs, end=1e-3))
     assert np.all(np.abs(x0.mean(0) - M) < 5 * np.sqrt(V / n) + 0.01)
     assert np.all(np.abs(x0.var(0) / V - 1) < 5 * np.sqrt(2 / n) + 0.02)

@@ -16,7 +16,21 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import diffjax
-from diffjax import bind, exact, flows, grids, guidance, likelihood, losses, process, samplers, schedules, solve
+from diffjax import (
+    bind,
+    exact,
+    flows,
+    grids,
+    guidance,
+    likelihood,
+    losses,
+    process,
+    samplers,
+    schedules,
+    solve,
+    times,
+    weightings,
+)
 from diffjax import parametrizations as prm
 from diffjax.typing import Estimate
 
@@ -165,13 +179,16 @@ def _constant():
     return diffrax.ConstantStepSize()
 
 
+def _all_probes(key, x):
+    keys = jax.random.split(key)
+    kinds = likelihood.rademacher_probes(keys[0], x), likelihood.gaussian_probes(keys[1], x)
+    return jnp.concatenate([likelihood.exact_probes(None, x), *kinds])
+
+
 def _log_likelihood(denoise, x, t):
     kind = {"stepsize_controller": _constant(), "dt0": 0.25, "max_steps": 8, "start": 0.1}
-    values = [
-        likelihood.log_likelihood(jax.random.key(0), denoise, schedules.linear(), x, probes=probes, **kind)
-        for probes in (likelihood.exact_probes, likelihood.rademacher_probes, likelihood.gaussian_probes)
-    ]
-    return jnp.stack(values)
+    value = likelihood.log_likelihood(jax.random.key(0), denoise, schedules.linear(), x, probes=_all_probes, **kind)
+    return value[None]
 
 
 def _divergence(w, x, t):
@@ -197,10 +214,10 @@ def _perturb(schedule, x, t):
 
 def _times(numbers, x, t):
     low, high, mean, std = numbers
-    uniform, stratified = (f(jax.random.key(0), 3, low, high) for f in (losses.uniform_times, losses.stratified_times))
+    uniform, stratified = (f(jax.random.key(0), 3, low, high) for f in (times.uniform_times, times.stratified_times))
     return (
         jnp.concatenate(
-            [uniform, stratified, losses.log_normal_times(jax.random.key(0), 3, schedules.linear(), mean, std)]
+            [uniform, stratified, times.log_normal_times(jax.random.key(0), 3, schedules.linear(), mean, std)]
         )
         * x[0]
     )
@@ -283,11 +300,11 @@ ROWS = {
         _denoise,
         (0.4, -0.2, 2.0),
     ),
-    "unweighted": Row(lambda: bind(losses.unweighted), _weighted, (), OPEN),
-    "inverse_variance": Row(lambda: bind(losses.inverse_variance), _weighted, (), OPEN),
-    "likelihood": Row(lambda: bind(losses.likelihood), _weighted, (), OPEN),
-    "min_snr": Row(losses.min_snr, _weighted, (3.0,), OPEN),
-    "edm_weighting": Row(losses.edm_weighting, _weighted, (0.6,), OPEN),
+    "unweighted": Row(lambda: bind(weightings.unweighted), _weighted, (), OPEN),
+    "inverse_variance": Row(lambda: bind(weightings.inverse_variance), _weighted, (), OPEN),
+    "likelihood": Row(lambda: bind(weightings.likelihood), _weighted, (), OPEN),
+    "min_snr": Row(weightings.min_snr, _weighted, (3.0,), OPEN),
+    "edm_weighting": Row(weightings.edm_weighting, _weighted, (0.6,), OPEN),
     "denoising": Row(lambda w: bind(_network, w), _denoising, (0.7,)),
     "flow_matching": Row(
         lambda a, b: bind(_two, a, bind(_network, b)), _matching, (0.7, 0.2), covers=("conditional_flow_matching",)
@@ -320,7 +337,9 @@ ROWS = {
         (0.4,),
         (1.0,),
     ),
-    "solve_flow": Row(lambda a, b: _gaussian(a, b, schedules.linear()), _solve_flow, (0.4, 0.7), (1.0,)),
+    "solve_flow": Row(
+        lambda a, b: _gaussian(a, b, schedules.linear()), _solve_flow, (0.4, 0.7), (1.0,), ("integrate",)
+    ),
     "solve_sde": Row(lambda a, b: _gaussian(a, b, schedules.linear_vp()), _solve_sde, (0.4, 0.7), (1.0,)),
     "log_likelihood": Row(
         lambda a, b: _gaussian(a, b, schedules.linear()),
@@ -344,6 +363,8 @@ MODULES = (
     "flows",
     "guidance",
     "losses",
+    "weightings",
+    "times",
     "samplers",
     "solve",
     "likelihood",
