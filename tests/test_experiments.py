@@ -1,0 +1,104 @@
+"""The experiments' own code: reading data, the errors on the way, and the arithmetic behind the scores."""
+
+import gzip
+
+import jax
+import numpy as np
+import pytest
+import tyro
+
+from diffjax import likelihood
+from experiments import digits, fashion_mnist, images, toy2d
+
+
+def idx(values):
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    return header + values.astype(np.uint8).tobytes()
+
+
+VALUES = np.random.default_rng(0).integers(0, 256, (3, 4, 5))
+
+
+def test_an_idx_file_is_read(tmp_path):
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(idx(VALUES)))
+    np.testing.assert_array_equal(fashion_mnist.read_idx(path, (3, 4, 5)), VALUES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(idx(VALUES))[:-20], "truncated or damaged"),
+        (b"not gzip at all", "truncated or damaged"),
+        (gzip.compress(idx(VALUES)[:-1]), r"does not hold unsigned bytes of shape \(3, 4, 5\)"),
+        (gzip.compress(idx(VALUES[:2])), r"does not hold unsigned bytes of shape \(3, 4, 5\)"),
+    ],
+)
+def test_a_damaged_idx_file_is_named_with_how_to_get_it(tmp_path, content, message):
+    path = tmp_path / "images.gz"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"data-dir: .*images.gz.*{message}(.|\n)*apt-get install dataset-fashion-mnist"
+    ):
+        fashion_mnist.read_idx(path, (3, 4, 5))
+
+
+def test_a_missing_file_and_a_missing_folder_are_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte.gz is missing\. On Debian `apt-get install"):
+        fashion_mnist.load(tmp_path)
+    monkeypatch.setenv("DIFFJAX_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        fashion_mnist.load(None)
+    monkeypatch.delenv("DIFFJAX_DATA")
+    with pytest.raises(ValueError, match="--data-dir or DIFFJAX_DATA; got none"):
+        fashion_mnist.load(None)
+
+
+@pytest.mark.parametrize("settings", [digits.Settings, fashion_mnist.Settings, toy2d.Settings])
+def test_an_unknown_flag_is_named(settings, capsys):
+    with pytest.raises(SystemExit) as error:
+        tyro.cli(settings, args=["--stepz", "10"])
+    assert error.value.code == 2
+    assert "--stepz" in capsys.readouterr().err
+
+
+def test_an_unknown_target_is_named():
+    with pytest.raises(ValueError, match="expected rings, moons or mixture, got 'ring'"):
+        toy2d.points("ring", 10, 0)
+
+
+def test_the_digits_are_split_by_class_without_overlap():
+    data = digits.load(0)
+    assert len(data.train) + len(data.held_out) == 1797 and data.train.max() == 16 == data.levels - 1
+    shares = [np.bincount(labels) / len(labels) for labels in (data.train_labels, data.held_out_labels)]
+    np.testing.assert_allclose(*shares, atol=2 / 360)  # stratified: off by rounding to whole images
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 17, (20, 2, 3))
+    return images.Images(pixels[:15], np.zeros(15, int), pixels[15:], np.zeros(5, int), levels=17, classes=1)
+
+
+def test_samples_become_the_images_that_they_were_dequantized_from(data):
+    xs = likelihood.dequantize(jax.random.key(0), data.train, data.levels)
+    np.testing.assert_array_equal(images.to_images(xs, data), data.train)
+
+
+def test_the_nearest_training_image(data):
+    a, b = images.pixels(data.held_out, data), images.pixels(data.train, data)
+    brute = np.linalg.norm(a[:, None] - b[None], axis=-1).min(1)
+    np.testing.assert_allclose(images.nearest(data.held_out, data), brute, rtol=1e-12)
+    np.testing.assert_allclose(images.nearest(data.train[:3], data), 0, atol=1e-6)  # sqrt of a cancelled 1e-13
+
+
+def test_chunks_join_to_the_whole():
+    xs = np.arange(7.0)
+    np.testing.assert_array_equal(images.in_chunks(lambda x: 2 * x, 3, xs), 2 * xs)
+
+
+def test_the_grid_puts_images_row_by_row(data):
+    grid = images.image_grid(data.train[:6], 3)
+    assert grid.shape == (2 * 3 - 1, 3 * 4 - 1)
+    np.testing.assert_array_equal(grid[3:5, 4:7], data.train[4])
