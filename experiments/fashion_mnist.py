@@ -49,7 +49,7 @@ class Settings:
     """side of the DiT's patches"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """what the network computes in; parameters and sampler stay float32"""
-    steps: int = 2500
+    steps: int = 1800
     """training steps"""
     batch: int = 64
     """images a step"""
@@ -61,11 +61,11 @@ class Settings:
     """share of labels replaced by the null label"""
     guidance: float = 1.5
     """guidance scale of the guided samples; 1 is none"""
-    sampling_steps: int = 25
+    sampling_steps: int = 12
     """Heun steps of the scored samples, two evaluations each"""
     samples: int = 1000
     """how many samples are scored, the same number of training images beside them"""
-    nfe: tuple[int, ...] = (4, 8, 16, 32)
+    nfe: tuple[int, ...] = (4, 8, 16)
     """network evaluations of the points of the quality curve"""
     likelihood_images: int = 64
     """held-out images whose likelihood is estimated"""

@@ -82,7 +82,6 @@ def train(network, data: Images, event, settings, directory: pathlib.Path):
         xs = generate(jax.random.key(0), apply, state.ema, class_labels(data, 1), 1.5, dj.uniform(20), event)
         _save_image(image_grid(to_images(xs, data), 10), data, directory / f"preview_{step:06d}.png")
 
-    start = time.perf_counter()
     state = training.fit(
         state,
         jax.jit(step, donate_argnums=0),
@@ -95,25 +94,31 @@ def train(network, data: Images, event, settings, directory: pathlib.Path):
         callback_every=max(settings.steps // 2, 1),
         tensorboard=settings.tensorboard,
     )
-    return apply, jax.block_until_ready(state.ema), time.perf_counter() - start
+    return apply, state.ema, training_seconds(directory)
+
+
+def training_seconds(directory: pathlib.Path) -> float:
+    """The seconds of all steps, those before a run was resumed included."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    steps = np.diff([0, *(line["step"] for line in lines)])
+    return float(sum(n / line["steps_per_second"] for n, line in zip(steps, lines, strict=True)))
 
 
 def denoiser(apply, params, label):
     return dj.as_denoiser(dj.bind(apply, params, cond=label), SCHEDULE, dj.VELOCITY)
 
 
-@functools.partial(jax.jit, static_argnames=("event", "method"))
-def generate(key, apply, params, labels, scale, ts, event, method=dj.heun):
-    """Guided samples, one a label, of shape (n, *event)."""
-    guided = dj.cfg(denoiser(apply, params, labels), denoiser(apply, params, None), scale)
+def guided_denoiser(apply, params, labels, scale):
+    """The denoiser given the labels, guided unless the scale is None."""
+    conditional = denoiser(apply, params, labels)
+    return conditional if scale is None else dj.cfg(conditional, denoiser(apply, params, None), scale)
+
+
+@functools.partial(jax.jit, static_argnames=("event", "method", "run"))
+def generate(key, apply, params, labels, scale, ts, event, method=dj.heun, run=dj.sample):
+    """Samples, one a label, of shape (n, *event)."""
     x1 = jax.random.normal(key, (len(labels), *event))
-    return dj.sample(key, method(guided, SCHEDULE), x1, ts)
-
-
-@functools.partial(jax.jit, static_argnames=("event",))
-def generate_path(key, apply, params, labels, scale, ts, event):
-    guided = dj.cfg(denoiser(apply, params, labels), denoiser(apply, params, None), scale)
-    return dj.trajectory(key, dj.heun(guided, SCHEDULE), jax.random.normal(key, (len(labels), *event)), ts)
+    return run(key, method(guided_denoiser(apply, params, labels, scale), SCHEDULE), x1, ts)
 
 
 def in_chunks(function, size: int, *arrays):
@@ -171,8 +176,8 @@ def nearest(images: np.ndarray, data: Images) -> np.ndarray:
     """The Euclidean distance in pixel space from each image to the nearest training image."""
     a, b = pixels(images, data), pixels(data.train, data)
     squares = np.sum(b**2, 1)
-    out = [np.min(squares - 2 * (b @ x)) + x @ x for x in a]
-    return np.sqrt(np.maximum(out, 0))
+    parts = [np.min(squares - 2 * (part @ b.T), 1) for part in np.array_split(a, max(1, len(a) // 100))]
+    return np.sqrt(np.maximum(np.concatenate(parts) + np.sum(a**2, 1), 0))
 
 
 def held_out_bits(apply, params, data: Images, event, settings) -> dict[str, float]:
@@ -202,7 +207,8 @@ def held_out_bits(apply, params, data: Images, event, settings) -> dict[str, flo
     def bits(n, seed, probes):
         arrays = np.arange(n), data.held_out[:n].astype(np.int32), data.held_out_labels[:n].astype(np.int32)
         of_chunk = functools.partial(log_densities, params, seed, probes=probes)
-        log_density = in_chunks(of_chunk, min(n, settings.exact_images), *arrays)
+        size = settings.exact_images if probes is likelihood.exact_probes else 64
+        log_density = in_chunks(of_chunk, min(n, size), *arrays)
         return np.asarray(likelihood.bits_per_dim(log_density, dims, data.levels), np.float64)
 
     many, few = min(settings.likelihood_images, len(data.held_out)), settings.exact_images
@@ -228,7 +234,7 @@ def evaluate(apply, params, data: Images, event, settings) -> dict[str, Any]:
     ts = dj.uniform(settings.sampling_steps)
     classifier = fit_classifier(data)
     draw = functools.partial(sample_many, 10, apply, params, labels, event=event)
-    plain, guided = (to_images(draw(scale=scale, ts=ts), data) for scale in (1.0, settings.guidance))
+    plain, guided = (to_images(draw(scale=scale, ts=ts), data) for scale in (None, settings.guidance))
 
     def distance(images):
         return frechet_distance(pixels(images, data), held_out)
@@ -236,7 +242,7 @@ def evaluate(apply, params, data: Images, event, settings) -> dict[str, Any]:
     curve = {}
     for name, method, order in (("Euler = DDIM", dj.euler, 1), ("Heun", dj.heun, 2)):
         nfe = [k for k in settings.nfe if k >= order]
-        images = (to_images(draw(scale=1.0, ts=dj.uniform(k // order), method=method), data) for k in nfe)
+        images = (to_images(draw(scale=None, ts=dj.uniform(k // order), method=method), data) for k in nfe)
         curve[name] = [[k, distance(i)] for k, i in zip(nfe, images, strict=True)]
     train_subset = data.train[: settings.samples]
     scores = {
@@ -250,7 +256,7 @@ def evaluate(apply, params, data: Images, event, settings) -> dict[str, Any]:
         "unguided_samples_classified_as_asked": float(np.mean(classifier.predict(pixels(plain, data)) == labels)),
         "classifier_accuracy_on_held_out": float(np.mean(classifier.predict(held_out) == data.held_out_labels)),
         "nearest_training_distance_of_samples": float(np.median(nearest(plain, data))),
-        "nearest_training_distance_of_held_out": float(np.median(nearest(data.held_out, data))),
+        "nearest_training_distance_of_held_out": float(np.median(nearest(data.held_out[:n], data))),
         **held_out_bits(apply, params, data, event, settings),
     }
     scores["frechet_ratio"] = scores["frechet_distance"] / scores["frechet_distance_of_training_images"]
@@ -292,7 +298,7 @@ def figures(apply, params, data: Images, event, settings, result, directory: pat
     shown = np.linspace(0, settings.sampling_steps, 9).round().astype(int)
     ts = dj.uniform(settings.sampling_steps)
     labels = jnp.arange(data.classes)
-    path = generate_path(jax.random.key(7), apply, params, labels, settings.guidance, ts, event)
+    path = generate(jax.random.key(7), apply, params, labels, settings.guidance, ts, event, run=dj.trajectory)
     frames = np.stack([to_images(path[i], data) for i in shown], 1).reshape(-1, *data.train.shape[1:])
     ticks = [f"{float(ts[i]):.2f}" for i in shown]
     title = "time t (1: prior, 0: data)"
@@ -325,7 +331,7 @@ def figures(apply, params, data: Images, event, settings, result, directory: pat
     plt.close(fig)
 
     fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    ours, real = nearest(result["plain"], data), nearest(data.held_out, data)
+    ours, real = nearest(result["plain"], data), nearest(data.held_out[: settings.samples], data)
     bins = np.linspace(0, max(ours.max(), real.max()), 40)
     ax.hist(real, bins, density=True, alpha=0.5, label="held-out images")
     ax.hist(ours, bins, density=True, histtype="step", color="k", label="samples")
