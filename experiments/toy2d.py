@@ -55,6 +55,8 @@ PATHS = {"linear VP": dj.linear_vp(), "VE": dj.ve(0.02, 10.0), "linear": dj.line
 TARGETS = {"score matching": dj.EPS, "flow matching": dj.VELOCITY}
 # Sampling and likelihood stay this far inside: sigma' is infinite at t = 0 on VP, eps leaves x0 open where alpha(1) = 0.
 DATA_END, PRIOR_END = 1e-3, 0.999
+# Every path trains at the same noise levels: mean and deviation of log(sigma / alpha), for data 1 wide and 0.1 fine.
+LOG_NOISE = -1.2, 1.5
 
 
 def points(name: str, n: int, seed: int) -> np.ndarray:
@@ -101,7 +103,7 @@ def train(data, schedule, target, settings):
 
     def loss(params, key, x0s):
         time_key, noise_key = jax.random.split(key)
-        ts = times.stratified_times(time_key, len(x0s), DATA_END, PRIOR_END)
+        ts = times.log_normal_times(time_key, len(x0s), schedule, *LOG_NOISE).clip(DATA_END, PRIOR_END)
         keys = jax.random.split(noise_key, len(x0s))
         weighting = weightings.unweighted if target is dj.EPS else relative
 
