@@ -16,6 +16,7 @@ def _names(doctest_namespace):
         guidance,
         likelihood,
         losses,
+        optimal_grids,
         parametrizations,
         process,
         samplers,
@@ -27,7 +28,7 @@ def _names(doctest_namespace):
 
     doctest_namespace.update(jax=jax, jnp=jnp)
     for module in (
-        *(_bind, exact, flows, grids, guidance, likelihood, losses, parametrizations, process),
-        *(samplers, schedules, solve, times, weightings),
+        *(_bind, exact, flows, grids, guidance, likelihood, losses, optimal_grids, parametrizations),
+        *(process, samplers, schedules, solve, times, weightings),
     ):
         doctest_namespace.update({name: getattr(module, name) for name in getattr(module, "__all__", ())})

@@ -6,9 +6,10 @@ times in [0, 1] is one. The number of steps is a shape, hence a Python integer; 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ._math import check_that
+from ._math import check_that, is_concrete
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 
@@ -137,6 +138,11 @@ def _interpolate(n, start, end, warp, unwarp):
 
 
 def _check_log_snr(schedule, start, end):
+    if is_concrete(start, end):
+        inside = jax.vmap(lambda t: half_log_snr(schedule, t))(jnp.linspace(end, start, 65)[1:-1])
+        check_that(
+            lambda v: np.diff(v) < 0, f"schedule: expected a log-SNR that decreases in t, got {2 * inside}", inside
+        )
     for name, t in (("start", start), ("end", end)):
         value = half_log_snr(schedule, t)
         check_that(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["Denoiser", "Estimate", "Network", "Sampler", "Schedule", "State", "Time"]
+__all__ = ["Denoiser", "Estimate", "History", "Network", "Sampler", "Schedule", "State", "Time"]
 
 Time: TypeAlias = Float[Array, ""] | float
 
@@ -44,6 +44,19 @@ class State(NamedTuple):
     """The current sample, or batch of samples."""
     memory: Any = ()
     """A pytree of fixed structure: what a multistep method remembers."""
+
+
+class History(NamedTuple):
+    """The memory of a multistep method: its last predictions. Its length is a shape, so `sample` can check the grid."""
+
+    values: Float[Array, "n *x"]
+    """The predictions, the newest first."""
+    nodes: Float[Array, " n"]
+    """Where they were made, in the variable of the method; infinite where there is none yet."""
+    last_step: Any = None
+    """Of a method with a corrector: where its last step went without correction, and from which time."""
+    count: Any = None
+    """Of a method with numbers for every step: how many it has made."""
 
 
 class Sampler(NamedTuple):

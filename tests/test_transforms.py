@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
@@ -24,6 +25,7 @@ from diffjax import (
     guidance,
     likelihood,
     losses,
+    optimal_grids,
     process,
     samplers,
     schedules,
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     numbers: tuple = ()
     ends: tuple = (0.0, 1.0)  # where the gradient must be finite, too
     covers: tuple = ()
+    reverse: bool = True  # whether there is a reverse mode: not through a while loop
 
 
 def _network(w, x, t):
@@ -87,6 +90,58 @@ def _trajectory(sampler, x, t):
 
 def _scanned(scan, sampler, x, t):
     return samplers.sample(jax.random.key(0), sampler, x, jnp.stack([t, 0.7 * t, 0.5 * t, 0.2 * t]), scan)
+
+
+def _each(kinds, x, t):
+    """Several samplers in one program, on four steps: as many as the multistep methods need, and one more."""
+    ts = jnp.stack([t, 0.8 * t, 0.5 * t, 0.3 * t, 0.2 * t])
+    return jnp.concatenate([samplers.sample(jax.random.key(0), sampler, x, ts) for sampler in kinds])
+
+
+def _kinds(*makes):
+    return lambda *numbers: tuple(_sampler(make, *numbers) for make in makes)
+
+
+def _with_gains(denoise, schedule, gain):
+    return samplers.velocity_adams(denoise, schedule, gains=gain * jnp.ones((4, 2)))
+
+
+def _bh1(denoise, schedule):
+    return samplers.unipc(denoise, schedule, 2, samplers.bh1)
+
+
+def _fast(scale, x, t):
+    schedule = schedules.linear_vp()
+    sampler, ts = samplers.dpm_solver_fast(_gaussian(0.4, scale, schedule), schedule, 4, t, 0.2 * t)
+    return samplers.sample(jax.random.key(0), sampler, x, ts)
+
+
+def _adaptive(denoise, x, t):
+    kinds = samplers.dpm_solver_adaptive_12, samplers.dpm_solver_adaptive_23
+    return jnp.concatenate([solve(denoise, schedules.linear_vp(), x, t, 0.5 * t).x for solve in kinds])
+
+
+def _candidate_times(t):
+    return jnp.stack([t, 0.7 * t, 0.5 * t, 0.2 * t])
+
+
+def _tables(denoise, x, t):
+    ts, schedule, data = _candidate_times(t), schedules.linear_vp(), jnp.stack([x, x[::-1]])
+    bounds = [
+        table(jax.random.key(0), denoise, schedule, ts, data)
+        for table in (optimal_grids.elbo_table, optimal_grids.klub_table)
+    ]
+    xs = jnp.stack([data, 0.9 * data, 0.7 * data, 0.6 * data])
+    error = optimal_grids.solver_error_table(samplers.ddim(denoise, schedule), schedule, ts, xs)
+    costs = [optimal_grids.cheapest_paths(table, 3).costs for table in (*bounds, error)]
+    return jnp.concatenate(costs)
+
+
+def _learned(scale, x, t):
+    z = optimal_grids.increments(_candidate_times(t)) * scale
+    ts = optimal_grids.from_increments(z, t, 0.2 * t)
+    learned = optimal_grids.learn_grid(lambda ts: jnp.sum(ts**2) + x[0], ts, optax.sgd(0.1), 2)
+    return jnp.concatenate([learned.ts, learned.losses])
 
 
 def _shrink(rate, key, x, t, s):
@@ -323,6 +378,50 @@ ROWS = {
     "predictor_corrector": _sampler_row(
         lambda d, s, snr: samplers.predictor_corrector(samplers.ddpm(d, s), d, s, snr), 0.1, covers=()
     ),
+    "adams": Row(
+        _kinds(
+            samplers.dpm_solver_3m,
+            functools.partial(samplers.noise_adams, order=2),
+            functools.partial(samplers.deis, order=2),
+        ),
+        _each,
+        (),
+        (1.0,),
+        ("dpm_solver_2m", "dpm_solver_3m", "data_adams", "noise_adams", "deis", "History"),
+    ),
+    "velocity_adams": Row(_kinds(_with_gains), _each, (0.9,), (1.0,)),
+    "unipc": Row(_kinds(_bh1), _each, (), (1.0,), ("bh1", "bh2")),
+    "sa_solver": Row(
+        _kinds(lambda d, s, tau: samplers.sa_solver(d, s, 1, tau), samplers.sde_dpm_solver_2m),
+        _each,
+        (0.8,),
+        (1.0,),
+        ("sde_dpm_solver_2m",),
+    ),
+    "dpm_solver_2": Row(
+        _kinds(samplers.dpm_solver_2, samplers.dpm_solver_2s, samplers.dpm_solver_3),
+        _each,
+        (0.4,),
+        (1.0,),
+        ("dpm_solver_2s", "dpm_solver_3"),
+    ),
+    "dpm_solver_fast": Row(lambda scale: scale, _fast, (0.7,), (1.0,)),
+    "dpm_solver_adaptive_12": Row(
+        lambda a, b: _gaussian(a, b, schedules.linear_vp()),
+        _adaptive,
+        (0.4, 0.7),
+        (),
+        ("dpm_solver_adaptive_23", "AdaptiveSolution"),
+        reverse=False,
+    ),
+    "cheapest_paths": Row(
+        lambda a, b: _gaussian(a, b, schedules.linear_vp()),
+        _tables,
+        (0.4, 0.7),
+        (1.0,),
+        ("Budgets", "elbo_table", "klub_table", "solver_error_table"),
+    ),
+    "learn_grid": Row(lambda scale: scale, _learned, (0.7,), (1.0,), ("LearnedGrid", "increments", "from_increments")),
     "one_step": Row(lambda a: samplers.one_step(bind(_shrink, a)), _run, (0.7,), (1.0,)),
     "trajectory": Row(functools.partial(_sampler, samplers.ddim), _trajectory, (0.4,), (1.0,)),
     "checkpointed_scan": Row(
@@ -353,6 +452,7 @@ ROWS = {
     "bind": Row(lambda w: bind(_network, w), lambda f, x, t: f(x, t), (0.7,)),
 }
 EACH = pytest.mark.parametrize("name", ROWS)
+DIFFERENTIABLE = pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.reverse])
 MODULES = (
     "_bind",
     "schedules",
@@ -366,6 +466,7 @@ MODULES = (
     "weightings",
     "times",
     "samplers",
+    "optimal_grids",
     "solve",
     "likelihood",
 )
@@ -381,6 +482,7 @@ def _rightful_reuse(request):
 def test_every_public_name_has_a_row():
     covered = set(ROWS).union(*(row.covers for row in ROWS.values()))
     results = {"Coefficients", "Transition", "Posterior"}  # what functions return
+    results |= {"load_grid", "save_grid"}  # files are not for transforms
     for module in MODULES:
         missing = set(importlib.import_module(f"diffjax.{module}").__all__) - covered - results
         assert not missing, f"{module}: {missing}"
@@ -446,7 +548,7 @@ def test_pmap_is_the_loop():
         np.testing.assert_allclose(outputs[name], mapped(name)[1], rtol=1e-9, atol=1e-11, err_msg=name)
 
 
-@EACH
+@DIFFERENTIABLE
 def test_gradients_are_finite_differences(name):
     # central differences with h = 1e-5: h^2 times a third derivative, and 1e-16 / h of rounding: 1e-6 of values of order one
     row = ROWS[name]
@@ -466,7 +568,7 @@ def test_gradients_are_finite_differences(name):
     np.testing.assert_allclose(gradient @ direction, (high - low) / 2e-5, rtol=1e-5, atol=1e-6)
 
 
-@EACH
+@DIFFERENTIABLE
 def test_gradients_are_finite_at_the_ends(name):
     row = ROWS[name]
     numbers, xs, _ = batch(row)

@@ -1,26 +1,67 @@
 """Samplers: published methods, one short function each, and the scan that runs them.
 
 A sampler is a pair of pure functions, `init(x, t) -> state` and `step(key, state, t, s) -> state`, with its denoiser and
-schedule bound: a pytree. One step is a few lines; to add a method, write its update and wrap it in `one_step`.
+schedule bound: a pytree. One step is a few lines; to add a method, write its update and wrap it in `one_step`, or, if it
+interpolates earlier predictions, name what it interpolates (`_exponential`).
 """
 
 from ._sample import checkpointed_scan, one_step, sample, trajectory, truncated_scan
 from .ddim import ddim, ddpm
+from .dpm_solver import (
+    AdaptiveSolution,
+    dpm_solver_2,
+    dpm_solver_2s,
+    dpm_solver_3,
+    dpm_solver_adaptive_12,
+    dpm_solver_adaptive_23,
+    dpm_solver_fast,
+)
 from .edm import edm_sampler
+from .multistep import (
+    bh1,
+    bh2,
+    data_adams,
+    deis,
+    dpm_solver_2m,
+    dpm_solver_3m,
+    noise_adams,
+    sa_solver,
+    sde_dpm_solver_2m,
+    unipc,
+    velocity_adams,
+)
 from .ode import euler, heun
 from .sde import euler_maruyama, predictor_corrector
 
 __all__ = [
+    "AdaptiveSolution",
+    "bh1",
+    "bh2",
     "checkpointed_scan",
+    "data_adams",
     "ddim",
     "ddpm",
+    "deis",
+    "dpm_solver_2",
+    "dpm_solver_2m",
+    "dpm_solver_2s",
+    "dpm_solver_3",
+    "dpm_solver_3m",
+    "dpm_solver_adaptive_12",
+    "dpm_solver_adaptive_23",
+    "dpm_solver_fast",
     "edm_sampler",
     "euler",
     "euler_maruyama",
     "heun",
+    "noise_adams",
     "one_step",
     "predictor_corrector",
+    "sa_solver",
     "sample",
+    "sde_dpm_solver_2m",
     "trajectory",
     "truncated_scan",
+    "unipc",
+    "velocity_adams",
 ]

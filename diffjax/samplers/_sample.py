@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
 from .._math import as_float, check_that
-from ..typing import Sampler, State, Time
+from ..typing import History, Sampler, State, Time
 
 __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
 
@@ -35,8 +35,8 @@ def sample(
         x at time ts[-1], of the shape of x.
 
     Raises:
-        ValueError: if ts is not a vector of at least two times, x is not floating-point, or concrete times do not descend
-            or leave [0, 1].
+        ValueError: if ts is not a vector of at least two times or has fewer steps than the order of a multistep method, x is
+            not floating-point, or concrete times do not descend or leave [0, 1].
 
     >>> schedule = linear()
     >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
@@ -82,7 +82,9 @@ def _run(key, sampler, x, ts, scan, keep):
         state = sampler.step(jax.random.fold_in(key, i), state, t, s)
         return state, state.x if keep else None
 
-    return scan(body, sampler.init(x, ts[0]), (jnp.arange(ts.size - 1), ts[:-1], ts[1:]))
+    state = sampler.init(x, ts[0])
+    _check_steps(state.memory, ts)
+    return scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]))
 
 
 def _check_grid(ts):
@@ -92,6 +94,13 @@ def _check_grid(ts):
     check_that(lambda ts: (ts >= 0) & (ts <= 1), f"ts: expected times in [0, 1], got {ts}", ts)
     check_that(lambda ts: ts[1:] < ts[:-1], f"ts: expected times that descend from prior (1) to data (0), got {ts}", ts)
     return ts
+
+
+def _check_steps(memory, ts):
+    if isinstance(memory, History):
+        order = len(memory.nodes) + (memory.last_step is None)
+        if ts.size <= order:
+            raise ValueError(f"ts: a multistep method of order {order} needs at least {order} steps, got {ts.size - 1}")
 
 
 def one_step(update: Callable[[PRNGKeyArray, Array, Time, Time], Array]) -> Sampler:

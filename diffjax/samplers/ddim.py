@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from .._bind import bind
 from .._math import check_number, is_concrete, safe_sqrt
 from ..process import posterior
 from ..schedules import coefficients
-from ..typing import Denoiser, Sampler, Schedule
+from ..typing import Denoiser, Estimate, Sampler, Schedule, Time
 from ._sample import one_step
 
 __all__ = ["ddim", "ddpm"]
@@ -45,18 +45,26 @@ def ddim(denoise: Denoiser, schedule: Schedule, eta: float | Array = 0.0) -> Sam
     return one_step(bind(_ddim_stochastic, denoise, schedule, eta))
 
 
-def _ddim(denoise, schedule, key, x, t, s):
+def towards(estimate: Estimate, schedule: Schedule, s: Time) -> Array:
+    """What x is at time s if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
     alpha, sigma, *_ = coefficients(schedule, s)
-    x0, eps = denoise(x, t)
-    return alpha * x0 + sigma * eps
+    return alpha * estimate.x0 + sigma * estimate.eps
+
+
+def towards_anew(key: PRNGKeyArray, estimate: Estimate, schedule: Schedule, s: Time, fresh: Array) -> Array:
+    """As `towards`, with fresh noise of standard deviation `fresh` as a part of all the noise at s."""
+    alpha, sigma, *_ = coefficients(schedule, s)
+    kept = safe_sqrt(jnp.maximum((sigma - fresh) * (sigma + fresh), 0.0))
+    x0, eps = estimate
+    return alpha * x0 + kept * eps + fresh * jax.random.normal(key, x0.shape, x0.dtype)
+
+
+def _ddim(denoise, schedule, key, x, t, s):
+    return towards(denoise(x, t), schedule, s)
 
 
 def _ddim_stochastic(denoise, schedule, eta, key, x, t, s):
-    alpha, sigma, *_ = coefficients(schedule, s)
-    fresh = eta * posterior(schedule, s, t).std
-    kept = safe_sqrt(jnp.maximum((sigma - fresh) * (sigma + fresh), 0.0))
-    x0, eps = denoise(x, t)
-    return alpha * x0 + kept * eps + fresh * jax.random.normal(key, x.shape, x.dtype)
+    return towards_anew(key, denoise(x, t), schedule, s, eta * posterior(schedule, s, t).std)
 
 
 def ddpm(denoise: Denoiser, schedule: Schedule) -> Sampler:

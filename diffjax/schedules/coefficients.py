@@ -94,7 +94,9 @@ def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
     0.0
     """
     alpha, sigma = _pair(schedule, _time(t))
-    return jnp.log(alpha) - jnp.log(sigma)
+    finite = (alpha != 0) & (sigma != 0)  # elsewhere the logarithm's infinite slope would make NaN of a gradient of 0
+    value = jnp.log(jnp.where(finite, alpha, 1.0)) - jnp.log(jnp.where(finite, sigma, 1.0))
+    return jnp.where(finite, value, jnp.where(sigma == 0, jnp.inf, -jnp.inf))
 
 
 def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) -> Float[Array, ""]:
