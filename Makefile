@@ -18,6 +18,7 @@ notebooks: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.samplers
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -320,38 +320,49 @@ def show(row: Row) -> str:
     return f"{row.name:<56} {row.measured:8.3f} {row.unit:<1} {spread:<14} {best:>6} {operations:>10}  {aim}"
 
 
+class Record:
+    """The rows as they come, printed and written with what they were measured on."""
+
+    def __init__(self, settings):
+        self.settings, self.rows, self.load = settings, [], os.getloadavg()[0]
+        print(HEADER)
+
+    def add(self, *rows: Row) -> None:
+        """Prints and keeps rows."""
+        for row in rows:
+            print(show(row), flush=True)
+            self.rows.append({**dataclasses.asdict(row), "met": row.met})
+
+    def write(self) -> None:
+        """Writes the JSON file that the settings name."""
+        report = {
+            "date": datetime.date.today().isoformat(),
+            "device": jax.devices()[0].device_kind,
+            "cpu": cpu_name(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "load_before_and_after": [self.load, os.getloadavg()[0]],
+            "python": platform.python_version(),
+            "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__},
+            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "output"},
+            "rows": self.rows,
+        }
+        self.settings.output.parent.mkdir(parents=True, exist_ok=True)
+        self.settings.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main(settings: Settings) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
-    load = os.getloadavg()[0]
     networks = cases(settings)
     unet, mlp = networks["U-Net"], networks["MLP"]
     print(f"U-Net {unet.size:,} parameters, batch {len(unet.x)}; MLP {mlp.size:,}, batch {len(mlp.x)}")
-    print(HEADER)
-    rows = []
-    for measure in (
-        lambda: sampling("U-Net", unet, 1.03, settings),
-        lambda: sampling("MLP", mlp, 1.1, settings),
-        lambda: [traces(mlp), more_steps(mlp, settings)],
-        lambda: training("U-Net", unet, settings),
-        lambda: right_hand_sides("U-Net", unet, settings) + right_hand_sides("MLP", mlp, settings),
-        lambda: [import_time(settings)],
-    ):
-        for row in measure():
-            print(show(row), flush=True)
-            rows.append({**dataclasses.asdict(row), "met": row.met})
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before_and_after": [load, os.getloadavg()[0]],
-        "python": platform.python_version(),
-        "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__},
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "output"},
-        "rows": rows,
-    }
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    settings.output.write_text(json.dumps(report, indent=1) + "\n")
+    record = Record(settings)
+    record.add(*sampling("U-Net", unet, 1.03, settings))
+    record.add(*sampling("MLP", mlp, 1.1, settings))
+    record.add(traces(mlp), more_steps(mlp, settings))
+    record.add(*training("U-Net", unet, settings))
+    record.add(*right_hand_sides("U-Net", unet, settings), *right_hand_sides("MLP", mlp, settings))
+    record.add(import_time(settings))
+    record.write()
 
 
 if __name__ == "__main__":

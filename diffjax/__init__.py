@@ -5,8 +5,8 @@ that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinar
 the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`.
 
 Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `times`, `process`,
-`parametrizations`, `exact`, `flows`, `guidance`, `losses`, `weightings`, `samplers`, `solve`, `likelihood`, and with Flax,
-Optax and Orbax `networks`, `training`, `checkpoints`, `metrics`.
+`parametrizations`, `exact`, `flows`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`, `solve`, `likelihood`,
+and with Flax, Optax and Orbax `networks`, `training`, `checkpoints`, `metrics`.
 """
 
 from ._bind import bind
@@ -19,6 +19,8 @@ from .process import perturb, sample_prior
 from .samplers import (
     ddim,
     ddpm,
+    dpm_solver_2m,
+    dpm_solver_3,
     edm_sampler,
     euler,
     euler_maruyama,
@@ -27,6 +29,7 @@ from .samplers import (
     predictor_corrector,
     sample,
     trajectory,
+    unipc,
 )
 from .schedules import (
     cosine,
@@ -61,6 +64,8 @@ __all__ = [
     "ddim",
     "ddpm",
     "denoising",
+    "dpm_solver_2m",
+    "dpm_solver_3",
     "edm",
     "edm_preconditioning",
     "edm_sampler",
@@ -89,6 +94,7 @@ __all__ = [
     "trajectory",
     "uniform",
     "uniform_log_snr",
+    "unipc",
     "ve",
     "velocity",
 ]

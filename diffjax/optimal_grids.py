@@ -200,12 +200,13 @@ def klub_table(
     Raises:
         ValueError: as `elbo_table`, or if a concrete log-SNR is infinite.
 
-    Reference: Sabour et al. 2024 (Align Your Steps, arXiv 2404.14507), theorem 3.1 and eq. 12, there in sigma / alpha.
+    Reference: Sabour et al. 2024 (Align Your Steps, arXiv 2404.14507), section 3: their KLUB, there in sigma / alpha.
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
     >>> x0 = jax.random.normal(jax.random.key(0), (1000, 1))
-    >>> klub_table(jax.random.key(1), denoise, schedule, uniform_log_snr(schedule, 10), x0).shape
+    >>> ts = uniform_log_snr(schedule, 10)
+    >>> jax.jit(klub_table)(jax.random.key(1), denoise, schedule, ts, x0).shape
     (11, 11)
     """
     ts, lambdas = _candidates(schedule, ts)

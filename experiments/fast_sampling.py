@@ -320,17 +320,16 @@ def fast_and_adaptive(mixtures, x1, x0, settings):
 
         scores = jax.jit(jax.vmap(fast))(mixtures, x1, x0)
         results["DPM-Solver-fast", "uniform log-SNR", nfe] = tuple(np.asarray(s) for s in scores)
-    for name, solve in (
-        ("DPM-Solver-12", samplers.dpm_solver_adaptive_12),
-        ("DPM-Solver-23", samplers.dpm_solver_adaptive_23),
-    ):
+    for name, pair in (("DPM-Solver-12", samplers.DPM_SOLVER_12), ("DPM-Solver-23", samplers.DPM_SOLVER_23)):
 
         @jax.jit
         @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
-        def adaptive(mixture, x, goal, tolerance, solve=solve):
-            ends, evaluations = jax.vmap(
-                lambda x: solve(denoiser_of(mixture), SCHEDULE, x, START, END, rtol=tolerance, atol=tolerance)
-            )(x)
+        def adaptive(mixture, x, goal, tolerance, pair=pair):
+            def one(x):
+                denoise = denoiser_of(mixture)
+                return samplers.dpm_solver_adaptive(denoise, SCHEDULE, x, START, END, pair, tolerance, tolerance)
+
+            ends, evaluations = jax.vmap(one)(x)
             return *scored(mixture, ends, goal), jnp.mean(evaluations)
 
         for tolerance in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3):

@@ -27,11 +27,20 @@ def test_the_program_composes():
     assert jnp.allclose(names["x0"].mean(), guided, rtol=1e-5)
 
 
+def test_the_found_grids_are_grids_and_the_learned_one_is_better():
+    names = {}
+    exec(PROGRAMS[0], names)
+    exec(PROGRAMS[1], names)
+    for ts in (names["ts"], names["learned"]):
+        assert ts.shape == (9,) and bool(jnp.all(jnp.diff(ts) < 0))
+    assert names["loss"](names["learned"]) < names["loss"](names["ts"])
+
+
 def test_the_added_sampler_is_of_second_order():
-    lines = [line for line in PROGRAMS[1].strip().splitlines() if line]
+    lines = [line for line in PROGRAMS[2].strip().splitlines() if line]
     assert len(lines) <= 15
     names = {"dj": dj}
-    exec(PROGRAMS[1], names)
+    exec(PROGRAMS[2], names)
     schedule = dj.gvp()
     sampler = names["midpoint"](gaussian(jnp.zeros(1), 4 * jnp.eye(1), schedule), schedule)
     end = 0.3  # the flow of N(0, 4) stretches x by its marginal's standard deviation, from 1 at t = 1

@@ -27,12 +27,16 @@ def test_the_flow_in_both_directions(path):
         np.testing.assert_allclose(run(jnp.asarray(X), t, s), exact, rtol=2e-3, atol=1e-3)
 
 
-def reverse(x, key=0, dt0=0.01, end=0.05):
+@jax.jit
+def reverse(x, key, dt0, end=0.05):
     schedule = schedules.linear_vp()
+    return solve_sde(key, data(schedule), schedule, x, 1.0, end, dt0=dt0)
+
+
+@pytest.fixture(autouse=True)
+def _rightful_reuse():
     with jax.debug_key_reuse(False):  # diffrax's Brownian tree splits one key in two ways
-        return jax.jit(lambda x, key: solve_sde(key, data(schedule), schedule, x, 1.0, end, dt0=dt0))(
-            jnp.asarray(x), jax.random.key(key)
-        )
+        yield
 
 
 def test_the_reverse_sde_regresses_as_the_path_does():
@@ -41,7 +45,8 @@ def test_the_reverse_sde_regresses_as_the_path_does():
     (alpha_1, sigma_1), (alpha_s, sigma_s) = (oracles.alpha_sigma("linear_vp", t) for t in (1.0, 0.05))
     slope = alpha_1 / alpha_s * (alpha_s**2 * V + sigma_s**2) / (alpha_1**2 * V + sigma_1**2)
     steps = np.array([64, 128, 256])
-    moved = np.stack([reverse(X + 1.0, dt0=0.95 / n) - reverse(X, dt0=0.95 / n) for n in steps])
+    key = jax.random.key(0)
+    moved = np.stack([reverse(X + 1.0, key, 0.95 / n) - reverse(X, key, 0.95 / n) for n in steps])
     errors = np.abs(moved / slope - 1).max(axis=1)
     # without noise in it the slope is a deterministic ODE's, of which ShARK is a second-order solver
     assert errors[-1] < 2e-3 and abs(oracles.fitted_order(steps, errors) - 2) < 0.2, errors
@@ -50,9 +55,9 @@ def test_the_reverse_sde_regresses_as_the_path_does():
 def test_the_reverse_sde_converges_strongly():
     # ShARK has strong order 1.5 for additive noise (Foster et al. 2023); all runs see the same Brownian path
     steps = np.array([16, 32, 64, 128])
-    fine = np.stack([reverse(X, key, dt0=0.95 / 2048) for key in range(8)])
-    runs = np.stack([[reverse(X, key, dt0=0.95 / n) for key in range(8)] for n in steps])
-    errors = np.sqrt(np.mean((runs - fine) ** 2, axis=(1, 2)))
+    keys = jax.random.split(jax.random.key(0), 8)
+    fine, *runs = (np.stack([reverse(X, key, 0.95 / n) for key in keys]) for n in (2048, *steps))
+    errors = np.sqrt(np.mean((np.stack(runs) - fine) ** 2, axis=(1, 2)))
     assert oracles.fitted_order(steps, errors) > 1.3, errors
 
 
@@ -60,6 +65,6 @@ def test_the_reverse_sde_ends_in_the_data():
     # the size of the noise: 1000 paths, five standard errors of mean and variance, and the solver's error, which is below
     n = 1000
     xs = np.random.default_rng(0).normal(size=(n, 2))
-    x0 = np.asarray(reverse(xs, end=1e-3))
+    x0 = np.asarray(reverse(xs, jax.random.key(0), 0.01, 1e-3))
     assert np.all(np.abs(x0.mean(0) - M) < 5 * np.sqrt(V / n) + 0.01)
     assert np.all(np.abs(x0.var(0) / V - 1) < 5 * np.sqrt(2 / n) + 0.02)

@@ -8,12 +8,14 @@ interpolates earlier predictions, name what it interpolates (`_exponential`).
 from ._sample import checkpointed_scan, one_step, sample, trajectory, truncated_scan
 from .ddim import ddim, ddpm
 from .dpm_solver import (
+    DPM_SOLVER_12,
+    DPM_SOLVER_23,
     AdaptiveSolution,
+    EmbeddedPair,
     dpm_solver_2,
     dpm_solver_2s,
     dpm_solver_3,
-    dpm_solver_adaptive_12,
-    dpm_solver_adaptive_23,
+    dpm_solver_adaptive,
     dpm_solver_fast,
 )
 from .edm import edm_sampler
@@ -34,7 +36,10 @@ from .ode import euler, heun
 from .sde import euler_maruyama, predictor_corrector
 
 __all__ = [
+    "DPM_SOLVER_12",
+    "DPM_SOLVER_23",
     "AdaptiveSolution",
+    "EmbeddedPair",
     "bh1",
     "bh2",
     "checkpointed_scan",
@@ -47,8 +52,7 @@ __all__ = [
     "dpm_solver_2s",
     "dpm_solver_3",
     "dpm_solver_3m",
-    "dpm_solver_adaptive_12",
-    "dpm_solver_adaptive_23",
+    "dpm_solver_adaptive",
     "dpm_solver_fast",
     "edm_sampler",
     "euler",

@@ -67,26 +67,53 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
 # ---- predictions -----------------------------------------------------------------------------------------------------
 
 
-def _x0(estimate):
+def x0_of(estimate: Estimate) -> Array:
+    """The data prediction."""
     return estimate.x0
 
 
-def _eps(estimate):
+def eps_of(estimate: Estimate) -> Array:
+    """The noise prediction."""
     return estimate.eps
 
 
-def _linear_velocity(estimate):
+def linear_velocity_of(estimate: Estimate) -> Array:
+    """The velocity on the linear path, whichever the path."""
     return estimate.eps - estimate.x0
 
 
-def bh1(z):
-    """UniPC's B1."""
-    return z
+def bh1(h: Array) -> Array:
+    """UniPC's `B1(h) = h`, for `unipc(denoise, schedule, 2, bh1)`.
+
+    Args:
+        h: a step in half log-SNR, of either sign.
+
+    Returns:
+        B1.
+
+    Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), section 4.1.
+
+    >>> bh1(0.5)
+    0.5
+    """
+    return h
 
 
-def bh2(z):
-    """UniPC's B2, and what DPM-Solver-2 and DPM-Solver++(2M) weigh their difference with: the whole integral of 1."""
-    return jnp.expm1(z)
+def bh2(h: Array) -> Array:
+    """UniPC's `B2(h) = e^h - 1`, the integral of the kernel; DPM-Solver-2 and DPM-Solver++(2M) weigh their difference so.
+
+    Args:
+        h: a step in half log-SNR, of either sign.
+
+    Returns:
+        B2.
+
+    Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), section 4.1.
+
+    >>> float(bh2(0.5))
+    0.6487...
+    """
+    return jnp.expm1(h)
 
 
 def data_prediction(b: Callable | None = None, tau: float | Array = 0.0) -> Interpolation:
@@ -95,7 +122,7 @@ def data_prediction(b: Callable | None = None, tau: float | Array = 0.0) -> Inte
     With `b`, a single difference is weighed by `b h / 2` in place of its exact moment: a first-order difference taken at the
     middle of the step.
     """
-    return Interpolation(bind(_x0), bind(half_log_snr), bind(_data_weights, b, tau))
+    return Interpolation(bind(x0_of), bind(half_log_snr), bind(_data_weights, b, tau))
 
 
 def _data_weights(b, tau, schedule, t, s, nodes):
@@ -108,7 +135,7 @@ def _data_weights(b, tau, schedule, t, s, nodes):
 
 def noise_prediction(b: Callable | None = None) -> Interpolation:
     """The noise eps as a polynomial in lambda, under the kernel `-e^(h - u)`; `b` as for `data_prediction`."""
-    return Interpolation(bind(_eps), bind(half_log_snr), bind(_noise_weights, b))
+    return Interpolation(bind(eps_of), bind(half_log_snr), bind(_noise_weights, b))
 
 
 def _noise_weights(b, schedule, t, s, nodes):
@@ -120,7 +147,7 @@ def _noise_weights(b, schedule, t, s, nodes):
 
 def velocity_prediction() -> Interpolation:
     """The velocity eps - x0 of the linear path as a polynomial in its time r = sigma / (alpha + sigma)."""
-    return Interpolation(bind(_linear_velocity), bind(linear_time), bind(_velocity_weights))
+    return Interpolation(bind(linear_velocity_of), bind(linear_time), bind(_velocity_weights))
 
 
 def linear_time(schedule: Schedule, t: Time) -> Float[Array, ""]:
@@ -140,7 +167,7 @@ def noise_prediction_in_time(points: int = 16) -> Interpolation:
     """The noise eps as a polynomial in t, under the kernel `d(sigma / alpha)/dt`, by a Gauss-Legendre rule: DEIS."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     rule = jnp.asarray(0.5 * (1 + nodes)), jnp.asarray(0.5 * weights)
-    return Interpolation(bind(_eps), bind(_time), bind(_time_weights, *rule))
+    return Interpolation(bind(eps_of), bind(_time), bind(_time_weights, *rule))
 
 
 def _time(schedule, t):

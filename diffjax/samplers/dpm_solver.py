@@ -10,6 +10,7 @@ with w = 0 for the first stage: DDIM. The rows of Fig. 1.4 are the times of the 
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox
@@ -22,16 +23,19 @@ from .._math import as_float, check_number, check_that, phi
 from ..grids import uniform_log_snr
 from ..schedules import coefficients, half_log_snr, half_log_snr_inverse
 from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time
+from ._exponential import eps_of, x0_of
 from ._sample import one_step
 from .ddim import towards
 
 __all__ = [
+    "DPM_SOLVER_12",
+    "DPM_SOLVER_23",
     "AdaptiveSolution",
+    "EmbeddedPair",
     "dpm_solver_2",
     "dpm_solver_2s",
     "dpm_solver_3",
-    "dpm_solver_adaptive_12",
-    "dpm_solver_adaptive_23",
+    "dpm_solver_adaptive",
     "dpm_solver_fast",
 ]
 
@@ -78,14 +82,6 @@ def _stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
     return stages([-sigmas[1] * r2 / r1 * r2 * h * phi(2, r2 * h), -sigmas[2] / r2 * h * phi(2, h)])
 
 
-def _noise(estimate):
-    return estimate.eps
-
-
-def _data(estimate):
-    return estimate.x0
-
-
 def _stage(denoise, schedule, predict, x, start, first, time, target, weight):
     """One stage: x at the target, and the estimate at the beginning of its step."""
     estimate = denoise(x, time)
@@ -129,11 +125,11 @@ def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5)
 
     >>> schedule = linear_vp()
     >>> sampler = dpm_solver_2(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
-    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(2)
+    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(1)
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, _noise, _stages_2, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, eps_of, _stages_2, (r1,)))
 
 
 def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
@@ -157,11 +153,11 @@ def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5
 
     >>> schedule = linear_vp()
     >>> sampler = dpm_solver_2s(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
-    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(2)
+    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(1)
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, _data, _stages_2s, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, x0_of, _stages_2s, (r1,)))
 
 
 def dpm_solver_3(
@@ -193,7 +189,7 @@ def dpm_solver_3(
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1, r2)
-    return one_step(bind(_singlestep, denoise, schedule, _noise, _stages_3, (r1, r2)))
+    return one_step(bind(_singlestep, denoise, schedule, eps_of, _stages_3, (r1, r2)))
 
 
 # ---- exactly K evaluations -------------------------------------------------------------------------------------------
@@ -252,7 +248,7 @@ def _planned_init(x, t):
 def _planned_step(denoise, schedule, first, stages, key, state, t, s):
     i, start = state.memory
     planned = jax.tree.map(lambda a: a[i], (first, *stages))
-    x, start, _ = _stage(denoise, schedule, _noise, state.x, start, *planned)
+    x, start, _ = _stage(denoise, schedule, eps_of, state.x, start, *planned)
     on_plan = (i < stages.times.size) & (t == planned[1]) & (s == planned[2])
     return State(jnp.where(on_plan, x, jnp.nan), (i + 1, start))
 
@@ -269,22 +265,46 @@ class AdaptiveSolution(NamedTuple):
     """How often the denoiser was called, rejected steps included."""
 
 
-def dpm_solver_adaptive_12(
+def _lower_1(schedule, t, s, start, differences):
+    return towards(start, schedule, s)
+
+
+def _lower_2(schedule, t, s, start, differences):
+    return towards(start, schedule, s) + _stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
+
+
+class EmbeddedPair(NamedTuple):
+    """A solver, and one of an order less on the same evaluations to tell its error by."""
+
+    order: int
+    stages: Callable[[Schedule, Time, Time], Stages]
+    lower: Callable[..., Array]
+
+
+DPM_SOLVER_12 = EmbeddedPair(2, _stages_2, _lower_1)
+"""DPM-Solver-2 beside DPM-Solver-1."""
+DPM_SOLVER_23 = EmbeddedPair(3, _stages_3, _lower_2)
+"""DPM-Solver-3 beside DPM-Solver-2 of r1 = 1/3."""
+
+
+def dpm_solver_adaptive(
     denoise: Denoiser,
     schedule: Schedule,
     x: Array,
     t: Time = 1.0,
     s: Time = 1e-3,
+    pair: EmbeddedPair = DPM_SOLVER_23,
     rtol: float | Array = 0.05,
     atol: float | Array = 0.0078,
     first_step: float | Array = 0.05,
     safety: float | Array = 0.9,
     max_steps: int = 1000,
 ) -> AdaptiveSolution:
-    """DPM-Solver-12: steps in log-SNR of a length that keeps DPM-Solver-2 within the tolerance of DPM-Solver-1.
+    """DPM-Solver-12 and -23: steps in log-SNR of a length that keeps a solver within the tolerance of a lower one.
 
-    A step h is taken if `E = |(x_2 - x_1) / max(atol, rtol max(|x_1|, |x_before|))|_2 / sqrt(d) <= 1`, and the next one is
-    `safety h E^(-1/2)`. x is one sample: under vmap every sample has steps of its own. No reverse mode.
+    With x_high of order q and x_low of order q - 1, a step h is taken if
+    `E = |(x_high - x_low) / max(atol, rtol max(|x_low|, |x_before|))|_2 / sqrt(d) <= 1`, and the next one is
+    `safety h E^(-1/q)`. x is one sample: under vmap every sample has steps of its own. No reverse mode.
 
     Args:
         denoise: the denoiser.
@@ -292,6 +312,7 @@ def dpm_solver_adaptive_12(
         x: one sample at time t.
         t: the time of x; its log-SNR must be finite.
         s: the time to stop at, s < t; its log-SNR must be finite.
+        pair: DPM_SOLVER_12 (2 evaluations a step) or DPM_SOLVER_23 (3).
         rtol: the relative tolerance of a step.
         atol: the absolute tolerance of a step, in units of x.
         first_step: the first h, in nats of half log-SNR.
@@ -310,67 +331,10 @@ def dpm_solver_adaptive_12(
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
-    >>> dpm_solver_adaptive_12(denoise, schedule, jnp.array([1.0])).x.round(1)
-    Array([0.5], dtype=float32)
-    """
-    row = _stages_2, (0.5,), 2, _lower_1
-    return _adaptive(denoise, schedule, x, t, s, rtol, atol, first_step, safety, max_steps, row)
-
-
-def dpm_solver_adaptive_23(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x: Array,
-    t: Time = 1.0,
-    s: Time = 1e-3,
-    rtol: float | Array = 0.05,
-    atol: float | Array = 0.0078,
-    first_step: float | Array = 0.05,
-    safety: float | Array = 0.9,
-    max_steps: int = 1000,
-) -> AdaptiveSolution:
-    """DPM-Solver-23: as `dpm_solver_adaptive_12` with DPM-Solver-3 beside DPM-Solver-2 of r1 = 1/3.
-
-    Args:
-        denoise: as for `dpm_solver_adaptive_12`.
-        schedule: as for `dpm_solver_adaptive_12`.
-        x: as for `dpm_solver_adaptive_12`.
-        t: as for `dpm_solver_adaptive_12`.
-        s: as for `dpm_solver_adaptive_12`.
-        rtol: as for `dpm_solver_adaptive_12`.
-        atol: as for `dpm_solver_adaptive_12`.
-        first_step: as for `dpm_solver_adaptive_12`.
-        safety: as for `dpm_solver_adaptive_12`.
-        max_steps: as for `dpm_solver_adaptive_12`.
-
-    Returns:
-        `AdaptiveSolution(x, evaluations)`.
-
-    Raises:
-        ValueError, RuntimeError: as `dpm_solver_adaptive_12`.
-
-    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), appendix C.
-
-    >>> schedule = linear_vp()
-    >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
-    >>> solution = dpm_solver_adaptive_23(denoise, schedule, jnp.array([1.0]), rtol=1e-3, atol=1e-3)
+    >>> solution = dpm_solver_adaptive(denoise, schedule, jnp.array([1.0]), rtol=1e-3, atol=1e-3)
     >>> solution.x.round(2)
     Array([0.5], dtype=float32)
     """
-    row = _stages_3, (1 / 3, 2 / 3), 3, _lower_2
-    return _adaptive(denoise, schedule, x, t, s, rtol, atol, first_step, safety, max_steps, row)
-
-
-def _lower_1(schedule, t, s, start, differences):
-    return towards(start, schedule, s)
-
-
-def _lower_2(schedule, t, s, start, differences):
-    return towards(start, schedule, s) + _stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
-
-
-def _adaptive(denoise, schedule, x, t, s, rtol, atol, first_step, safety, max_steps, row):
-    make_stages, ratios, order, lower = row
     x, t, s = as_float(x, "x"), jnp.asarray(t, float), jnp.asarray(s, float)
     end = half_log_snr(schedule, s)
     _check_adaptive(schedule, t, s, rtol, atol, first_step)
@@ -383,20 +347,19 @@ def _adaptive(denoise, schedule, x, t, s, rtol, atol, first_step, safety, max_st
         now = half_log_snr(schedule, t)
         last = h >= end - now
         target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
-        stages = make_stages(schedule, t, target, *ratios)
-        (high, start), differences = _run_stages(denoise, schedule, _noise, x, stages)
-        low = lower(schedule, t, target, start, differences)
+        (high, start), differences = _run_stages(denoise, schedule, eps_of, x, pair.stages(schedule, t, target))
+        low = pair.lower(schedule, t, target, start, differences)
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))
         taken = error <= 1
-        h = safety * jnp.minimum(h, end - now) * jnp.maximum(error, 1e-6) ** (-1 / order)
+        h = safety * jnp.minimum(h, end - now) * jnp.maximum(error, 1e-6) ** (-1 / pair.order)
         x, before, t = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t))
         return x, t, before, h, tried + 1
 
     carry = (x, t, x, jnp.asarray(first_step, end.dtype), jnp.zeros((), jnp.int32))
     x, t, _, _, tried = jax.lax.while_loop(unfinished, attempt, carry)
     x = equinox.error_if(x, t > s, f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}")
-    return AdaptiveSolution(x, order * tried)
+    return AdaptiveSolution(x, pair.order * tried)
 
 
 def _check_adaptive(schedule, t, s, rtol, atol, first_step):

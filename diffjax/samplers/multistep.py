@@ -48,7 +48,7 @@ def dpm_solver_2m(denoise: Denoiser, schedule: Schedule) -> Sampler:
 
     >>> schedule = linear_vp()
     >>> sampler = dpm_solver_2m(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
-    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(2)  # N(0, 1) -> N(0, 1/4)
+    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(1)  # N(0, 1) -> N(0, 1/4)
     Array([0.5], dtype=float32)
     """
     return multistep(denoise, schedule, data_prediction(bh2), 2)
@@ -67,7 +67,7 @@ def dpm_solver_3m(denoise: Denoiser, schedule: Schedule) -> Sampler:
     Returns:
         The sampler.
 
-    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), section 4.2 and appendix B.
+    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), the Taylor expansion of its eq. 9 to the third order.
 
     >>> schedule = linear_vp()
     >>> sampler = dpm_solver_3m(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -94,8 +94,8 @@ def sde_dpm_solver_2m(denoise: Denoiser, schedule: Schedule, tau: float | Array 
     Raises:
         ValueError: if a concrete tau is negative or not finite.
 
-    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), section 5; for any tau Xue et al. 2023
-    (arXiv 2309.05019), eq. 9.
+    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), SDE-DPM-Solver++(2M); for any tau Xue et al. 2023
+    (arXiv 2309.05019).
 
     >>> schedule = linear_vp()
     >>> sampler = sde_dpm_solver_2m(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -110,8 +110,8 @@ def sde_dpm_solver_2m(denoise: Denoiser, schedule: Schedule, tau: float | Array 
 def sa_solver(denoise: Denoiser, schedule: Schedule, order: int = 3, tau: float | Array = 1.0) -> Sampler:
     """SA-Solver: a stochastic Adams predictor and corrector on x0. 1 evaluation a step.
 
-    The predictor interpolates the last `order` x0, the corrector the same ones and the new one; both see the same noise. Take
-    an even grid: noise in differences over very short steps is amplified.
+    The predictor interpolates the last `order` x0, the corrector the same ones and the new one; both see the same noise.
+    Take an even grid: noise in differences over very short steps is amplified.
 
     Args:
         denoise: the denoiser.
@@ -157,11 +157,11 @@ def unipc(denoise: Denoiser, schedule: Schedule, order: int = 3, b=bh2) -> Sampl
     Raises:
         ValueError: if order is not 1, 2 or 3.
 
-    Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), algorithms 5-8 (data prediction).
+    Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), algorithms 1 and 2 in their data-prediction form.
 
     >>> schedule = linear_vp()
     >>> sampler = unipc(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
-    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 10)).round(2)
+    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 10)).round(1)
     Array([0.5], dtype=float32)
     """
     _check_order(order)
