@@ -275,7 +275,7 @@ def solver_error_table(
         t, x = inputs
 
         def error(s, goal, scale):
-            reached = sampler.step(None, sampler.init(x, t), t, jnp.minimum(s, t)).x
+            reached = sampler.step(jax.random.key(0), sampler.init(x, t), t, jnp.minimum(s, t)).x
             return jnp.sqrt(jnp.mean((reached - goal) ** 2)) / scale
 
         return jax.vmap(error)(ts, xs, scales)

@@ -1,5 +1,6 @@
 """The README's programs run."""
 
+import functools
 import math
 import pathlib
 import re
@@ -15,9 +16,16 @@ TEXT = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
-def test_the_program_composes():
+@functools.cache
+def composed():
+    """The names that the first program leaves, on which the second one builds."""
     names = {}
     exec(PROGRAMS[0], names)
+    return names
+
+
+def test_the_program_composes():
+    names = composed()
     assert len(PROGRAMS[0].strip().splitlines()) <= 15
     # more guidance, further along the direction from the unconditional mean 0 to the conditional mean 1
     unguided, conditional, guided = names["sweep"]
@@ -28,8 +36,7 @@ def test_the_program_composes():
 
 
 def test_the_found_grids_are_grids_and_the_learned_one_is_better():
-    names = {}
-    exec(PROGRAMS[0], names)
+    names = dict(composed())
     exec(PROGRAMS[1], names)
     for ts in (names["ts"], names["learned"]):
         assert ts.shape == (9,) and bool(jnp.all(jnp.diff(ts) < 0))

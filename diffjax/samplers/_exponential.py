@@ -48,14 +48,14 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
     """
     known = jnp.isfinite(nodes) & (nodes != 0)
     known = [known[j] & jnp.all(nodes[:j] != nodes[j]) for j in range(nodes.size)]
-    nodes = [jnp.where(known[j], nodes[j], 1.0) for j in range(nodes.size)]
-    if one_node is not None and nodes:
+    places = [jnp.where(known[j], nodes[j], 1.0) for j in range(nodes.size)]
+    if one_node is not None and places:
         moments = [jnp.where(sum(k.astype(int) for k in known) == 1, one_node, moments[0]), *moments[1:]]
     weights = []
-    for j, node in enumerate(nodes):
+    for j, node in enumerate(places):
         # the basis polynomial u / u_j prod_i (u - u_i) / (u_j - u_i), by its coefficients of u, u^2, ...
-        basis = [1 / node] + [0.0] * (len(nodes) - 1)
-        for i, other in enumerate(nodes):
+        basis = [1 / node] + [0.0] * (len(places) - 1)
+        for i, other in enumerate(places):
             if i != j:
                 gap = jnp.where(known[i] & known[j], node - other, 1.0)
                 product = [high - other * low for high, low in zip([0.0, *basis[:-1]], basis, strict=True)]
