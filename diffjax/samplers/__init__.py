@@ -6,18 +6,9 @@ interpolates earlier predictions, name what it interpolates (`_exponential`).
 """
 
 from ._sample import checkpointed_scan, one_step, sample, trajectory, truncated_scan
+from .adaptive import DPM_SOLVER_12, DPM_SOLVER_23, AdaptiveSolution, EmbeddedPair, dpm_solver_adaptive
 from .ddim import ddim, ddpm
-from .dpm_solver import (
-    DPM_SOLVER_12,
-    DPM_SOLVER_23,
-    AdaptiveSolution,
-    EmbeddedPair,
-    dpm_solver_2,
-    dpm_solver_2s,
-    dpm_solver_3,
-    dpm_solver_adaptive,
-    dpm_solver_fast,
-)
+from .dpm_solver import dpm_solver_2, dpm_solver_2s, dpm_solver_3, dpm_solver_fast
 from .edm import edm_sampler
 from .multistep import (
     bh1,

@@ -1,4 +1,4 @@
-"""DPM-Solver, singlestep: intermediate evaluations at free places within a step, of fixed or of adaptive length.
+"""DPM-Solver, singlestep: intermediate evaluations at free places within a step.
 
 The evaluations of a step differ by numbers alone, so a step is a scan over its stages: a compiled sampler holds the network
 once. Every stage goes from the beginning of its step, where (x0, eps) and its prediction p are known, to a later time by
@@ -10,16 +10,14 @@ with w = 0 for the first stage: DDIM. The rows of Fig. 1.4 are the times of the 
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._bind import bind
-from .._math import as_float, check_number, check_that, phi
+from .._math import check_number, check_that, phi
 from ..grids import uniform_log_snr
 from ..schedules import coefficients, half_log_snr, half_log_snr_inverse
 from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time
@@ -28,14 +26,9 @@ from ._sample import one_step
 from .ddim import towards
 
 __all__ = [
-    "DPM_SOLVER_12",
-    "DPM_SOLVER_23",
-    "AdaptiveSolution",
-    "EmbeddedPair",
     "dpm_solver_2",
     "dpm_solver_2s",
     "dpm_solver_3",
-    "dpm_solver_adaptive",
     "dpm_solver_fast",
 ]
 
@@ -63,21 +56,21 @@ def _stages(schedule, t, s, ratios):
     return h, alphas, sigmas, stages
 
 
-def _stages_1(schedule, t, s):
+def stages_1(schedule, t, s):
     return Stages(*(jnp.asarray(a)[None] for a in (t, s, jnp.zeros_like(t))))
 
 
-def _stages_2(schedule, t, s, r1=0.5):
+def stages_2(schedule, t, s, r1=0.5):
     h, _, sigmas, stages = _stages(schedule, t, s, (r1,))
     return stages([-sigmas[1] * jnp.expm1(h) / (2 * r1)])
 
 
-def _stages_2s(schedule, t, s, r1=0.5):
+def stages_2s(schedule, t, s, r1=0.5):
     h, alphas, _, stages = _stages(schedule, t, s, (r1,))
     return stages([-alphas[1] * jnp.expm1(-h) / (2 * r1)])
 
 
-def _stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
+def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
     h, _, sigmas, stages = _stages(schedule, t, s, (r1, r2))
     return stages([-sigmas[1] * r2 / r1 * r2 * h * phi(2, r2 * h), -sigmas[2] / r2 * h * phi(2, h)])
 
@@ -90,7 +83,7 @@ def _stage(denoise, schedule, predict, x, start, first, time, target, weight):
     return towards(start, schedule, target) + weight * difference, start, difference
 
 
-def _run_stages(denoise, schedule, predict, x, stages):
+def run_stages(denoise, schedule, predict, x, stages):
     def body(carry, inputs):
         x, start, difference = _stage(denoise, schedule, predict, *carry, *inputs)
         return (x, start), difference
@@ -101,7 +94,7 @@ def _run_stages(denoise, schedule, predict, x, stages):
 
 def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
     t, s = jnp.asarray(t), jnp.asarray(s)
-    return _run_stages(denoise, schedule, predict, x, make_stages(schedule, t, s, *ratios))[0][0]
+    return run_stages(denoise, schedule, predict, x, make_stages(schedule, t, s, *ratios))[0][0]
 
 
 def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
@@ -129,7 +122,7 @@ def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5)
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, _stages_2, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_2, (r1,)))
 
 
 def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
@@ -157,7 +150,7 @@ def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, x0_of, _stages_2s, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, x0_of, stages_2s, (r1,)))
 
 
 def dpm_solver_3(
@@ -189,7 +182,7 @@ def dpm_solver_3(
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1, r2)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, _stages_3, (r1, r2)))
+    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_3, (r1, r2)))
 
 
 # ---- exactly K evaluations -------------------------------------------------------------------------------------------
@@ -228,7 +221,7 @@ def dpm_solver_fast(
     threes, rest = divmod(evaluations, 3)
     orders = [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
     outer = uniform_log_snr(schedule, len(orders), start, end)
-    make = {1: _stages_1, 2: _stages_2, 3: _stages_3}
+    make = {1: stages_1, 2: stages_2, 3: stages_3}
     steps, done = [], 0
     for order, group in itertools.groupby(orders):
         n = done + len(list(group))
@@ -251,124 +244,6 @@ def _planned_step(denoise, schedule, first, stages, key, state, t, s):
     x, start, _ = _stage(denoise, schedule, eps_of, state.x, start, *planned)
     on_plan = (i < stages.times.size) & (t == planned[1]) & (s == planned[2])
     return State(jnp.where(on_plan, x, jnp.nan), (i + 1, start))
-
-
-# ---- adaptive steps --------------------------------------------------------------------------------------------------
-
-
-class AdaptiveSolution(NamedTuple):
-    """What an adaptive solver returns."""
-
-    x: Array
-    """x at the last time."""
-    evaluations: Int[Array, ""]
-    """How often the denoiser was called, rejected steps included."""
-
-
-def _lower_1(schedule, t, s, start, differences):
-    return towards(start, schedule, s)
-
-
-def _lower_2(schedule, t, s, start, differences):
-    return towards(start, schedule, s) + _stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
-
-
-class EmbeddedPair(NamedTuple):
-    """A solver, and one of an order less on the same evaluations to tell its error by."""
-
-    order: int
-    stages: Callable[[Schedule, Time, Time], Stages]
-    lower: Callable[..., Array]
-
-
-DPM_SOLVER_12 = EmbeddedPair(2, _stages_2, _lower_1)
-"""DPM-Solver-2 beside DPM-Solver-1."""
-DPM_SOLVER_23 = EmbeddedPair(3, _stages_3, _lower_2)
-"""DPM-Solver-3 beside DPM-Solver-2 of r1 = 1/3."""
-
-
-def dpm_solver_adaptive(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x: Array,
-    t: Time = 1.0,
-    s: Time = 1e-3,
-    pair: EmbeddedPair = DPM_SOLVER_23,
-    rtol: float | Array = 0.05,
-    atol: float | Array = 0.0078,
-    first_step: float | Array = 0.05,
-    safety: float | Array = 0.9,
-    max_steps: int = 1000,
-) -> AdaptiveSolution:
-    """DPM-Solver-12 and -23: steps in log-SNR of a length that keeps a solver within the tolerance of a lower one.
-
-    With x_high of order q and x_low of order q - 1, a step h is taken if
-    `E = |(x_high - x_low) / max(atol, rtol max(|x_low|, |x_before|))|_2 / sqrt(d) <= 1`, and the next one is
-    `safety h E^(-1/q)`. x is one sample: under vmap every sample has steps of its own. No reverse mode.
-
-    Args:
-        denoise: the denoiser.
-        schedule: its path.
-        x: one sample at time t.
-        t: the time of x; its log-SNR must be finite.
-        s: the time to stop at, s < t; its log-SNR must be finite.
-        pair: DPM_SOLVER_12 (2 evaluations a step) or DPM_SOLVER_23 (3).
-        rtol: the relative tolerance of a step.
-        atol: the absolute tolerance of a step, in units of x.
-        first_step: the first h, in nats of half log-SNR.
-        safety: how much of the estimated best step to take, in (0, 1).
-        max_steps: after how many tried steps to give up.
-
-    Returns:
-        `AdaptiveSolution(x, evaluations)`.
-
-    Raises:
-        ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or concrete tolerances that
-            are not positive.
-        RuntimeError: if max_steps do not suffice.
-
-    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), appendix C.
-
-    >>> schedule = linear_vp()
-    >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
-    >>> solution = dpm_solver_adaptive(denoise, schedule, jnp.array([1.0]), rtol=1e-3, atol=1e-3)
-    >>> solution.x.round(2)
-    Array([0.5], dtype=float32)
-    """
-    x, t, s = as_float(x, "x"), jnp.asarray(t, float), jnp.asarray(s, float)
-    end = half_log_snr(schedule, s)
-    _check_adaptive(schedule, t, s, rtol, atol, first_step)
-
-    def unfinished(carry):
-        return (carry[1] > s) & (carry[-1] < max_steps)
-
-    def attempt(carry):
-        x, t, before, h, tried = carry
-        now = half_log_snr(schedule, t)
-        last = h >= end - now
-        target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
-        (high, start), differences = _run_stages(denoise, schedule, eps_of, x, pair.stages(schedule, t, target))
-        low = pair.lower(schedule, t, target, start, differences)
-        scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
-        error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))
-        taken = error <= 1
-        h = safety * jnp.minimum(h, end - now) * jnp.maximum(error, 1e-6) ** (-1 / pair.order)
-        x, before, t = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t))
-        return x, t, before, h, tried + 1
-
-    carry = (x, t, x, jnp.asarray(first_step, end.dtype), jnp.zeros((), jnp.int32))
-    x, t, _, _, tried = jax.lax.while_loop(unfinished, attempt, carry)
-    x = equinox.error_if(x, t > s, f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}")
-    return AdaptiveSolution(x, pair.order * tried)
-
-
-def _check_adaptive(schedule, t, s, rtol, atol, first_step):
-    check_that(lambda t, s: (0 <= s) & (s < t) & (t <= 1), f"t, s: expected 0 <= s < t <= 1, got t={t}, s={s}", t, s)
-    for name, time in (("t", t), ("s", s)):
-        value = half_log_snr(schedule, time)
-        check_that(jnp.isfinite, f"{name}: expected a time of finite log-SNR, got {name}={time} with {value}", value)
-    for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step)):
-        check_that(lambda v: v > 0, f"{name}: expected a positive number, got {value}", value)
 
 
 def _check_ratios(*ratios):

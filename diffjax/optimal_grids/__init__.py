@@ -1,0 +1,38 @@
+r"""Time grids that are found: the best K steps for a denoiser, by dynamic programming or by gradient.
+
+Dynamic programming. If the cost of a grid is a sum over its steps,
+
+    L(t_0 ... t_K) = sum_i L(t_{i-1}, t_i)                                                                       (1.57)
+
+then `C[k, j] = min_i C[k-1, i] + L[i, j]` finds the best grid of every number of steps k at once, in a scan of (min, +)
+products of a vector with the table of all L. (Dijkstra's algorithm, which the chapter names, has no budget of steps.) The
+tables, on candidate times that descend from the prior to the data:
+
+    elbo_table           KL(q(x_s | x_t, x_0) || p(x_s | x_t)): the bound on the likelihood        Watson et al. 2021, (1.58)
+    klub_table           the bound on the KL of the discretised SDE                                 Align Your Steps
+    solver_error_table   the error of one step of a solver, against an accurate trajectory
+
+Gradient. `learn_grid` descends any loss of the result of a K-step sampler over the grid itself, through the sampler, and
+over the numbers of the sampler if asked.
+
+All give plain arrays, for any sampler. `save_grid` and `load_grid` keep them with the schedule that they were found for.
+"""
+
+from .files import load_grid, save_grid
+from .learning import LearnedGrid, from_increments, increments, learn_grid
+from .programming import Budgets, cheapest_paths
+from .tables import elbo_table, klub_table, solver_error_table
+
+__all__ = [
+    "Budgets",
+    "LearnedGrid",
+    "cheapest_paths",
+    "elbo_table",
+    "from_increments",
+    "increments",
+    "klub_table",
+    "learn_grid",
+    "load_grid",
+    "save_grid",
+    "solver_error_table",
+]

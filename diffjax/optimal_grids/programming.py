@@ -1,0 +1,77 @@
+"""The best grid of every number of steps, by dynamic programming over a table of costs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._math import as_float
+
+__all__ = ["Budgets", "cheapest_paths"]
+
+
+class Budgets(NamedTuple):
+    """The cheapest paths of 1 ... K steps through a table of costs."""
+
+    costs: Float[Array, " K"]
+    """The cost of the cheapest path of k + 1 steps: infinite where there is none, and then its path means nothing."""
+    paths: Int[Array, "K K+1"]
+    """Its k + 2 candidates, from the first to the last; filled up with the last."""
+
+    def grid(self, ts: Float[Array, " n+1"], steps: int) -> Float[Array, " steps+1"]:
+        """The times of the cheapest path of that many steps."""
+        if not 1 <= steps <= len(self.costs):
+            raise ValueError(f"steps: expected from 1 to {len(self.costs)}, got {steps}")
+        return ts[self.paths[steps - 1, : steps + 1]]
+
+
+def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
+    """The cheapest paths from the first candidate to the last in exactly 1, 2 ... K steps, all in one run.
+
+    `C[k, j] = min_i C[k-1, i] + L[i, j]`: O(K n^2), a scan of (min, +) products.
+
+    Args:
+        table: the cost of going from candidate i straight to candidate j; infinite where that is not allowed (j <= i).
+        steps: K, from 1 to n - 1.
+
+    Returns:
+        `Budgets(costs, paths)`; `budgets.grid(ts, k)` is the grid of k steps.
+
+    Raises:
+        ValueError: if the table is not square, or steps is not in [1, n - 1].
+
+    Reference: Watson et al. 2021 (arXiv 2106.03802), algorithm 1; (1.57).
+
+    >>> inf = jnp.inf
+    >>> table = jnp.array([[inf, 1.0, 9.0], [inf, inf, 2.0], [inf, inf, inf]])
+    >>> budgets = cheapest_paths(table, 2)
+    >>> budgets.costs, budgets.grid(jnp.array([1.0, 0.4, 0.0]), 2)
+    (Array([9., 3.], dtype=float32), Array([1. , 0.4, 0. ], dtype=float32))
+    """
+    table = as_float(table, "table")
+    n = len(table) if table.ndim else 0
+    if table.shape != (n, n):
+        raise ValueError(f"table: expected a square matrix, got shape {table.shape}")
+    if not 1 <= steps < n:
+        raise ValueError(f"steps: expected from 1 to {n - 1} for {n} candidates, got {steps}")
+
+    def extend(costs, _):
+        through = costs[:, None] + table
+        best = jnp.argmin(through, axis=0)
+        costs = jnp.min(through, axis=0)
+        return costs, (costs[-1], best)
+
+    start = jnp.where(jnp.arange(n) == 0, 0.0, jnp.inf).astype(table.dtype)
+    _, (costs, best) = jax.lax.scan(extend, start, length=steps)
+
+    def walk_back(k):
+        def back(j, level):
+            before = jnp.where(level <= k, best[level, j], j)
+            return before, before
+
+        _, path = jax.lax.scan(back, jnp.array(n - 1), jnp.arange(steps)[::-1])
+        path = jnp.append(path[::-1], n - 1)  # where the path has fewer steps its last candidate is repeated
+        return path
+
+    return Budgets(costs, jax.vmap(walk_back)(jnp.arange(steps)))

@@ -1,0 +1,196 @@
+"""Costs of a step from any candidate time to any later one."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._math import as_float, check_that
+from ..process import Transition, transition
+from ..schedules import coefficients, half_log_snr
+from ..typing import Denoiser, Sampler, Schedule
+
+__all__ = ["elbo_table", "klub_table", "solver_error_table"]
+
+
+def elbo_table(
+    key: PRNGKeyArray,
+    denoise: Denoiser,
+    schedule: Schedule,
+    ts: Float[Array, " n"],
+    x0: Float[Array, "batch *event"],
+) -> Float[Array, "n n"]:
+    """The terms of the evidence lower bound between any two times, in nats an example (1.58).
+
+    With the variances of q and p matched,
+    `L(t, s) = E KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = (e^(2 (lambda_s - lambda_t)) - 1) / 2 E |eps - eps_hat(x_t, t)|^2`,
+    so the whole table takes one mean squared error a time. At a last time with sigma = 0 stands
+    `-E log p(x_0 | x_t)`, with a Gaussian of the estimate's own noise, `p = N(x0_hat, (sigma_t / alpha_t)^2 I)`.
+
+    Args:
+        key: a PRNG key, of the noise.
+        denoise: the denoiser.
+        schedule: its path.
+        ts: the candidates, descending; alpha may be 0 at the first of them, sigma at the last.
+        x0: data examples.
+
+    Returns:
+        The table, infinite on and below the diagonal.
+
+    Raises:
+        ValueError: if ts is not a descending vector of at least 2 times in [0, 1], or concrete log-SNRs do not increase
+            along it.
+
+    Reference: Watson et al. 2021 (arXiv 2106.03802), section 3; Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14; (1.58).
+
+    >>> schedule = linear_vp()
+    >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
+    >>> x0 = jax.random.normal(jax.random.key(0), (1000, 1))
+    >>> elbo_table(jax.random.key(1), denoise, schedule, jnp.array([1.0, 0.5, 0.1]), x0).shape
+    (3, 3)
+    """
+    ts, lambdas = _candidates(schedule, ts)
+    dims = x0[0].size
+
+    def mean_errors(key, t):
+        alpha, sigma, *_ = coefficients(schedule, t)
+        eps = jax.random.normal(key, x0.shape, x0.dtype)
+        estimate = denoise(alpha * x0 + sigma * eps, t)
+        return [jnp.sum(error**2) / len(x0) for error in (eps - estimate.eps, x0 - estimate.x0)]
+
+    keys = jax.random.split(key, len(ts) - 1)
+    errors, data_errors = jax.lax.map(lambda inputs: mean_errors(*inputs), (keys, ts[:-1]))
+    gains = lambdas[None, :] - lambdas[:-1, None]
+    table = 0.5 * jnp.expm1(2 * jnp.where(jnp.isfinite(gains), gains, 0.0)) * errors[:, None]
+    from_nothing = 0.5 * jnp.exp(2 * lambdas)[None, :] * data_errors[:, None]  # the same where alpha_t = 0
+    table = jnp.where(jnp.isfinite(lambdas)[:-1, None], table, from_nothing)
+    decoder = 0.5 * dims * jnp.log(2 * jnp.pi) - dims * lambdas[:-1] + 0.5 * errors
+    table = jnp.where(jnp.isfinite(lambdas)[None, :], table, decoder[:, None])
+    return _upper(table)
+
+
+def klub_table(
+    key: PRNGKeyArray,
+    denoise: Denoiser,
+    schedule: Schedule,
+    ts: Float[Array, " n"],
+    x0: Float[Array, "batch *event"],
+) -> Float[Array, "n n"]:
+    """The bound on the KL divergence that one step of the discretised reverse SDE adds: the objective of Align Your Steps.
+
+    `L(t, s) = 1/2 int_{SNR_t}^{SNR_s} E |x0_hat(x_u, u) - x0_hat(x_t, t)|^2 dSNR_u`, where x_u and x_t are on one forward
+    path: what it costs to hold the estimate of t until s. The integral is a sum over the candidates, so it is as fine
+    as they are; one evaluation a candidate.
+
+    Args:
+        key: a PRNG key, of the forward paths.
+        denoise: the denoiser.
+        schedule: its path.
+        ts: the candidates, descending; alpha > 0 and sigma > 0 at all of them.
+        x0: data examples.
+
+    Returns:
+        The table, in nats an example, infinite on and below the diagonal.
+
+    Raises:
+        ValueError: as `elbo_table`, or if a concrete log-SNR is infinite.
+
+    Reference: Sabour et al. 2024 (Align Your Steps, arXiv 2404.14507), section 3: their KLUB, there in sigma / alpha.
+
+    >>> schedule = linear_vp()
+    >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
+    >>> x0 = jax.random.normal(jax.random.key(0), (1000, 1))
+    >>> ts = uniform_log_snr(schedule, 10)
+    >>> jax.jit(klub_table)(jax.random.key(1), denoise, schedule, ts, x0).shape
+    (11, 11)
+    """
+    ts, lambdas = _candidates(schedule, ts)
+    check_that(jnp.isfinite, f"ts: expected times of finite log-SNR, got log-SNRs {2 * lambdas}", lambdas)
+
+    def forward(x, inputs):  # from the data to the prior
+        key, t, scale, std = inputs
+        x = scale * x + std * jax.random.normal(key, x.shape, x.dtype)
+        return x, denoise(x, t).x0
+
+    back = ts[::-1]
+    first = Transition(*coefficients(schedule, back[0])[:2])
+    later = jax.vmap(lambda s, t: transition(schedule, s, t))(back[:-1], back[1:])
+    steps = jax.tree.map(lambda a, b: jnp.append(a, b), first, later)
+    _, estimates = jax.lax.scan(forward, x0, (jax.random.split(key, len(ts)), back, *steps))
+    estimates = estimates[::-1].reshape(len(ts), len(x0), -1)
+    distances = jax.lax.map(lambda a: jnp.sum((estimates - a[None]) ** 2, (1, 2)) / len(x0), estimates)
+    snr = jnp.exp(2 * lambdas)
+    middle = 0.5 * (distances[:, 1:] + distances[:, :-1])
+    parts = (
+        0.5
+        * jnp.diff(snr)[None, :]
+        * jnp.where(jnp.arange(len(ts) - 1)[None, :] >= jnp.arange(len(ts))[:, None], middle, 0.0)
+    )
+    return _upper(jnp.concatenate([jnp.zeros((len(ts), 1)), jnp.cumsum(parts, 1)], 1))
+
+
+def solver_error_table(
+    sampler: Sampler, schedule: Schedule, ts: Float[Array, " n"], xs: Float[Array, "n batch *event"]
+) -> Float[Array, "n n"]:
+    """The error of one step of a solver from any candidate to any later one, against an accurate trajectory.
+
+    `L(t, s) = sqrt(mean |step(x_t; t -> s) - x_s|^2 / (alpha_s^2 + sigma_s^2))`. The step begins with an empty memory: of a
+    multistep method it is the first one, so take the table of a singlestep method of its order.
+
+    Args:
+        sampler: a deterministic sampler.
+        schedule: its path.
+        ts: the candidates, descending.
+        xs: an accurate trajectory of the probability flow at these times, of a batch: `trajectory` of a fine grid, or
+            `solve_flow` from one candidate to the next.
+
+    Returns:
+        The table, infinite on and below the diagonal. It takes one step a pair; a step of one evaluation (DDIM) shares it
+        between all s.
+
+    Raises:
+        ValueError: if ts is not a descending vector, or xs has another length.
+
+    Reference: the dynamic program of Watson et al. 2021 (arXiv 2106.03802) on the local error of a solver.
+
+    >>> schedule = linear_vp()
+    >>> sampler = ddim(gaussian(jnp.zeros(1), jnp.eye(1), schedule), schedule)
+    >>> ts = uniform_log_snr(schedule, 4)
+    >>> xs = trajectory(jax.random.key(0), sampler, jnp.ones((3, 1)), ts)
+    >>> solver_error_table(sampler, schedule, ts, xs)[0, 1]  # the step that made xs has no error against it
+    Array(0., dtype=float32)
+    """
+    ts, _ = _candidates(schedule, ts)
+    if len(xs) != len(ts):
+        raise ValueError(f"xs: expected one batch for each of the {len(ts)} times, got {len(xs)}")
+    alphas, sigmas, *_ = jax.vmap(lambda t: coefficients(schedule, t))(ts)
+    scales = jnp.hypot(alphas, sigmas)
+
+    def from_one(inputs):
+        t, x = inputs
+
+        def error(s, goal, scale):
+            reached = sampler.step(jax.random.key(0), sampler.init(x, t), t, jnp.minimum(s, t)).x
+            return jnp.sqrt(jnp.mean((reached - goal) ** 2)) / scale
+
+        return jax.vmap(error)(ts, xs, scales)
+
+    return _upper(jax.lax.map(from_one, (ts, xs)))
+
+
+def _candidates(schedule, ts):
+    ts = as_float(ts, "ts")
+    if ts.ndim != 1 or ts.size < 2:
+        raise ValueError(f"ts: expected a vector of at least 2 candidate times, got shape {ts.shape}")
+    check_that(lambda ts: (ts >= 0) & (ts <= 1), f"ts: expected times in [0, 1], got {ts}", ts)
+    check_that(lambda ts: ts[1:] < ts[:-1], f"ts: expected times that descend, got {ts}", ts)
+    lambdas = jax.vmap(lambda t: half_log_snr(schedule, t))(ts)
+    message = f"schedule: expected a log-SNR that increases along ts, got {2 * lambdas}"
+    check_that(lambda v: v[1:] > v[:-1], message, lambdas)
+    return ts, lambdas
+
+
+def _upper(table):
+    """The table, infinite on and below the diagonal; its last row is added where it lacks one."""
+    n = table.shape[1]
+    table = jnp.concatenate([table, jnp.full((n - len(table), n), jnp.inf, table.dtype)])
+    return jnp.where(jnp.arange(n)[:, None] < jnp.arange(n)[None, :], table, jnp.inf)

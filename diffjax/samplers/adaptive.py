@@ -1,0 +1,133 @@
+"""DPM-Solver with steps of adaptive length, for every sample its own."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from .._math import as_float, check_that
+from ..schedules import half_log_snr, half_log_snr_inverse
+from ..typing import Denoiser, Schedule, Time
+from ._exponential import eps_of
+from .ddim import towards
+from .dpm_solver import Stages, run_stages, stages_2, stages_3
+
+__all__ = ["DPM_SOLVER_12", "DPM_SOLVER_23", "AdaptiveSolution", "EmbeddedPair", "dpm_solver_adaptive"]
+
+
+class AdaptiveSolution(NamedTuple):
+    """What an adaptive solver returns."""
+
+    x: Array
+    """x at the last time."""
+    evaluations: Int[Array, ""]
+    """How often the denoiser was called, rejected steps included."""
+
+
+def _lower_1(schedule, t, s, start, differences):
+    return towards(start, schedule, s)
+
+
+def _lower_2(schedule, t, s, start, differences):
+    return towards(start, schedule, s) + stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
+
+
+class EmbeddedPair(NamedTuple):
+    """A solver, and one of an order less on the same evaluations to tell its error by."""
+
+    order: int
+    stages: Callable[[Schedule, Time, Time], Stages]
+    lower: Callable[..., Array]
+
+
+DPM_SOLVER_12 = EmbeddedPair(2, stages_2, _lower_1)
+"""DPM-Solver-2 beside DPM-Solver-1."""
+DPM_SOLVER_23 = EmbeddedPair(3, stages_3, _lower_2)
+"""DPM-Solver-3 beside DPM-Solver-2 of r1 = 1/3."""
+
+
+def dpm_solver_adaptive(
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Array,
+    t: Time = 1.0,
+    s: Time = 1e-3,
+    pair: EmbeddedPair = DPM_SOLVER_23,
+    rtol: float | Array = 0.05,
+    atol: float | Array = 0.0078,
+    first_step: float | Array = 0.05,
+    safety: float | Array = 0.9,
+    max_steps: int = 1000,
+) -> AdaptiveSolution:
+    """DPM-Solver-12 and -23: steps in log-SNR of a length that keeps a solver within the tolerance of a lower one.
+
+    With x_high of order q and x_low of order q - 1, a step h is taken if
+    `E = |(x_high - x_low) / max(atol, rtol max(|x_low|, |x_before|))|_2 / sqrt(d) <= 1`, and the next one is
+    `safety h E^(-1/q)`. x is one sample: under vmap every sample has steps of its own. No reverse mode.
+
+    Args:
+        denoise: the denoiser.
+        schedule: its path.
+        x: one sample at time t.
+        t: the time of x; its log-SNR must be finite.
+        s: the time to stop at, s < t; its log-SNR must be finite.
+        pair: DPM_SOLVER_12 (2 evaluations a step) or DPM_SOLVER_23 (3).
+        rtol: the relative tolerance of a step.
+        atol: the absolute tolerance of a step, in units of x.
+        first_step: the first h, in nats of half log-SNR.
+        safety: how much of the estimated best step to take, in (0, 1).
+        max_steps: after how many tried steps to give up.
+
+    Returns:
+        `AdaptiveSolution(x, evaluations)`.
+
+    Raises:
+        ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or concrete tolerances that
+            are not positive.
+        RuntimeError: if max_steps do not suffice.
+
+    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), appendix C.
+
+    >>> schedule = linear_vp()
+    >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
+    >>> solution = dpm_solver_adaptive(denoise, schedule, jnp.array([1.0]), rtol=1e-3, atol=1e-3)
+    >>> solution.x.round(2)
+    Array([0.5], dtype=float32)
+    """
+    x, t, s = as_float(x, "x"), jnp.asarray(t, float), jnp.asarray(s, float)
+    end = half_log_snr(schedule, s)
+    _check_adaptive(schedule, t, s, rtol, atol, first_step)
+
+    def unfinished(carry):
+        return (carry[1] > s) & (carry[-1] < max_steps)
+
+    def attempt(carry):
+        x, t, before, h, tried = carry
+        now = half_log_snr(schedule, t)
+        last = h >= end - now
+        target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
+        (high, start), differences = run_stages(denoise, schedule, eps_of, x, pair.stages(schedule, t, target))
+        low = pair.lower(schedule, t, target, start, differences)
+        scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
+        error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))
+        taken = error <= 1
+        h = safety * jnp.minimum(h, end - now) * jnp.maximum(error, 1e-6) ** (-1 / pair.order)
+        x, before, t = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t))
+        return x, t, before, h, tried + 1
+
+    carry = (x, t, x, jnp.asarray(first_step, end.dtype), jnp.zeros((), jnp.int32))
+    x, t, _, _, tried = jax.lax.while_loop(unfinished, attempt, carry)
+    x = equinox.error_if(x, t > s, f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}")
+    return AdaptiveSolution(x, pair.order * tried)
+
+
+def _check_adaptive(schedule, t, s, rtol, atol, first_step):
+    check_that(lambda t, s: (0 <= s) & (s < t) & (t <= 1), f"t, s: expected 0 <= s < t <= 1, got t={t}, s={s}", t, s)
+    for name, time in (("t", t), ("s", s)):
+        value = half_log_snr(schedule, time)
+        check_that(jnp.isfinite, f"{name}: expected a time of finite log-SNR, got {name}={time} with {value}", value)
+    for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step)):
+        check_that(lambda v: v > 0, f"{name}: expected a positive number, got {value}", value)
