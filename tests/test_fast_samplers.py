@@ -775,7 +775,7 @@ def test_adaptive_steps_keep_their_tolerance(solve, order):
     denoise = gaussian(jnp.asarray(M), jnp.diag(jnp.asarray(V)), schedule)
 
     def run(x, tolerance):
-        return solve(denoise, schedule, x, start, end, tolerance, tolerance, max_steps=20_000)
+        return solve(denoise, schedule, x, start, end, rtol=tolerance, atol=tolerance, max_steps=20_000)
 
     together = jax.jit(jax.vmap(jax.vmap(run, in_axes=(0, None)), in_axes=(None, 0)))
     xs, evaluations = map(np.asarray, together(jnp.asarray(STARTS), jnp.asarray(TOLERANCES)))
