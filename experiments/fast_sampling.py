@@ -58,7 +58,7 @@ class Settings:
     """start points of a mixture in each dimension, half of them to find grids on"""
     candidates: int = 64
     """candidate times of the dynamic programs"""
-    learning_steps: int = 150
+    learning_steps: int = 250
     """steps of gradient descent on a grid"""
     learning_rate: float = 0.03
     """of Adam on the logarithms of the grid's steps"""
@@ -174,12 +174,13 @@ def mixture_tables(mixtures, x1, candidates):
         noise = jax.random.normal(jax.random.fold_in(key, 1), (n, means.shape[1]))
         return means[which] + jnp.einsum("nij,nj->ni", jnp.linalg.cholesky(covs)[which], noise)
 
+    x0 = jax.block_until_ready(jax.jit(jax.vmap(functools.partial(data, jax.random.key(5))))(mixtures))
+
     def bound(table):
-        def of(mixture):
-            x0 = data(jax.random.key(5), mixture)
+        def of(mixture, x0):
             return table(jax.random.key(6), denoiser_of(mixture), SCHEDULE, ts, x0)
 
-        return jax.jit(jax.vmap(of))(mixtures)
+        return jax.block_until_ready(jax.jit(jax.vmap(of))(mixtures, x0))
 
     def local(make):
         def of(mixture, x):
@@ -188,7 +189,7 @@ def mixture_tables(mixtures, x1, candidates):
             xs = dj.trajectory(jax.random.key(0), samplers.dpm_solver_3(denoise, SCHEDULE), x, fine)[::8]
             return optimal_grids.solver_error_table(make(denoise, SCHEDULE), SCHEDULE, ts, xs)
 
-        return jax.jit(jax.vmap(of))(mixtures, x1[:, :32])
+        return jax.block_until_ready(jax.jit(jax.vmap(of))(mixtures, x1[:, :16]))
 
     tables = {"DP ELBO": bound(optimal_grids.elbo_table), "DP KLUB": bound(optimal_grids.klub_table)}
     errors = {name: local(SOLVERS[name].make) for name in ("DDIM", "DPM-Solver-2", "DPM-Solver-3", "DPM-Solver++ 2S")}
@@ -412,7 +413,15 @@ def distance(x, data, held_out) -> float:
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
-COLORS = dict(zip((*SOLVERS, "DPM-Solver-fast"), plt.get_cmap("tab20").colors, strict=False))
+NAMES = (*SOLVERS, "DPM-Solver-fast", "DPM-Solver-12", "DPM-Solver-23")
+STYLES = {  # a colour and a marker each; dashed where a step takes several evaluations
+    name: {
+        "color": f"C{i % 10}",
+        "marker": "os^vDPX*"[i % 8],
+        "ls": "--" if SOLVERS.get(name, Solver(None, 2)).evaluations > 1 else "-",
+    }
+    for i, name in enumerate(NAMES)
+}
 
 
 def best_of(results, names, nfe, value):
@@ -421,39 +430,27 @@ def best_of(results, names, nfe, value):
     return min(keys, key=lambda key: value(results[key])) if keys else None
 
 
-def figure(results, value, ylabel: str, path: pathlib.Path, published, found) -> None:
-    """Work against precision: published grids, found grids, and the best of each."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
-    best = {}
-    for ax, names, title in zip(
-        axes, (published, found), ("published grids: the best of each solver", "found grids"), strict=True
-    ):
-        for solver in dict.fromkeys(key[0] for key in results):
+def figure(results, value, ylabel: str, path: pathlib.Path, nfe, published, found) -> None:
+    """Work against precision: the best published grid for each solver, and the best found one."""
+    fig, axes = plt.subplots(1, 2, figsize=(11.5, 4.6), sharey=True, sharex=True, layout="constrained")
+    titles = "best published grid of each solver", "best found grid of each solver"
+    for ax, names, title in zip(axes, ((*published, "adaptive"), found), titles, strict=True):
+        for solver in NAMES:
             points = {}
-            for (name, grid, nfe), result in results.items():
+            for (name, grid, evaluations), result in results.items():
                 if name == solver and grid in names:
-                    points[nfe] = min(points.get(nfe, np.inf), value(result))
+                    points[evaluations] = min(points.get(evaluations, np.inf), value(result))
             if points:
-                nfes = sorted(points)
-                ax.plot(
-                    nfes, [points[k] for k in nfes], "o-", ms=3, lw=1.1, label=solver, color=COLORS.get(solver, "k")
-                )
-        nfes = sorted({key[2] for key in results if key[1] in names})
-        best[title] = [(k, value(results[best_of(results, names, k, value)])) for k in nfes]
+                ax.plot(*zip(*sorted(points.items()), strict=True), ms=4, lw=1, label=solver, **STYLES[solver])
         ax.set(title=title, xlabel="network evaluations (NFE)", xscale="log", yscale="log")
-        ticks = [k for k in (4, 5, 6, 8, 10, 15, 20, 30, 50) if k in nfes]
-        ax.set_xticks(ticks, ticks)
+        ax.set_xticks(nfe, nfe)
         ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(alpha=0.3, which="both")
-    axes[1].plot(
-        *zip(*best["published grids: the best of each solver"], strict=True),
-        "k--",
-        lw=1.3,
-        label="best with a published grid",
-    )
+    best = [(k, value(results[best_of(results, published, k, value)])) for k in nfe]
+    axes[1].plot(*zip(*best, strict=True), "k:", lw=2, label="best of all published")
     axes[0].set_ylabel(ylabel)
-    for ax in axes:
-        ax.legend(fontsize=7)
+    handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
     fig.savefig(path, dpi=130)
     plt.close(fig)
 
@@ -510,8 +507,8 @@ def main(settings: Settings) -> dict:
 
     for dim in settings.dims:
         results, costs = on_mixtures(dim, settings)
-        ylabel = f"RMS error a dimension, d = {dim}, median of {settings.seeds} mixtures"
-        figure(results, median, ylabel, settings.out / f"mixture_{dim}d.png", (*PUBLISHED, "adaptive"), FOUND)
+        ylabel = f"RMS error a dimension (d = {dim}, median of {settings.seeds} mixtures)"
+        figure(results, median, ylabel, settings.out / f"mixture_{dim}d.png", settings.nfe, PUBLISHED, FOUND)
         report += [f"## Mixtures in {dim} dimensions\n", table(results, settings, median, PUBLISHED, FOUND)]
         for solver in ("DPM-Solver-2", "DPM-Solver-3"):
             saved = {k: round(n, 1) for k, n in saved_evaluations(results, median, solver, FOUND).items()}
@@ -547,7 +544,13 @@ def main(settings: Settings) -> dict:
                 return result[index]
 
             figure(
-                results, value, f"digits: {ylabel}", settings.out / f"digits_{name}.png", image_published, image_found
+                results,
+                value,
+                f"digits: {ylabel}",
+                settings.out / f"digits_{name}.png",
+                settings.nfe,
+                image_published,
+                image_found,
             )
             report += [f"## Digits: {ylabel}\n", table(results, settings, value, image_published, image_found)]
         report.append(f"Fréchet distance of the accurate ends: {accurate:.3f}")
