@@ -125,12 +125,10 @@ def denoiser_of(mixture):
 def component(mixture, x):
     """The most probable component of data points x, (n, d)."""
     weights, means, covs = mixture
-    factors = jnp.linalg.cholesky(covs)
-    white = jax.vmap(
-        lambda m, c: jax.scipy.linalg.solve_triangular(c, (x - jnp.broadcast_to(m, x.shape)).T, lower=True)
-    )(means, factors)
-    logs = jnp.log(weights) - jnp.sum(jnp.log(jnp.diagonal(factors, axis1=1, axis2=2)), -1)
-    return jnp.argmax(logs[:, None] - 0.5 * jnp.sum(white**2, 1), 0)
+    variances, vectors = jnp.linalg.eigh(covs)
+    white = jnp.einsum("kni,kij->knj", x[None] - means[:, None], vectors) / jnp.sqrt(variances)[:, None]
+    logs = jnp.log(weights) - 0.5 * jnp.sum(jnp.log(variances), -1)
+    return jnp.argmax(logs[:, None] - 0.5 * jnp.sum(white**2, -1), 0)
 
 
 def scored(mixture, x, goal):
@@ -172,7 +170,8 @@ def mixture_tables(mixtures, x1, candidates):
         weights, means, covs = mixture
         which = jax.random.categorical(key, jnp.log(weights), shape=(n,))
         noise = jax.random.normal(jax.random.fold_in(key, 1), (n, means.shape[1]))
-        return means[which] + jnp.einsum("nij,nj->ni", jnp.linalg.cholesky(covs)[which], noise)
+        variances, vectors = jnp.linalg.eigh(covs)
+        return means[which] + jnp.einsum("nij,nj->ni", vectors[which], jnp.sqrt(variances)[which] * noise)
 
     x0 = jax.block_until_ready(jax.jit(jax.vmap(functools.partial(data, jax.random.key(5))))(mixtures))
 
