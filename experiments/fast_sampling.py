@@ -248,9 +248,9 @@ def on_mixtures(dim: int, settings: Settings):
             if not n:
                 continue
             chosen = {grid: jnp.tile(published_grid(grid, n), (seeds, 1)) for grid in PUBLISHED}
-            for grid in FOUND[:2]:
-                chosen[grid] = programmed[grid][n]
-            chosen["DP solver error"] = programmed["DP solver error", TABLE_OF.get(name, "DPM-Solver++ 2S")][n]
+            if n <= most:
+                chosen |= {grid: programmed[grid][n] for grid in FOUND[:2]}
+                chosen["DP solver error"] = programmed["DP solver error", TABLE_OF.get(name, "DPM-Solver++ 2S")][n]
             first, second = slice(None, half), slice(half, None)
             if name in LEARNED and nfe in settings.learned_nfe:
                 begin = time.perf_counter()
