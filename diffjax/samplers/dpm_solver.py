@@ -57,20 +57,24 @@ def _stages(schedule, t, s, ratios):
 
 
 def stages_1(schedule, t, s):
+    """DPM-Solver-1 (1.56)."""
     return Stages(*(jnp.asarray(a)[None] for a in (t, s, jnp.zeros_like(t))))
 
 
 def stages_2(schedule, t, s, r1=0.5):
+    """DPM-Solver-2 (Fig. 1.4)."""
     h, _, sigmas, stages = _stages(schedule, t, s, (r1,))
     return stages([-sigmas[1] * jnp.expm1(h) / (2 * r1)])
 
 
 def stages_2s(schedule, t, s, r1=0.5):
+    """DPM-Solver++(2S)."""
     h, alphas, _, stages = _stages(schedule, t, s, (r1,))
     return stages([-alphas[1] * jnp.expm1(-h) / (2 * r1)])
 
 
 def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
+    """DPM-Solver-3 (Fig. 1.4)."""
     h, _, sigmas, stages = _stages(schedule, t, s, (r1, r2))
     return stages([-sigmas[1] * r2 / r1 * r2 * h * phi(2, r2 * h), -sigmas[2] / r2 * h * phi(2, h)])
 
@@ -84,6 +88,8 @@ def _stage(denoise, schedule, predict, x, start, first, time, target, weight):
 
 
 def run_stages(denoise, schedule, predict, x, stages):
+    """Gives x after the last stage and the estimate at the beginning, and what each stage's prediction differs by."""
+
     def body(carry, inputs):
         x, start, difference = _stage(denoise, schedule, predict, *carry, *inputs)
         return (x, start), difference
