@@ -77,18 +77,20 @@ def from_right(t):
     return t + jax.lax.stop_gradient(jnp.maximum(t, 1e-18) - t)
 
 
-def phi(k: int, z):
-    """The exponential integrators' `phi_k(z) = int_0^1 e^((1 - v) z) v^(k-1) / (k-1)! dv`, k = 1, 2, ...
+def phis(n: int, z):
+    """The exponential integrators' `phi_k(z) = int_0^1 e^((1 - v) z) v^(k-1) / (k-1)! dv` for k = 1 ... n, a list.
 
     `phi_1 = (e^z - 1) / z`, `phi_{k+1} = (phi_k - 1/k!) / z`. The recurrence loses a digit or two at |z| = 1 and all of them
-    at 0; the series `sum_j z^j / (j + k)!`, whose 18 terms are exact to rounding for |z| <= 1, serves there.
+    at 0. There the series of the last one, `sum_j z^j / (j + n)!`, whose 18 terms are exact to rounding for |z| <= 1, and
+    the recurrence backwards, which loses nothing, serve instead.
     """
     small = jnp.abs(z) < 1
     far, near = jnp.where(small, 1.0, z), jnp.where(small, z, 0.0)
     series = jnp.zeros_like(z)
     for j in reversed(range(18)):
-        series = series * near + 1 / math.factorial(j + k)
-    value = jnp.expm1(far) / far
-    for j in range(1, k):
-        value = (value - 1 / math.factorial(j)) / far
-    return jnp.where(small, series, value)
+        series = series * near + 1 / math.factorial(j + n)
+    down, up = [series], [jnp.expm1(far) / far]
+    for k in range(1, n):
+        down.insert(0, down[0] * near + 1 / math.factorial(n - k))
+        up.append((up[-1] - 1 / math.factorial(k)) / far)
+    return [jnp.where(small, below, above) for below, above in zip(down, up, strict=True)]

@@ -50,13 +50,13 @@ class History(NamedTuple):
     """The memory of a multistep method: its last predictions. Its length is a shape, so `sample` can check the grid."""
 
     values: Float[Array, "n *x"]
-    """The predictions, the newest first."""
+    """The predictions, as a ring: the next one takes the place `count % n`."""
     nodes: Float[Array, " n"]
-    """Where they were made, in the variable of the method; infinite where there is none yet."""
+    """Where they were made, in the variable of the method, the newest first; infinite where there is none yet."""
+    count: Any
+    """How many predictions there have been."""
     last_step: Any = None
-    """Of a method with a corrector: where its last step went without correction, and from which time."""
-    count: Any = None
-    """Of a method with numbers for every step: how many it has made."""
+    """Of a method with a corrector: from where its last step went, and with which weights."""
 
 
 class Sampler(NamedTuple):

@@ -26,19 +26,37 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
-from .._math import phi, safe_sqrt
-from ..schedules import coefficients, half_log_snr
+from .._math import phis, safe_sqrt
+from ..schedules import half_log_snr
+from ..schedules.coefficients import alpha_sigma, log_ratio
 from ..typing import Denoiser, Estimate, History, Sampler, Schedule, State, Time
-from .ddim import towards, towards_anew
+from .ddim import towards
+
+
+class Place(NamedTuple):
+    """A time, and what the schedule is there."""
+
+    t: Float[Array, ""]
+    alpha: Float[Array, ""]
+    sigma: Float[Array, ""]
+    half_log_snr: Float[Array, ""]
+
+
+def places(schedule: Schedule, *ts: Time) -> tuple[Place, ...]:
+    """The places of some times, from one evaluation of the schedule for all: a program that is small and soon compiled."""
+    times = jnp.stack([jnp.asarray(t) for t in ts])
+    alphas, sigmas = jax.vmap(lambda t: alpha_sigma(schedule, t))(times)
+    stacked = Place(times, alphas, sigmas, log_ratio(alphas, sigmas))
+    return tuple(jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(len(ts)))
 
 
 class Interpolation(NamedTuple):
     """What is interpolated, in which variable, and what the integral of the polynomial weighs its values with."""
 
     predict: Callable[[Estimate], Array]
-    variable: Callable[[Schedule, Time], Float[Array, ""]]
-    weights: Callable[[Schedule, Time, Time, Float[Array, " n"]], Float[Array, " n"]]
-    """`weights(schedule, t, s, nodes)`: w_j for the nodes u_j, relative to the variable at t."""
+    variable: Callable[[Place], Float[Array, ""]]
+    weights: Callable[[Place, Place, Float[Array, " n"]], Float[Array, " n"]]
+    """`weights(t, s, nodes)`: w_j of the step from t to s for the nodes u_j, relative to the variable at t."""
 
 
 def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float[Array, " n"]:
@@ -46,20 +64,23 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
 
     `one_node` replaces the first moment where a single node is left.
     """
-    known = jnp.isfinite(nodes) & (nodes != 0)
-    known = [known[j] & jnp.all(nodes[:j] != nodes[j]) for j in range(nodes.size)]
-    places = [jnp.where(known[j], nodes[j], 1.0) for j in range(nodes.size)]
-    if one_node is not None and places:
+    u, v, known = list(nodes), [], []  # scalars, of which XLA makes a smaller program than of small vectors
+    for j, node in enumerate(u):
+        known.append(jnp.isfinite(node) & (node != 0) & ~sum((node == other for other in u[:j]), jnp.array(False)))
+        v.append(jnp.where(known[j], 1 / jnp.where(known[j], node, 1.0), 0.0))
+    if one_node is not None and u:
         moments = [jnp.where(sum(k.astype(int) for k in known) == 1, one_node, moments[0]), *moments[1:]]
+    u = [jnp.where(known[j], node, 0.0) for j, node in enumerate(u)]
     weights = []
-    for j, node in enumerate(places):
-        # the basis polynomial u / u_j prod_i (u - u_i) / (u_j - u_i), by its coefficients of u, u^2, ...
-        basis = [1 / node] + [0.0] * (len(places) - 1)
-        for i, other in enumerate(places):
+    for j in range(nodes.size):
+        # the basis polynomial u / u_j prod_i (u - u_i) / (u_j - u_i) by its coefficients of u, u^2, ...; v = 1 / u is 0
+        # for what is no node, and its factor (1 - v_i u) / (1 - v_i u_j) is 1
+        basis = [v[j]]
+        for i in range(nodes.size):
             if i != j:
-                gap = jnp.where(known[i] & known[j], node - other, 1.0)
-                product = [high - other * low for high, low in zip([0.0, *basis[:-1]], basis, strict=True)]
-                basis = [jnp.where(known[i], new / gap, old) for new, old in zip(product, basis, strict=True)]
+                gap = jnp.where(known[i], v[i] * (u[i] - u[j]), 1.0)
+                product = [*basis, 0.0]
+                basis = [(product[k] - v[i] * product[k - 1] if k else product[0]) / gap for k in range(len(product))]
         weights.append(jnp.where(known[j], sum(b * m for b, m in zip(basis, moments, strict=True)), 0.0))
     return jnp.stack(weights) if weights else jnp.zeros(0)
 
@@ -122,74 +143,79 @@ def data_prediction(b: Callable | None = None, tau: float | Array = 0.0) -> Inte
     With `b`, a single difference is weighed by `b h / 2` in place of its exact moment: a first-order difference taken at the
     middle of the step.
     """
-    return Interpolation(bind(x0_of), bind(half_log_snr), bind(_data_weights, b, tau))
+    return Interpolation(bind(x0_of), bind(_half_log_snr), bind(_data_weights, b, tau))
 
 
-def _data_weights(b, tau, schedule, t, s, nodes):
+def _half_log_snr(t):
+    return t.half_log_snr
+
+
+def _data_weights(b, tau, t, s, nodes):
     c = 1 + jnp.square(tau)
-    h, finite = _log_snr_step(schedule, t, s)
-    moments = [c * math.factorial(k) * h ** (k + 1) * phi(k + 1, -c * h) for k in range(1, nodes.size + 1)]
+    h, finite = _log_snr_step(t, s)
+    moments = [c * moment for moment in _exponential_moments(nodes.size, h, -c * h)]
     weights = lagrange_weights(nodes, moments, None if b is None else -b(-c * h) * h / 2)
-    return jnp.where(finite, coefficients(schedule, s).alpha * weights, 0.0)
+    return jnp.where(finite, s.alpha * weights, 0.0)
 
 
 def noise_prediction(b: Callable | None = None) -> Interpolation:
     """The noise eps as a polynomial in lambda, under the kernel `-e^(h - u)`; `b` as for `data_prediction`."""
-    return Interpolation(bind(eps_of), bind(half_log_snr), bind(_noise_weights, b))
+    return Interpolation(bind(eps_of), bind(_half_log_snr), bind(_noise_weights, b))
 
 
-def _noise_weights(b, schedule, t, s, nodes):
-    h, finite = _log_snr_step(schedule, t, s)
-    moments = [math.factorial(k) * h ** (k + 1) * phi(k + 1, h) for k in range(1, nodes.size + 1)]
+def _noise_weights(b, t, s, nodes):
+    h, finite = _log_snr_step(t, s)
+    moments = _exponential_moments(nodes.size, h, h)
     weights = lagrange_weights(nodes, moments, None if b is None else b(h) * h / 2)
-    return jnp.where(finite, -coefficients(schedule, s).sigma * weights, 0.0)
+    return jnp.where(finite, -s.sigma * weights, 0.0)
+
+
+def _exponential_moments(n, h, z):
+    """`int_0^h e^(z (1 - u / h)) u^k du = k! h^(k+1) phi_{k+1}(z)` for k = 1 ... n."""
+    return [math.factorial(k) * h ** (k + 1) * phi for k, phi in enumerate(phis(n + 1, z)) if k]
 
 
 def velocity_prediction() -> Interpolation:
     """The velocity eps - x0 of the linear path as a polynomial in its time r = sigma / (alpha + sigma)."""
-    return Interpolation(bind(linear_velocity_of), bind(linear_time), bind(_velocity_weights))
+    return Interpolation(bind(linear_velocity_of), bind(_linear_time), bind(_velocity_weights))
 
 
-def linear_time(schedule: Schedule, t: Time) -> Float[Array, ""]:
-    """The time of equal log-SNR on the linear path, `r = sigma / (alpha + sigma)`."""
-    alpha, sigma, *_ = coefficients(schedule, t)
-    return sigma / (alpha + sigma)
+def _linear_time(t):
+    return t.sigma / (t.alpha + t.sigma)
 
 
-def _velocity_weights(schedule, t, s, nodes):
-    alpha, sigma, *_ = coefficients(schedule, s)
-    step = linear_time(schedule, s) - linear_time(schedule, t)
+def _velocity_weights(t, s, nodes):
+    step = _linear_time(s) - _linear_time(t)
     moments = [step ** (k + 1) / (k + 1) for k in range(1, nodes.size + 1)]
-    return (alpha + sigma) * lagrange_weights(nodes, moments)
+    return (s.alpha + s.sigma) * lagrange_weights(nodes, moments)
 
 
-def noise_prediction_in_time(points: int = 16) -> Interpolation:
+def noise_prediction_in_time(schedule: Schedule, points: int = 16) -> Interpolation:
     """The noise eps as a polynomial in t, under the kernel `d(sigma / alpha)/dt`, by a Gauss-Legendre rule: DEIS."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     rule = jnp.asarray(0.5 * (1 + nodes)), jnp.asarray(0.5 * weights)
-    return Interpolation(bind(eps_of), bind(_time), bind(_time_weights, *rule))
+    return Interpolation(bind(eps_of), bind(_time), bind(_time_weights, schedule, *rule))
 
 
-def _time(schedule, t):
-    return jnp.asarray(t)
+def _time(t):
+    return t.t
 
 
-def _time_weights(points, weights, schedule, t, s, nodes):
+def _time_weights(schedule, points, weights, t, s, nodes):
     # by parts: alpha_s int_0^d v^k d(sigma/alpha) = sigma_s d^k - alpha_s int_0^d k v^(k-1) sigma/alpha dv
-    alpha, sigma, *_ = coefficients(schedule, s)
-    step = s - t
+    step = s.t - t.t
     points, weights = points.astype(step.dtype), weights.astype(step.dtype)
-    ratios = jnp.exp(-jax.vmap(lambda p: half_log_snr(schedule, t + step * p))(points))
+    ratios = jnp.exp(-jax.vmap(lambda p: half_log_snr(schedule, t.t + step * p))(points))
 
     def moment(k):
-        return step**k * (sigma - alpha * jnp.sum(weights * k * points ** (k - 1) * ratios))
+        return step**k * (s.sigma - s.alpha * jnp.sum(weights * k * points ** (k - 1) * ratios))
 
     return lagrange_weights(nodes, [moment(k) for k in range(1, nodes.size + 1)])
 
 
-def _log_snr_step(schedule, t, s):
+def _log_snr_step(t, s):
     """lambda_s - lambda_t where it is finite (1 elsewhere), and whether it is."""
-    h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
+    h = s.half_log_snr - t.half_log_snr
     finite = jnp.isfinite(h)
     return jnp.where(finite, h, 1.0), finite
 
@@ -212,78 +238,81 @@ def multistep(
     prediction is known, by an Adams-Moulton step from the time before, without another evaluation. With `gains`, the weights
     of every step are multiplied by a row of them.
     """
-    if gains is not None:
-        return Sampler(
-            bind(_no_counted_history, jnp.zeros(order - 1)), bind(_scaled, denoise, schedule, interpolation, gains)
-        )
     if corrector is None:
-        step = bind(_multistep, denoise, schedule, interpolation, tau)
-        return Sampler(bind(_no_history, jnp.zeros(order - 1)), step)
+        step = bind(_multistep, denoise, schedule, interpolation, tau, gains)
+        return Sampler(bind(_no_history, jnp.zeros(order)), step)
     step = bind(_corrected_multistep, denoise, schedule, interpolation, tau, corrector)
-    return Sampler(bind(_no_corrected_history, jnp.zeros(order)), step)
+    return Sampler(bind(_no_corrected_history, schedule, jnp.zeros(order + 1)), step)
 
 
 def _no_history(empty, x, t):  # the length of `empty` is that of the memory: a shape, while a number would be traced
-    values = jnp.zeros((empty.size, *x.shape), x.dtype)
-    return State(x, History(values, jnp.full(empty.shape, jnp.inf, jnp.result_type(t, 1.0))))
+    nodes = jnp.full(empty.shape, jnp.inf, jnp.result_type(t, 1.0))
+    return State(x, History(jnp.zeros((empty.size, *x.shape), x.dtype), nodes, jnp.zeros((), jnp.int32)))
 
 
-def _advance(key, estimate, schedule, tau, t, s):
-    if tau is None:
-        return towards(estimate, schedule, s)
-    h, finite = _log_snr_step(schedule, t, s)
-    share = -jnp.expm1(-2 * jnp.square(tau) * h)
-    share = jnp.where(finite, share, jnp.where(jnp.equal(tau, 0), 0.0, 1.0))
-    return towards_anew(key, estimate, schedule, s, coefficients(schedule, s).sigma * safe_sqrt(share))
+def _no_corrected_history(schedule, empty, x, t):
+    (before,) = places(schedule, t)
+    return State(
+        x, _no_history(empty, x, t).memory._replace(last_step=(before, jnp.zeros_like(before.t, shape=empty.shape)))
+    )
 
 
-def _multistep(denoise, schedule, interpolation, tau, key, state, t, s):
-    history, nodes, *_ = state.memory
+def _multistep(denoise, schedule, interpolation, tau, gains, key, state, t, s):
     estimate = denoise(state.x, t)
-    p, u = interpolation.predict(estimate), interpolation.variable(schedule, t)
-    weights = interpolation.weights(schedule, t, s, nodes - u)
-    x = _advance(key, estimate, schedule, tau, t, s) + _combine(weights, history, p)
-    return State(x, History(_push(p, history), _push(u, nodes)))
-
-
-def _no_counted_history(empty, x, t):
-    return State(x, _no_history(empty, x, t).memory._replace(count=jnp.zeros((), jnp.int32)))
-
-
-def _scaled(denoise, schedule, interpolation, gains, key, state, t, s):
-    count = state.memory.count
-    scaled = interpolation._replace(weights=bind(_scaled_weights, interpolation.weights, gains[count]))
-    state = _multistep(denoise, schedule, scaled, None, key, state, t, s)
-    return state._replace(memory=state.memory._replace(count=count + 1))
-
-
-def _scaled_weights(weights, gain, schedule, t, s, nodes):
-    return gain * weights(schedule, t, s, nodes)
-
-
-def _no_corrected_history(empty, x, t):
-    return State(x, _no_history(empty, x, t).memory._replace(last_step=(x, jnp.asarray(t))))
+    t, s = places(schedule, t, s)
+    u = interpolation.variable(t)
+    history = _remember(state.memory, interpolation.predict(estimate), u)
+    weights = interpolation.weights(t, s, history.nodes[1:] - u)
+    if gains is not None:
+        weights = gains[state.memory.count] * weights
+    return State(_advance(key, estimate, s, *_noise(tau, t, s)) + _combine(history, _differences(0, weights)), history)
 
 
 def _corrected_multistep(denoise, schedule, interpolation, tau, corrector, key, state, t, s):
-    history, nodes, (uncorrected, before), _ = state.memory
-    x0, eps = denoise(state.x, t)
-    p, u = interpolation.predict(Estimate(x0, eps)), interpolation.variable(schedule, t)
-    # the last step once more, with the new prediction among its nodes
-    last, older = history[0], history[1:]
-    weights = corrector.weights(schedule, before, t, jnp.concatenate([u[None], nodes[1:]]) - nodes[0])
-    x = uncorrected + _combine(weights, jnp.concatenate([p[None], older]), last)
-    estimate = Estimate(x0, eps + (x - state.x) / coefficients(schedule, t).sigma)
-    x = _advance(key, estimate, schedule, tau, t, s)
-    weights = interpolation.weights(schedule, t, s, nodes[:-1] - u)
-    memory = History(_push(p, history), _push(u, nodes), (x, jnp.asarray(t)))
-    return State(x + _combine(weights, history[:-1], p), memory)
+    estimate = denoise(state.x, t)
+    before, last = state.memory.last_step
+    t, s = places(schedule, t, s)
+    u = interpolation.variable(t)
+    history = _remember(state.memory, interpolation.predict(estimate), u)
+    kept, fresh = _noise(tau, t, s)
+    # x is corrected to `x + _combine(history, correction)`: the last step once more, with the new prediction among its
+    # nodes. This x goes the way of the noise that it is a part of.
+    others = jnp.concatenate([history.nodes[:1], history.nodes[2:]])
+    correction = _differences(1, corrector.weights(before, t, others - history.nodes[1])) - last
+    weights = jnp.pad(_differences(0, interpolation.weights(t, s, history.nodes[1:-1] - u)), (0, 1))
+    x = _advance(key, estimate, s, kept, fresh) + _combine(history, weights + kept / t.sigma * correction)
+    return State(x, history._replace(last_step=(t, jnp.roll(weights, 1))))
 
 
-def _combine(weights, values, p):
-    """sum_j w_j (p_j - p)."""
-    return sum((weights[j] * (values[j] - p) for j in range(weights.size)), jnp.zeros_like(p))
+def _noise(tau, t, s):
+    """The standard deviations of the noise at s: what is kept, and what is drawn anew (if any ever is)."""
+    if tau is None:
+        return s.sigma, None
+    h, finite = _log_snr_step(t, s)
+    share = -jnp.expm1(-2 * jnp.square(tau) * h)
+    share = jnp.where(finite, share, jnp.where(jnp.equal(tau, 0), 0.0, 1.0))
+    return s.sigma * safe_sqrt(1 - share), s.sigma * safe_sqrt(share)
 
 
-def _push(new, old):
-    return jnp.concatenate([new[None], old])[: len(old)]
+def _advance(key, estimate, s, kept, fresh):
+    x = towards(estimate, s.alpha, kept)
+    return x if fresh is None else x + fresh * jax.random.normal(key, x.shape, x.dtype)
+
+
+def _remember(history, p, u):
+    """The newest in the place of the oldest: one write a step, and no copy."""
+    values = jax.lax.dynamic_update_index_in_dim(history.values, p, history.count % len(history.values), 0)
+    nodes = jnp.concatenate([u[None], history.nodes[:-1]])
+    return history._replace(values=values, nodes=nodes, count=history.count + 1)
+
+
+def _differences(base, weights):
+    """The weights of the differences to the prediction number `base`, as weights of all predictions."""
+    return jnp.concatenate([weights[:base], -jnp.sum(weights, keepdims=True), weights[base:]])
+
+
+def _combine(history, weights):
+    """sum_j w_j p_j, the newest first."""
+    n = len(history.values)
+    by_place = weights[(history.count - 1 - np.arange(n)) % n]
+    return sum(by_place[i] * history.values[i] for i in range(n))

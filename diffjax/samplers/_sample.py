@@ -98,7 +98,7 @@ def _check_grid(ts):
 
 def _check_steps(memory, ts):
     if isinstance(memory, History):
-        order = len(memory.nodes) + (memory.last_step is None)
+        order = len(memory.nodes) - (memory.last_step is not None)
         if ts.size <= order:
             raise ValueError(f"ts: a multistep method of order {order} needs at least {order} steps, got {ts.size - 1}")
 

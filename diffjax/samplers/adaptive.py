@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from .._math import as_float, check_that
 from ..schedules import half_log_snr, half_log_snr_inverse
+from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Schedule, Time
 from ._exponential import eps_of
 from .ddim import towards
@@ -28,11 +29,11 @@ class AdaptiveSolution(NamedTuple):
 
 
 def _lower_1(schedule, t, s, start, differences):
-    return towards(start, schedule, s)
+    return towards(start, *alpha_sigma(schedule, s))
 
 
 def _lower_2(schedule, t, s, start, differences):
-    return towards(start, schedule, s) + stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
+    return _lower_1(schedule, t, s, start, differences) + stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
 
 
 class EmbeddedPair(NamedTuple):
@@ -109,7 +110,7 @@ def dpm_solver_adaptive(
         now = half_log_snr(schedule, t)
         last = h >= end - now
         target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
-        (high, start), differences = run_stages(denoise, schedule, eps_of, x, pair.stages(schedule, t, target))
+        (high, start), differences = run_stages(denoise, eps_of, x, pair.stages(schedule, t, target))
         low = pair.lower(schedule, t, target, start, differences)
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))

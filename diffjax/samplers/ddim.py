@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 
 from .._bind import bind
 from .._math import check_number, is_concrete, safe_sqrt
 from ..process import posterior
-from ..schedules import coefficients
-from ..typing import Denoiser, Estimate, Sampler, Schedule, Time
+from ..schedules.coefficients import alpha_sigma
+from ..typing import Denoiser, Estimate, Sampler, Schedule
 from ._sample import one_step
 
 __all__ = ["ddim", "ddpm"]
@@ -45,26 +45,20 @@ def ddim(denoise: Denoiser, schedule: Schedule, eta: float | Array = 0.0) -> Sam
     return one_step(bind(_ddim_stochastic, denoise, schedule, eta))
 
 
-def towards(estimate: Estimate, schedule: Schedule, s: Time) -> Array:
-    """What x is at time s if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
-    alpha, sigma, *_ = coefficients(schedule, s)
+def towards(estimate: Estimate, alpha: Array, sigma: Array) -> Array:
+    """X at (alpha, sigma) if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
     return alpha * estimate.x0 + sigma * estimate.eps
 
 
-def towards_anew(key: PRNGKeyArray, estimate: Estimate, schedule: Schedule, s: Time, fresh: Array) -> Array:
-    """As `towards`, with fresh noise of standard deviation `fresh` as a part of all the noise at s."""
-    alpha, sigma, *_ = coefficients(schedule, s)
-    kept = safe_sqrt(jnp.maximum((sigma - fresh) * (sigma + fresh), 0.0))
-    x0, eps = estimate
-    return alpha * x0 + kept * eps + fresh * jax.random.normal(key, x0.shape, x0.dtype)
-
-
 def _ddim(denoise, schedule, key, x, t, s):
-    return towards(denoise(x, t), schedule, s)
+    return towards(denoise(x, t), *alpha_sigma(schedule, s))
 
 
 def _ddim_stochastic(denoise, schedule, eta, key, x, t, s):
-    return towards_anew(key, denoise(x, t), schedule, s, eta * posterior(schedule, s, t).std)
+    alpha, sigma = alpha_sigma(schedule, s)
+    fresh = eta * posterior(schedule, s, t).std
+    kept = safe_sqrt(jnp.maximum((sigma - fresh) * (sigma + fresh), 0.0))
+    return towards(denoise(x, t), alpha, kept) + fresh * jax.random.normal(key, x.shape, x.dtype)
 
 
 def ddpm(denoise: Denoiser, schedule: Schedule) -> Sampler:

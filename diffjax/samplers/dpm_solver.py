@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._bind import bind
-from .._math import check_number, check_that, phi
+from .._math import check_number, check_that, phis
 from ..grids import uniform_log_snr
-from ..schedules import coefficients, half_log_snr, half_log_snr_inverse
+from ..schedules import half_log_snr_inverse
 from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time
-from ._exponential import eps_of, x0_of
+from ._exponential import Place, eps_of, places, x0_of
 from ._sample import one_step
 from .ddim import towards
 
@@ -37,61 +37,66 @@ class Stages(NamedTuple):
     """The evaluations of a step: when, where to from there, and by which w."""
 
     times: Float[Array, " n"]
-    targets: Float[Array, " n"]
+    targets: Place
     weights: Float[Array, " n"]
 
 
 def _stages(schedule, t, s, ratios):
-    """The times at `lambda_t + r h` of ratios r < 1, sigma_s and alpha_s there, and h; t itself if h is infinite."""
-    start, end = half_log_snr(schedule, t), half_log_snr(schedule, s)
-    finite = jnp.isfinite(end - start)
-    start, h = jnp.where(finite, start, 0.0), jnp.where(finite, end - start, 1.0)
-    inner = [jnp.where(finite, half_log_snr_inverse(schedule, start + r * h), t) for r in ratios]
-    times, targets = jnp.stack([t, *inner]), jnp.stack([*inner, s])
-    alphas, sigmas, *_ = jax.vmap(lambda t: coefficients(schedule, t))(targets)
+    """The targets: `lambda_t + r h` for ratios r < 1 (t itself if h is infinite), then s; h; and the stages by their w."""
+    t, s = places(schedule, t, s)
+    h = s.half_log_snr - t.half_log_snr
+    finite = jnp.isfinite(h)
+    start, h = jnp.where(finite, t.half_log_snr, 0.0), jnp.where(finite, h, 1.0)
+    ratios = jnp.stack([jnp.asarray(r, h.dtype) for r in ratios])
+    inner = jax.vmap(lambda r: half_log_snr_inverse(schedule, start + r * h))(ratios)
+    targets = [*places(schedule, *jnp.where(finite, inner, t.t)), s]
 
     def stages(weights):
-        return Stages(times, targets, jnp.where(finite, jnp.stack([jnp.zeros_like(h), *weights]), 0.0))
+        times = jnp.stack([place.t for place in (t, *targets[:-1])])
+        weights = jnp.where(finite, jnp.stack([jnp.zeros_like(h), *weights]), 0.0)
+        return Stages(times, jax.tree.map(lambda *leaves: jnp.stack(leaves), *targets), weights)
 
-    return h, alphas, sigmas, stages
+    return h, targets, stages
 
 
 def stages_1(schedule, t, s):
     """DPM-Solver-1 (1.56)."""
-    return Stages(*(jnp.asarray(a)[None] for a in (t, s, jnp.zeros_like(t))))
+    (target,) = places(schedule, s)
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], Stages(t, target, jnp.zeros_like(t)))
 
 
 def stages_2(schedule, t, s, r1=0.5):
     """DPM-Solver-2 (Fig. 1.4)."""
-    h, _, sigmas, stages = _stages(schedule, t, s, (r1,))
-    return stages([-sigmas[1] * jnp.expm1(h) / (2 * r1)])
+    h, (_, s), stages = _stages(schedule, t, s, (r1,))
+    return stages([-s.sigma * jnp.expm1(h) / (2 * r1)])
 
 
 def stages_2s(schedule, t, s, r1=0.5):
     """DPM-Solver++(2S)."""
-    h, alphas, _, stages = _stages(schedule, t, s, (r1,))
-    return stages([-alphas[1] * jnp.expm1(-h) / (2 * r1)])
+    h, (_, s), stages = _stages(schedule, t, s, (r1,))
+    return stages([-s.alpha * jnp.expm1(-h) / (2 * r1)])
 
 
 def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
     """DPM-Solver-3 (Fig. 1.4)."""
-    h, _, sigmas, stages = _stages(schedule, t, s, (r1, r2))
-    return stages([-sigmas[1] * r2 / r1 * r2 * h * phi(2, r2 * h), -sigmas[2] / r2 * h * phi(2, h)])
+    h, (_, u2, s), stages = _stages(schedule, t, s, (r1, r2))
+    _, phi_2 = phis(2, jnp.stack([r2 * h, h]))
+    return stages([-u2.sigma * r2 / r1 * r2 * h * phi_2[0], -s.sigma / r2 * h * phi_2[1]])
 
 
-def _stage(denoise, schedule, predict, x, start, first, time, target, weight):
+def _stage(denoise, predict, x, start, first, time, target, weight):
     """One stage: x at the target, and the estimate at the beginning of its step."""
     estimate = denoise(x, time)
     start = jax.tree.map(lambda new, old: jnp.where(first, new, old), estimate, start)
     difference = predict(estimate) - predict(start)
-    return towards(start, schedule, target) + weight * difference, start, difference
+    return towards(start, target.alpha, target.sigma) + weight * difference, start, difference
 
 
-def run_stages(denoise, schedule, predict, x, stages):
+def run_stages(denoise, predict, x, stages):
     """Gives x after the last stage and the estimate at the beginning, and what each stage's prediction differs by."""
 
     def body(carry, inputs):
-        x, start, difference = _stage(denoise, schedule, predict, *carry, *inputs)
+        x, start, difference = _stage(denoise, predict, *carry, *inputs)
         return (x, start), difference
 
     first = jnp.arange(stages.times.size) == 0
@@ -100,7 +105,7 @@ def run_stages(denoise, schedule, predict, x, stages):
 
 def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
     t, s = jnp.asarray(t), jnp.asarray(s)
-    return run_stages(denoise, schedule, predict, x, make_stages(schedule, t, s, *ratios))[0][0]
+    return run_stages(denoise, predict, x, make_stages(schedule, t, s, *ratios))[0][0]
 
 
 def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
@@ -234,9 +239,9 @@ def dpm_solver_fast(
         of_order = jax.vmap(functools.partial(make[order], schedule))(outer[done:n], outer[done + 1 : n + 1])
         steps.append(jax.tree.map(jnp.ravel, of_order))
         done = n
-    stages = Stages(*map(jnp.concatenate, zip(*steps, strict=True)))
+    stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
     first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
-    sampler = Sampler(bind(_planned_init), bind(_planned_step, denoise, schedule, first, stages))
+    sampler = Sampler(bind(_planned_init), bind(_planned_step, denoise, first, stages))
     return sampler, jnp.append(stages.times, outer[-1])
 
 
@@ -244,11 +249,11 @@ def _planned_init(x, t):
     return State(x, (jnp.zeros((), jnp.int32), Estimate(jnp.zeros_like(x), jnp.zeros_like(x))))
 
 
-def _planned_step(denoise, schedule, first, stages, key, state, t, s):
+def _planned_step(denoise, first, stages, key, state, t, s):
     i, start = state.memory
-    planned = jax.tree.map(lambda a: a[i], (first, *stages))
-    x, start, _ = _stage(denoise, schedule, eps_of, state.x, start, *planned)
-    on_plan = (i < stages.times.size) & (t == planned[1]) & (s == planned[2])
+    first, time, target, weight = jax.tree.map(lambda a: a[i], (first, *stages))
+    x, start, _ = _stage(denoise, eps_of, state.x, start, first, time, target, weight)
+    on_plan = (i < stages.times.size) & (t == time) & (s == target.t)
     return State(jnp.where(on_plan, x, jnp.nan), (i + 1, start))
 
 

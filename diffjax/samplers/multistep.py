@@ -192,7 +192,7 @@ def deis(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler:
     Array([0.5], dtype=float32)
     """
     _check_order(order)
-    return multistep(denoise, schedule, noise_prediction_in_time(), order)
+    return multistep(denoise, schedule, noise_prediction_in_time(schedule), order)
 
 
 def data_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler:

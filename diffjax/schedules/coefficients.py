@@ -38,7 +38,7 @@ def coefficients(schedule: Schedule, t: Time) -> Coefficients:
     Coefficients(alpha=Array(0.75, dtype=float32...), ..., dalpha=Array(-1., dtype=float32...), ...)
     """
     t = _time(t)
-    (alpha, sigma), (dalpha, dsigma) = jax.jvp(lambda t: _pair(schedule, t), (t,), (jnp.ones_like(t),))
+    (alpha, sigma), (dalpha, dsigma) = jax.jvp(lambda t: alpha_sigma(schedule, t), (t,), (jnp.ones_like(t),))
     return Coefficients(alpha, sigma, dalpha, dsigma)
 
 
@@ -93,10 +93,7 @@ def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
     >>> float(half_log_snr(linear(), 0.5))
     0.0
     """
-    alpha, sigma = _pair(schedule, _time(t))
-    finite = (alpha != 0) & (sigma != 0)  # elsewhere the logarithm's infinite slope would make NaN of a gradient of 0
-    value = jnp.log(jnp.where(finite, alpha, 1.0)) - jnp.log(jnp.where(finite, sigma, 1.0))
-    return jnp.where(finite, value, jnp.where(sigma == 0, jnp.inf, -jnp.inf))
+    return log_ratio(*alpha_sigma(schedule, t))
 
 
 def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) -> Float[Array, ""]:
@@ -122,27 +119,25 @@ def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) ->
     value = as_float(value, "value")
     if value.ndim:
         raise ValueError(f"value: expected a scalar (vmap for many), got shape {value.shape}")
-    fixed, target = jax.lax.stop_gradient((schedule, value))
     steps = 3 * jnp.finfo(value.dtype).nmant
-    t = bisect(lambda t: -half_log_snr(fixed, t), -target, steps)
-    # One Newton step whose value is nil and whose derivative is the implicit function's. At the ends the slope may be
-    # infinite or the residual undefined: no correction there.
-    slope = jax.jvp(lambda t: half_log_snr(fixed, t), (t,), (jnp.ones_like(t),))[1]
-    inside = jnp.isfinite(target) & jnp.isfinite(slope) & (slope != 0)
-    residual = half_log_snr(schedule, jnp.where(inside, t, 0.5)) - jnp.where(inside, value, 0.0)
-    residual = residual - jax.lax.stop_gradient(residual)
-    t = t - jnp.where(inside, residual / jnp.where(inside, slope, 1.0), 0.0)
-    return jnp.where(jnp.isfinite(target), t, jnp.where(target > 0, 0.0, 1.0).astype(t.dtype))
+    finite = jnp.isfinite(value)
+    target = jnp.where(finite, value, 0.0)
+
+    def solve(residual, _):
+        return bisect(lambda t: -residual(t), jnp.zeros_like(target), steps)
+
+    def tangent_solve(linear, y):
+        slope = linear(jnp.ones_like(y))
+        regular = jnp.isfinite(slope) & (slope != 0)  # not so at an end that the value lies beyond
+        return jnp.where(regular, y / jnp.where(regular, slope, 1.0), 0.0)
+
+    t = jax.lax.custom_root(lambda t: half_log_snr(schedule, t) - target, jnp.zeros_like(target), solve, tangent_solve)
+    return jnp.where(finite, t, jnp.where(value > 0, 0.0, 1.0).astype(t.dtype))
 
 
-def _time(t):
-    t = as_float(t, "t")
-    if t.ndim:
-        raise ValueError(f"t: expected a scalar (vmap for many times), got shape {t.shape}")
-    return t
-
-
-def _pair(schedule, t):
+def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
+    """What the schedule returns at a scalar time, checked: two scalars of at least float32."""
+    t = _time(t)
     out = schedule(t)
     if not (isinstance(out, tuple) and len(out) == 2 and all(jnp.shape(o) == () for o in out)):
         raise ValueError(
@@ -150,3 +145,17 @@ def _pair(schedule, t):
         )
     alpha, sigma = out
     return as_float(alpha + 0 * t, "alpha"), as_float(sigma + 0 * t, "sigma")
+
+
+def log_ratio(alpha: Array, sigma: Array) -> Array:
+    """log(alpha / sigma), of gradient 0 where it is infinite."""
+    finite = (alpha != 0) & (sigma != 0)  # elsewhere the logarithm's infinite slope would make NaN of a gradient of 0
+    value = jnp.log(jnp.where(finite, alpha, 1.0) / jnp.where(finite, sigma, 1.0))
+    return jnp.where(finite, value, jnp.where(sigma == 0, jnp.inf, -jnp.inf))
+
+
+def _time(t):
+    t = as_float(t, "t")
+    if t.ndim:
+        raise ValueError(f"t: expected a scalar (vmap for many times), got shape {t.shape}")
+    return t
