@@ -7,7 +7,7 @@ whatever has the signature is one.
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 __all__ = ["Denoiser", "Estimate", "History", "Network", "Sampler", "Schedule", "State", "Time"]
 
@@ -53,7 +53,7 @@ class History(NamedTuple):
     """The predictions, as a ring: the next one takes the place `count % n`."""
     nodes: Float[Array, " n"]
     """Where they were made, in the variable of the method, the newest first; infinite where there is none yet."""
-    count: Any
+    count: Int[Array, ""]
     """How many predictions there have been."""
     last_step: Any = None
     """Of a method with a corrector: from where its last step went, and with which weights."""

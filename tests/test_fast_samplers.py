@@ -444,10 +444,53 @@ def test_a_corrector_is_exact_on_a_polynomial(method):
         memory = memory._replace(last_step=(memory.last_step[0], np.append(0.0, wrong)))
         predicted = alpha * estimate.x0 + sigma * estimate.eps + wrong @ newest_first
         corrected = step(key, State(predicted, memory), t, s).x
+        assert np.abs(predicted - x).max() > 0.1
     plain = predictor(denoise, schedule)
     step = jax.jit(plain.step)
     expected = step(None, warm(step, plain, TIMES[:-1])._replace(x=x), t, s).x
     np.testing.assert_allclose(corrected, expected, rtol=1e-12)  # rounding, times 100 for nodes 0.1 apart
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_correction_goes_the_way_of_the_noise(order):
+    # x0 does not depend on x here, so two states that are corrected to the same x, under the same noise, go to the same x
+    schedule, (t, s), key = linear_vp(), TIMES[-2:], jax.random.key(0)
+    sampler = sa_solver(polynomial_denoiser("x0", 3, schedule), schedule, order, tau=0.7)
+    step = jax.jit(sampler.step)
+    with jax.debug_key_reuse(False):  # the same noise
+        state = warm(step, sampler, TIMES[:-1], key)
+        n, count = len(state.memory.values), state.memory.count
+        newest_first = state.memory.values[(count - 1 - np.arange(n - 1)) % n]
+        before, added = state.memory.last_step[0], np.random.default_rng(0).normal(size=n - 1)
+        ends = [
+            step(key, State(x, state.memory._replace(last_step=(before, jnp.append(0.0, weights)))), t, s).x
+            for x, weights in ((state.x, 0 * added), (state.x + added @ newest_first, added))
+        ]
+    np.testing.assert_allclose(*ends, rtol=1e-12)
+
+
+def test_the_noise_kept_over_a_long_step_is_accurate_in_single_precision():
+    # data that are 0: x0 = 0, and of x what is kept is sigma_s / sigma_t e^(-tau^2 h)
+    schedule = linear_vp(jnp.float32(0.1), jnp.float32(20.0))
+    sampler = sde_dpm_solver_2m(gaussian(jnp.zeros(1, "f4"), jnp.zeros((1, 1), "f4"), schedule), schedule)
+    t, s = jnp.float32(1.0), jnp.float32(1e-3)
+    ends = [sampler.step(jax.random.key(1), sampler.init(jnp.full(1, x, "f4"), t), t, s).x[0] for x in (1e7, -1e7)]
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (oracles.alpha_sigma("linear_vp", float(u)) for u in (t, s))
+    ratio = alpha_t * sigma_s / (alpha_s * sigma_t)  # e^-h, 2e-4
+    np.testing.assert_allclose((ends[0] - ends[1]) / 2e7, ratio * sigma_s / sigma_t, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [data_adams, velocity_adams, unipc, sa_solver])
+@pytest.mark.parametrize("order", [1, 2])
+def test_multistep_methods_keep_the_precision_of_x(make, order):
+    # single-precision x beside double-precision defaults, and a network that computes in half precision
+    schedule = linear_vp(jnp.float32(0.1), jnp.float32(20.0))
+
+    def half(x, t):
+        return Estimate((0.1 * x).astype(jnp.bfloat16), x)
+
+    x = sample(jax.random.key(0), make(half, schedule, order), jnp.ones(2, "f4"), jnp.array([0.9, 0.6, 0.4, 0.2], "f4"))
+    assert x.dtype == jnp.float32 and np.isfinite(x).all()
 
 
 def polynomial_denoiser(kind, degree, schedule):

@@ -240,3 +240,15 @@ def test_the_prior_has_the_std_of_the_path(name, std):
     x = np.array([1.0, -2.0, 0.5])
     expected = oracles.gaussian_log_density(np.zeros(3), np.zeros(3), 0.0, std, x)
     np.testing.assert_allclose(log_prior(make(name), jnp.asarray(x)), expected, rtol=1e-12)
+
+
+def test_the_log_snr_has_its_derivatives_where_sigma_is_tiny_and_in_mixed_precision():
+    slope = jax.grad(lambda t: half_log_snr(schedules.linear(), t))(jnp.float32(1e-20))
+    np.testing.assert_allclose(slope, -1e20, rtol=1e-6)  # -1/t - 1/(1 - t)
+    slope = jax.grad(lambda v: half_log_snr_inverse(schedules.linear(), v))(jnp.float32(30.0))
+    np.testing.assert_allclose(slope, -np.exp(-30.0), rtol=1e-5)  # t = 1 / (1 + e^v)
+    schedule = schedules.from_betas(jnp.linspace(1e-4, 0.02, 100))  # double precision
+    slope = jax.grad(lambda v: half_log_snr_inverse(schedule, v))(jnp.float32(1.0))
+    exact = jax.grad(lambda v: half_log_snr_inverse(schedule, v))(jnp.float64(1.0))
+    assert slope.dtype == jnp.float32
+    np.testing.assert_allclose(slope, exact, rtol=1e-3)  # t itself is a single-precision number

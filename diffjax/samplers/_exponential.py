@@ -46,8 +46,7 @@ def places(schedule: Schedule, *ts: Time) -> tuple[Place, ...]:
     """The places of some times, from one evaluation of the schedule for all: a program that is small and soon compiled."""
     times = jnp.stack([jnp.asarray(t) for t in ts])
     alphas, sigmas = jax.vmap(lambda t: alpha_sigma(schedule, t))(times)
-    stacked = Place(times, alphas, sigmas, log_ratio(alphas, sigmas))
-    return tuple(jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(len(ts)))
+    return tuple(map(Place, times, alphas, sigmas, log_ratio(alphas, sigmas)))
 
 
 class Interpolation(NamedTuple):
@@ -82,7 +81,7 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
                 product = [*basis, 0.0]
                 basis = [(product[k] - v[i] * product[k - 1] if k else product[0]) / gap for k in range(len(product))]
         weights.append(jnp.where(known[j], sum(b * m for b, m in zip(basis, moments, strict=True)), 0.0))
-    return jnp.stack(weights) if weights else jnp.zeros(0)
+    return jnp.stack(weights) if weights else jnp.zeros_like(nodes)
 
 
 # ---- predictions -----------------------------------------------------------------------------------------------------
@@ -236,7 +235,7 @@ def multistep(
 
     With `tau`, the noise of the reverse SDE of that amplitude is added. With a `corrector`, x is improved once its own
     prediction is known, by an Adams-Moulton step from the time before, without another evaluation. With `gains`, the weights
-    of every step are multiplied by a row of them.
+    of every step are multiplied by a row of them (of a method without a corrector).
     """
     if corrector is None:
         step = bind(_multistep, denoise, schedule, interpolation, tau, gains)
@@ -252,9 +251,8 @@ def _no_history(empty, x, t):  # the length of `empty` is that of the memory: a 
 
 def _no_corrected_history(schedule, empty, x, t):
     (before,) = places(schedule, t)
-    return State(
-        x, _no_history(empty, x, t).memory._replace(last_step=(before, jnp.zeros_like(before.t, shape=empty.shape)))
-    )
+    weights = jnp.zeros_like(before.t, shape=empty.shape)
+    return State(x, _no_history(empty, x, t).memory._replace(last_step=(before, weights)))
 
 
 def _multistep(denoise, schedule, interpolation, tau, gains, key, state, t, s):
@@ -289,9 +287,8 @@ def _noise(tau, t, s):
     if tau is None:
         return s.sigma, None
     h, finite = _log_snr_step(t, s)
-    share = -jnp.expm1(-2 * jnp.square(tau) * h)
-    share = jnp.where(finite, share, jnp.where(jnp.equal(tau, 0), 0.0, 1.0))
-    return s.sigma * safe_sqrt(1 - share), s.sigma * safe_sqrt(share)
+    exponent = jnp.where(finite, jnp.square(tau) * h, jnp.where(jnp.equal(tau, 0), 0.0, jnp.inf))
+    return s.sigma * jnp.exp(-exponent), s.sigma * safe_sqrt(-jnp.expm1(-2 * exponent))
 
 
 def _advance(key, estimate, s, kept, fresh):
@@ -301,7 +298,8 @@ def _advance(key, estimate, s, kept, fresh):
 
 def _remember(history, p, u):
     """The newest in the place of the oldest: one write a step, and no copy."""
-    values = jax.lax.dynamic_update_index_in_dim(history.values, p, history.count % len(history.values), 0)
+    place, p = history.count % len(history.values), p.astype(history.values.dtype)
+    values = jax.lax.dynamic_update_index_in_dim(history.values, p, place, 0)
     nodes = jnp.concatenate([u[None], history.nodes[:-1]])
     return history._replace(values=values, nodes=nodes, count=history.count + 1)
 
@@ -315,4 +313,4 @@ def _combine(history, weights):
     """sum_j w_j p_j, the newest first."""
     n = len(history.values)
     by_place = weights[(history.count - 1 - np.arange(n)) % n]
-    return sum(by_place[i] * history.values[i] for i in range(n))
+    return sum(weight * value for weight, value in zip(by_place, history.values, strict=True))

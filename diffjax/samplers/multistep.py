@@ -262,7 +262,7 @@ def velocity_adams(
         schedule: its path, any.
         order: how many velocities it sees, from 1 to 3; 1 is DDIM.
         gains: what the weights of the earlier velocities are multiplied by, a row for each of the n steps of the grid:
-            numbers to learn with it (`optimal_grids.learn_grid`). All 1 is the method itself. On a grid of more steps
+            numbers to fit with it (`optimal_grids.fit_grid`). All 1 is the method itself. On a grid of more steps
             than rows the last row serves the rest.
 
     Returns:

@@ -123,15 +123,18 @@ def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) ->
     finite = jnp.isfinite(value)
     target = jnp.where(finite, value, 0.0)
 
+    def residual(t):
+        return (half_log_snr(schedule, t) - target).astype(target.dtype)
+
     def solve(residual, _):
         return bisect(lambda t: -residual(t), jnp.zeros_like(target), steps)
 
     def tangent_solve(linear, y):
         slope = linear(jnp.ones_like(y))
-        regular = jnp.isfinite(slope) & (slope != 0)  # not so at an end that the value lies beyond
+        regular = jnp.isfinite(slope) & (slope != 0)  # not so where alpha or sigma is 0
         return jnp.where(regular, y / jnp.where(regular, slope, 1.0), 0.0)
 
-    t = jax.lax.custom_root(lambda t: half_log_snr(schedule, t) - target, jnp.zeros_like(target), solve, tangent_solve)
+    t = jax.lax.custom_root(residual, jnp.zeros_like(target), solve, tangent_solve)
     return jnp.where(finite, t, jnp.where(value > 0, 0.0, 1.0).astype(t.dtype))
 
 
@@ -150,7 +153,7 @@ def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
 def log_ratio(alpha: Array, sigma: Array) -> Array:
     """log(alpha / sigma), of gradient 0 where it is infinite."""
     finite = (alpha != 0) & (sigma != 0)  # elsewhere the logarithm's infinite slope would make NaN of a gradient of 0
-    value = jnp.log(jnp.where(finite, alpha, 1.0) / jnp.where(finite, sigma, 1.0))
+    value = jnp.log(jnp.where(finite, alpha, 1.0)) - jnp.log(jnp.where(finite, sigma, 1.0))
     return jnp.where(finite, value, jnp.where(sigma == 0, jnp.inf, -jnp.inf))
 
 
