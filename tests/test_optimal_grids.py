@@ -18,6 +18,7 @@ from diffjax.grids import uniform
 from diffjax.optimal_grids import (
     cheapest_paths,
     elbo_table,
+    fit_grid,
     from_increments,
     increments,
     klub_table,
@@ -479,6 +480,51 @@ def test_the_numbers_of_a_sampler_are_learned_with_its_grid():
     np.testing.assert_allclose(jax.jit(loss)(learned.ts[1], learned.numbers["r1"][1]), both, rtol=1e-8)
 
 
+@pytest.mark.parametrize("units", [1.0, 1e-6])
+def test_least_squares_finds_the_grid_and_the_numbers_at_which_the_residuals_are_nil(units):
+    inner, number = np.array([0.6, 0.2, 0.03]), -0.7
+
+    def residuals(ts, r):
+        return {"grid": units * (jnp.log(ts[1:-1]) - jnp.log(inner)), "number": units * (r["r"] - number + ts[1] - 0.6)}
+
+    start = uniform(4, end=1e-3)
+    fitted = jax.jit(lambda ts: fit_grid(residuals, ts, {"r": 0.5}))(start)
+    # quadratic convergence: to rounding
+    np.testing.assert_allclose(fitted.ts, [1.0, *inner, 1e-3], rtol=1e-12)
+    assert float(fitted.numbers["r"]) == pytest.approx(number, rel=1e-12)
+    start = np.asarray(start)
+    first = np.sum((np.log(start[1:-1]) - np.log(inner)) ** 2) + (0.5 - number + start[1] - 0.6) ** 2
+    assert float(fitted.losses[0]) == pytest.approx(units**2 * first, rel=1e-12) and fitted.losses.shape == (41,)
+    assert fitted.losses[-1] < 1e-24 * units**2 and np.all(np.diff(fitted.losses) <= 0)
+
+
+def test_least_squares_through_a_multistep_method_ends_much_closer():
+    schedule, start = schedules.linear_vp(), jnp.asarray(even_in_log_snr(5))
+    goal = oracles.gaussian_flow(M, V, *(oracles.alpha_sigma("linear_vp", t) for t in (1.0, END)), XS)
+
+    def residuals(ts):
+        sampler = dpm_solver_2m(data(schedule), schedule)
+        return (sample(jax.random.key(0), sampler, jnp.asarray(XS), ts) - goal) / np.sqrt(goal.size)
+
+    fitted = jax.jit(lambda ts: fit_grid(residuals, ts, steps=15))(start)
+    ts = np.asarray(fitted.ts)
+    assert ts[0] == 1.0 and ts[-1] == END and np.all(np.diff(ts) < 0)
+    errors = end_errors(dpm_solver_2m, [ts, np.asarray(start)], XS)
+    assert errors[0] < 0.2 * errors[1], errors
+    # the sums of squares are the squares of the errors that another program finds
+    np.testing.assert_allclose(fitted.losses[np.array([-1, 0])], errors**2, rtol=1e-6)
+
+
+def test_least_squares_that_meet_nan_keep_what_they_had():
+    def residuals(ts):  # not a number once the middle is above 0.6
+        return jnp.where(ts[1] > 0.6, jnp.nan, 1 - ts[1])[None]
+
+    fitted = fit_grid(residuals, jnp.array([1.0, 0.5, 0.0]))
+    assert 0.5 < fitted.ts[1] <= 0.6 and fitted.losses[-1] < fitted.losses[0] == 0.25
+    # of the first dampings one goes beyond 0.6: the others are not lost with it
+    assert fitted.losses[2] < 0.2
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -622,7 +668,7 @@ ERRORS = {  # (call, what the message must say)
     "learn one": (lambda: learn(DOWN[:1]), r"ts: expected a vector of at least 2 times, got shape \(1,\)"),
     "learn nothing": (lambda: learn(DOWN, 0), r"steps: expected at least 1, got 0"),
     "integer numbers": (
-        lambda: learn_grid(lambda ts, r: ts.sum(), DOWN, optax.sgd(0.1), 1, {"r": 1}),
+        lambda: fit_grid(lambda ts, r: ts, DOWN, {"r": 1}),
         r"numbers: expected a floating-point dtype, got int",
     ),
 }

@@ -12,14 +12,14 @@ tables, on candidate times that descend from the prior to the data:
     klub_table           the bound on the KL of the discretised SDE                                 Align Your Steps
     solver_error_table   the error of one step of a solver, against an accurate trajectory
 
-Gradient. `learn_grid` descends any loss of the result of a K-step sampler over the grid itself, through the sampler, and
-over the numbers of the sampler if asked.
+Gradient. `fit_grid` is least squares between the result of a K-step sampler and the accurate one, over the grid itself and
+over the numbers of the sampler if asked; `learn_grid` descends any other loss.
 
 All give plain arrays, for any sampler. `save_grid` and `load_grid` keep them with the schedule that they were found for.
 """
 
 from .files import load_grid, save_grid
-from .learning import LearnedGrid, from_increments, increments, learn_grid
+from .learning import LearnedGrid, fit_grid, from_increments, increments, learn_grid
 from .programming import Budgets, cheapest_paths
 from .tables import elbo_table, klub_table, solver_error_table
 
@@ -28,6 +28,7 @@ __all__ = [
     "LearnedGrid",
     "cheapest_paths",
     "elbo_table",
+    "fit_grid",
     "from_increments",
     "increments",
     "klub_table",
