@@ -23,6 +23,7 @@ from diffjax.networks import DiT, UNet
 from experiments import images
 
 NAMES = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+EVENT = (28, 28, 1)
 FILES = {  # the idx files, and the shapes that they must hold
     "train-images-idx3-ubyte.gz": (60_000, 28, 28),
     "train-labels-idx1-ubyte.gz": (60_000,),
@@ -107,18 +108,19 @@ def load(directory: pathlib.Path | None) -> images.Images:
     return images.Images(train, train_labels, held_out, held_out_labels, levels=256, classes=10)
 
 
+def make_network(settings: Settings) -> DiT | UNet:
+    common = dict(num_classes=10, dtype=jnp.dtype(settings.dtype), rngs=nnx.Rngs(settings.seed))
+    if settings.model == "unet":
+        return UNet(EVENT, width=settings.width, blocks=settings.depth, attention=(7,), **common)
+    heads = max(settings.width // 32, 1)
+    return DiT(
+        EVENT, patch=settings.patch, width=settings.width, depth=settings.depth, heads=heads, expansion=4, **common
+    )
+
+
 def main(settings: Settings) -> dict:
     data = load(settings.data_dir)
-    event = (28, 28, 1)
-    common = dict(num_classes=10, dtype=jnp.dtype(settings.dtype), rngs=nnx.Rngs(settings.seed))
-    if settings.model == "dit":
-        heads = max(settings.width // 32, 1)
-        network = DiT(
-            event, patch=settings.patch, width=settings.width, depth=settings.depth, heads=heads, expansion=4, **common
-        )
-    else:
-        network = UNet(event, width=settings.width, blocks=settings.depth, attention=(7,), **common)
-    return images.run("Fashion-MNIST", network, data, event, settings, NAMES)
+    return images.run("Fashion-MNIST", make_network(settings), data, EVENT, settings, NAMES)
 
 
 if __name__ == "__main__":

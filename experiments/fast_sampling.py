@@ -1,13 +1,15 @@
 """Fast sampling: every solver x every grid, and what a grid that is found saves.
 
-    python -m experiments.fast_sampling                                                   # mixtures and digits
-    python -m experiments.fast_sampling --seeds 2 --dims 2 --points 1000 --nfe 5 10 --learned-nfe 5 10 --no-digits
+    python -m experiments.fast_sampling                                                       # mixtures and digits
+    python -m experiments.fast_sampling --fashion-data /usr/share/datasets/fashion-mnist      # Fashion-MNIST as well
+    python -m experiments.fast_sampling --seeds 2 --dims 2 --points 400 --nfe 5 10 --learned-nfe 5 --no-digits   # a look
 
 (a) Gaussian mixtures in 2 and 64 dimensions with their exact denoiser on linear VP, t from 1 to 1e-3. The error is the root
     mean square distance, a dimension, to the end of the exact flow (float64), over the samples that end in the component
     where the flow ends; the share of the others ("flips") is counted apart. Grids are found on one half of the start points
     and scored on the other half. The figures are medians over mixtures.
-(b) The trained digits model: Fréchet distance and distance to the end of its own accurate trajectory.
+(b) The trained digits model, and the Fashion-MNIST one: Fréchet distance, and distance to the end of their own accurate
+    trajectories.
 
 Everything goes to runs/fast_sampling/.
 """
@@ -16,11 +18,13 @@ import dataclasses
 import functools
 import itertools
 import json
+import operator
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -30,14 +34,15 @@ import tyro
 from flax import nnx
 
 import diffjax as dj
-from diffjax import exact, grids, optimal_grids, samplers
+from diffjax import exact, optimal_grids, samplers
+from diffjax.flows import probability_flow
 from diffjax.metrics import frechet_distance
 from diffjax.networks import MLP
-from experiments import digits, images
+from experiments import digits, fashion_mnist, images
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +54,31 @@ class Settings:
     nfe: tuple[int, ...] = (4, 5, 6, 8, 10, 15, 20, 30, 50)
     """network evaluations"""
     learned_nfe: tuple[int, ...] = (4, 5, 6, 8, 10, 15, 20)
-    """network evaluations for which grids are learned by gradient"""
+    """network evaluations for which grids are learned"""
     dims: tuple[int, ...] = (2, 64)
     """dimensions of the mixtures"""
     seeds: int = 10
     """mixtures in each dimension"""
-    points: tuple[int, ...] = (1000, 128)
+    points: tuple[int, ...] = (1500, 192)
     """start points of a mixture in each dimension, half of them to find grids on"""
     candidates: int = 64
     """candidate times of the dynamic programs"""
-    learning_steps: int = 250
-    """steps of gradient descent on a grid"""
+    fit_steps: int = 40
+    """steps of Levenberg-Marquardt on a grid of a mixture, at most"""
+    learning_steps: int = 60
+    """steps of Adam on a grid of a trained model, whose Jacobians would cost more"""
     learning_rate: float = 0.03
     """of Adam on the logarithms of the grid's steps"""
     digits: bool = True
-    """whether to sample the digits model, too"""
+    """whether to sample the digits model"""
     digits_out: pathlib.Path = pathlib.Path("runs/digits")
     """the folder of the digits experiment, whose checkpoint is used; trained there if there is none"""
+    fashion_data: pathlib.Path | None = None
+    """the folder of Fashion-MNIST's idx .gz files: to sample that model, too"""
+    fashion_out: pathlib.Path = pathlib.Path("runs/fashion_mnist")
+    """the folder of the Fashion-MNIST experiment, as above"""
+    fashion_nfe: tuple[int, ...] = (5, 10, 20)
+    """network evaluations of the Fashion-MNIST model"""
 
 
 class Solver(NamedTuple):
@@ -94,6 +107,7 @@ SOLVERS = {
 LEARNED = ("DPM-Solver-2", "DPM-Solver-3", "DPM-Solver++ 2M", "velocity Adams-3")
 PUBLISHED = ("uniform log-SNR", "uniform t", "quadratic t", "Karras")
 FOUND = ("DP ELBO", "DP KLUB", "DP solver error", "learned", "learned with gains")
+WITH_GAINS = "velocity Adams-3"  # the solver whose weights are learned, too
 
 
 def steps_of(name: str, nfe: int) -> int:
@@ -204,8 +218,13 @@ def programmed_grids(ts, tables, steps: int):
 TABLE_OF = {"DDIM": "DDIM", "DPM-Solver-2": "DPM-Solver-2", "Heun": "DPM-Solver-2", "DPM-Solver-3": "DPM-Solver-3"}
 
 
+def bounded(error, width):
+    """`r / sqrt(1 + |r|^2 / width^2)`: a sample that ends elsewhere altogether counts as one that is off by width."""
+    return error / jnp.sqrt(1 + jnp.mean(error**2, -1, keepdims=True) / width**2)
+
+
 def on_mixtures(dim: int, settings: Settings):
-    """Errors and flips on the second half of the points: {(solver, grid, nfe): (errors, flips) over seeds}."""
+    """Errors and flips on the second half of the points, {(solver, grid, nfe): (errors, flips) over seeds}; and seconds."""
     points = settings.points[settings.dims.index(dim)]
     seeds, half = settings.seeds, points // 2
     mixtures = [random_mixture(seed, dim) for seed in range(seeds)]
@@ -213,36 +232,47 @@ def on_mixtures(dim: int, settings: Settings):
     x1 = jax.random.normal(jax.random.key(dim), (seeds, points, dim))
     print(f"mixtures in {dim} dimensions", flush=True)
     x0 = references(mixtures, x1)
+    first, second = ((mixtures, x1[:, part], x0[:, part]) for part in (slice(half), slice(half, None)))
     most = min(max(settings.nfe), settings.candidates)
+    begin, costs = time.perf_counter(), {}
     ts, bounds, errors = mixture_tables(mixtures, x1[:, :half], settings.candidates)
     programmed = {name: programmed_grids(ts, table, most) for name, table in bounds.items()}
     programmed |= {("DP solver error", name): programmed_grids(ts, table, most) for name, table in errors.items()}
+    costs["all dynamic programs"] = time.perf_counter() - begin
     print("  dynamic programs done", flush=True)
 
-    results, costs = {}, {}
+    results = {}
+
+    def record(key, scores):
+        results[key] = tuple(np.asarray(s) for s in scores)
+
     for name, (make, *_) in SOLVERS.items():
 
-        def run(mixture, x, ts, make=make):
-            return dj.sample(jax.random.key(0), make(denoiser_of(mixture), SCHEDULE), x, ts)
+        def run(mixture, x, ts, gains=None, make=make):
+            options = {} if gains is None else {"gains": gains}
+            return dj.sample(jax.random.key(0), make(denoiser_of(mixture), SCHEDULE, **options), x, ts)
 
-        def score(mixture, x, goal, ts, run=run):
-            return scored(mixture, run(mixture, x, ts), goal)
+        @jax.jit
+        @jax.vmap
+        def score(mixture, x, goal, *numbers, run=run):
+            return scored(mixture, run(mixture, x, *numbers), goal)
 
-        score_all = jax.jit(jax.vmap(score))
+        @jax.jit
+        def fit_all(mixtures, x1, x0, *numbers, run=run, settings=settings):
+            """One mixture after the other."""
 
-        def learn(mixture, x, goal, ts, run=run):
-            def loss(ts):
-                x0 = run(mixture, x, ts)
-                return jnp.log(scored(mixture, x0, goal)[0])
+            def one(args):
+                mixture, x, goal, *numbers = args
+                width = 2 * scored(mixture, run(mixture, x, *numbers), goal)[0]
 
-            return optimal_grids.learn_grid(
-                loss,
-                ts,
-                optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.learning_steps)),
-                settings.learning_steps,
-            ).ts
+                def residuals(*numbers):
+                    return bounded(run(mixture, x, *numbers) - goal, width)
 
-        learn_all = jax.jit(jax.vmap(learn))
+                fitted = optimal_grids.fit_grid(residuals, *numbers, steps=settings.fit_steps)
+                return fitted.ts, fitted.numbers
+
+            return jax.lax.map(one, (mixtures, x1, x0, *numbers))
+
         for nfe in settings.nfe:
             n = steps_of(name, nfe)
             if not n:
@@ -251,62 +281,32 @@ def on_mixtures(dim: int, settings: Settings):
             if n <= most:
                 chosen |= {grid: programmed[grid][n] for grid in FOUND[:2]}
                 chosen["DP solver error"] = programmed["DP solver error", TABLE_OF.get(name, "DPM-Solver++ 2S")][n]
-            first, second = slice(None, half), slice(half, None)
             if name in LEARNED and nfe in settings.learned_nfe:
-                begin = time.perf_counter()
-                on_first = {
-                    g: np.median(score_all(mixtures, x1[:, first], x0[:, first], t)[0]) for g, t in chosen.items()
-                }
+                on_first = {grid: np.median(score(*first, times)[0]) for grid, times in chosen.items()}
                 best = min(on_first, key=on_first.get)
-                chosen["learned"] = jax.block_until_ready(learn_all(mixtures, x1[:, first], x0[:, first], chosen[best]))
+                begin = time.perf_counter()
+                chosen["learned"], _ = jax.block_until_ready(fit_all(*first, chosen[best]))
                 costs[name, nfe] = time.perf_counter() - begin
-            if name == "velocity Adams-3" and nfe in settings.learned_nfe:
-                fitted = learn_gains(mixtures, x1[:, first], x0[:, first], chosen["learned"], settings)
-                scores = score_gains(mixtures, x1[:, second], x0[:, second], fitted.ts, fitted.numbers)
-                results[name, "learned with gains", nfe] = tuple(np.asarray(s) for s in scores)
+                if name == WITH_GAINS:
+                    begin = time.perf_counter()
+                    ones = jnp.ones((seeds, n, 2))
+                    with_gains = jax.block_until_ready(fit_all(*first, chosen["learned"], ones))
+                    costs[name + " with gains", nfe] = time.perf_counter() - begin
+                    record((name, "learned with gains", nfe), score(*second, *with_gains))
             for grid, times in chosen.items():
-                scores = score_all(mixtures, x1[:, second], x0[:, second], times)
-                results[name, grid, nfe] = tuple(np.asarray(s) for s in scores)
-        line = {
-            nfe: f"{np.median(results[name, 'uniform log-SNR', nfe][0]):.1e}"
-            for nfe in settings.nfe
-            if (name, "uniform log-SNR", nfe) in results
-        }
-        print(f"  {name:17s} uniform log-SNR {line}", flush=True)
-        line = {
-            nfe: f"{np.median(results[name, 'learned', nfe][0]):.1e}"
-            for nfe in settings.nfe
-            if (name, "learned", nfe) in results
-        }
-        if line:
-            print(f"  {name:17s} learned         {line}", flush=True)
-    results |= fast_and_adaptive(mixtures, x1[:, half:], x0[:, half:], settings)
+                record((name, grid, nfe), score(*second, times))
+        for grid in ("uniform log-SNR", "learned", "learned with gains"):
+            line = {k: f"{np.median(v[0]):.1e}" for (s, g, k), v in results.items() if (s, g) == (name, grid)}
+            if line:
+                print(f"  {name:17s} {grid:18s} {line}", flush=True)
+    results |= fast_and_adaptive(*second, settings)
     return results, costs
 
 
-def run_gains(mixture, x, ts, gains):
-    sampler = samplers.velocity_adams(denoiser_of(mixture), SCHEDULE, gains=gains)
-    return dj.sample(jax.random.key(0), sampler, x, ts)
-
-
-@jax.jit
-@jax.vmap
-def score_gains(mixture, x, goal, ts, gains):
-    return scored(mixture, run_gains(mixture, x, ts, gains), goal)
-
-
-@functools.partial(jax.jit, static_argnames="settings")
-def learn_gains(mixtures, x1, x0, ts, settings):
-    """Grids and gains of velocity Adams-3, learned together."""
-
-    def learn(mixture, x, goal, ts):
-        def loss(ts, gains):
-            return jnp.log(scored(mixture, run_gains(mixture, x, ts, gains), goal)[0])
-
-        rate = optax.cosine_decay_schedule(settings.learning_rate, settings.learning_steps)
-        return optimal_grids.learn_grid(loss, ts, optax.adam(rate), settings.learning_steps, jnp.ones((ts.size - 1, 2)))
-
-    return jax.vmap(learn)(mixtures, x1, x0, ts)
+DIFFRAX = {  # a solver, and its evaluations a step: the last one serves the next step. Two choose the first step's length.
+    "Bogacki-Shampine 3(2)": (diffrax.Bosh3(), 3),
+    "Tsitouras 5(4)": (diffrax.Tsit5(), 6),
+}
 
 
 def fast_and_adaptive(mixtures, x1, x0, settings):
@@ -335,13 +335,73 @@ def fast_and_adaptive(mixtures, x1, x0, settings):
         for tolerance in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3):
             errors, flips, evaluations = (np.asarray(s) for s in adaptive(mixtures, x1, x0, tolerance))
             results[name, "adaptive", round(float(np.median(evaluations)), 1)] = errors, flips
+    for name, (solver, stages) in DIFFRAX.items():
+
+        @jax.jit
+        @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
+        def on_the_linear_path(mixture, x, goal, tolerance, solver=solver):
+            linear, places = dj.linear(), []
+            for t in (START, END):  # where the linear path has this log-SNR, and the factor between the two x
+                alpha, sigma = SCHEDULE(t)
+                places.append((sigma / (alpha + sigma), alpha + sigma))
+            (start, scale), (end, scale_end) = places
+            flow = probability_flow(dj.reschedule(denoiser_of(mixture), SCHEDULE, linear), linear)
+
+            def one(y):
+                controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+                term = diffrax.ODETerm(flow)
+                return diffrax.diffeqsolve(term, solver, start, end, None, y, stepsize_controller=controller)
+
+            solution = jax.vmap(one)(x / scale)
+            ends, steps = scale_end * solution.ys[:, -1], solution.stats["num_steps"]
+            return *scored(mixture, ends, goal), jnp.mean(steps)
+
+        for tolerance in (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4):
+            errors, flips, steps = (np.asarray(s) for s in on_the_linear_path(mixtures, x1, x0, tolerance))
+            results[name, "adaptive", round(float(np.median(steps)) * stages + 2, 1)] = errors, flips
     return results
 
 
-# ---- (b) the digits model --------------------------------------------------------------------------------------------
+# ---- (b) trained models ----------------------------------------------------------------------------------------------
 
-LINEAR = dj.linear()
-IMAGE_SOLVERS = ("DDIM", "DPM-Solver-2", "DPM-Solver++ 2M", "UniPC-3", "velocity Adams-3", "Heun")
+LINEAR = images.SCHEDULE
+IMAGE_PUBLISHED, IMAGE_LEARNED = PUBLISHED[:3], ("learned", "learned with gains")
+
+
+class Model(NamedTuple):
+    """A trained model, and how much of the experiment it can pay for."""
+
+    title: str
+    apply: Callable
+    params: Any
+    data: images.Images
+    event: tuple[int, ...]
+    samples: int
+    few: int
+    """start points to learn on: others than those that are scored"""
+    accurate_steps: int
+    """of Heun's method, for the accurate ends"""
+    solvers: tuple[str, ...]
+    nfe: tuple[int, ...]
+
+
+def digits_model(settings: Settings) -> Model:
+    own = dataclasses.replace(digits.Settings(), out=settings.digits_out)
+    data = digits.load(own.seed)
+    network = MLP(64, width=own.width, depth=own.depth, num_classes=10, rngs=nnx.Rngs(own.seed))
+    own.out.mkdir(parents=True, exist_ok=True)
+    apply, params, _ = images.train(network, data, (64,), own, own.out)
+    solvers = ("DDIM", "DPM-Solver-2", "DPM-Solver++ 2M", "UniPC-3", "velocity Adams-3", "Heun")
+    return Model("digits", apply, jax.device_put(params), data, (64,), 1400, 200, 200, solvers, settings.nfe)
+
+
+def fashion_model(settings: Settings) -> Model:
+    own = dataclasses.replace(fashion_mnist.Settings(), out=settings.fashion_out, data_dir=settings.fashion_data)
+    data = fashion_mnist.load(own.data_dir)
+    own.out.mkdir(parents=True, exist_ok=True)
+    apply, params, _ = images.train(fashion_mnist.make_network(own), data, fashion_mnist.EVENT, own, own.out)
+    solvers, nfe = ("DPM-Solver-2", "DPM-Solver++ 2M", "velocity Adams-3"), settings.fashion_nfe
+    return Model("Fashion-MNIST", apply, jax.device_put(params), data, fashion_mnist.EVENT, 800, 16, 40, solvers, nfe)
 
 
 def image_grid(name: str, n: int):
@@ -351,71 +411,79 @@ def image_grid(name: str, n: int):
     return {"uniform t": dj.uniform, "quadratic t": dj.quadratic}[name](n)
 
 
-def on_digits(settings: Settings):
-    """{(solver, grid, nfe): (Fréchet distance, distance to the accurate end)} of the trained digits model."""
-    defaults = dataclasses.replace(digits.Settings(), out=settings.digits_out)
-    data = digits.load(defaults.seed)
-    network = MLP(64, width=defaults.width, depth=defaults.depth, num_classes=10, rngs=nnx.Rngs(defaults.seed))
-    settings.digits_out.mkdir(parents=True, exist_ok=True)
-    apply, params, _ = images.train(network, data, (64,), defaults, settings.digits_out)
-    params = jax.device_put(params)
+def on_images(model: Model, settings: Settings):
+    """{(solver, grid, nfe): (Fréchet distance, distance to the accurate end)}; the former of the accurate ends; seconds."""
+    data, n_few = model.data, model.few
     held_out = images.pixels(data.held_out, data)
-    labels = jnp.resize(jnp.arange(10), 1400)
-    x1 = jax.random.normal(jax.random.key(1), (1400, 64))
-    few = slice(0, 200)  # to find grids on: other start points than those that are scored
-    x1_few = jax.random.normal(jax.random.key(2), (200, 64))
+    labels = jnp.resize(jnp.arange(data.classes), model.samples)
+    x1 = jax.random.normal(jax.random.key(1), (model.samples, *model.event))
+    x1_few = jax.random.normal(jax.random.key(2), (n_few, *model.event))
 
     @functools.partial(jax.jit, static_argnames="make")
-    def run(params, labels, x, ts, make):
-        denoise = images.denoiser(apply, params, labels)
-        return dj.sample(jax.random.key(0), make(denoise, LINEAR), x, ts)
+    def run(params, labels, x, ts, make, gains=None):
+        options = {} if gains is None else {"gains": gains}
+        sampler = make(images.denoiser(model.apply, params, labels), LINEAR, **options)
+        return dj.sample(jax.random.key(0), sampler, x, ts)
 
-    accurate = functools.partial(run, ts=dj.quadratic(200), make=samplers.heun)
-    x0, x0_few = accurate(params, labels, x1), accurate(params, labels[few], x1_few)
-    print(f"digits: Fréchet distance of the accurate ends {distance(x0, data, held_out):.3f}", flush=True)
+    def run_all(ts, make, gains=None):
+        def chunk(labels, x):
+            return run(model.params, labels, x, ts, make, gains)
 
-    @functools.partial(jax.jit, static_argnames="make")
-    def learn(params, ts, make):
-        def loss(ts):
-            return jnp.log(jnp.mean((run(params, labels[few], x1_few, ts, make) - x0_few) ** 2))
+        return images.in_chunks(chunk, min(200, model.samples), labels, x1)
+
+    def distance(x) -> float:
+        return frechet_distance(images.pixels(images.to_images(x, data), data), held_out)
+
+    accurate = dj.quadratic(model.accurate_steps)
+    x0 = run_all(accurate, samplers.heun)
+    x0_few = run(model.params, labels[:n_few], x1_few, accurate, samplers.heun)
+    frechet = distance(x0)
+    print(f"{model.title}: Fréchet distance of the accurate ends {frechet:.3f}", flush=True)
+
+    @functools.partial(jax.jit, static_argnames=("make", "with_gains"))
+    def learn(params, ts, make, with_gains):
+        def loss(ts, gains=None):
+            return jnp.log(jnp.mean((run(params, labels[:n_few], x1_few, ts, make, gains) - x0_few) ** 2))
 
         rate = optax.cosine_decay_schedule(settings.learning_rate, settings.learning_steps)
-        return optimal_grids.learn_grid(loss, ts, optax.adam(rate), settings.learning_steps).ts
+        gains = jnp.ones((ts.size - 1, 2)) if with_gains else None
+        return optimal_grids.learn_grid(loss, ts, optax.adam(rate), settings.learning_steps, gains)
 
-    ts = grids.uniform_log_snr(LINEAR, settings.candidates, 0.999, 0.001)
-    batch = jnp.asarray(images.pixels(data.train[:256], data), jnp.float32)
-    denoise = images.denoiser(apply, params, jnp.asarray(data.train_labels[:256]))
-    klub = optimal_grids.klub_table(jax.random.key(3), denoise, LINEAR, ts, batch)
-    programmed = programmed_grids(ts, klub[None], max(settings.nfe))
+    candidates = dj.uniform_log_snr(LINEAR, settings.candidates, 0.999, 0.001)
+    batch = jnp.asarray(images.pixels(data.train[:n_few], data), jnp.float32).reshape(n_few, *model.event)
+    denoise = images.denoiser(model.apply, model.params, jnp.asarray(data.train_labels[:n_few]))
+    klub = optimal_grids.klub_table(jax.random.key(3), denoise, LINEAR, candidates, batch)
+    programmed = programmed_grids(candidates, klub[None], min(max(model.nfe), settings.candidates))
 
-    results = {}
-    for name in IMAGE_SOLVERS:
+    results, costs = {}, {}
+    for name in model.solvers:
         make = SOLVERS[name].make
-        for nfe in settings.nfe:
+        for nfe in model.nfe:
             n = steps_of(name, nfe)
             if not n:
                 continue
-            chosen = {grid: image_grid(grid, n) for grid in ("uniform log-SNR", "uniform t", "quadratic t")}
-            chosen["DP KLUB"] = programmed[n][0].at[0].set(1.0).at[-1].set(0.0)
-            if name in ("velocity Adams-3", "DPM-Solver++ 2M", "DPM-Solver-2") and nfe in settings.learned_nfe:
-                chosen["learned"] = learn(params, chosen["quadratic t"], make=make)
-            for grid, times in chosen.items():
-                x = run(params, labels, x1, times, make=make)
-                rms = float(jnp.sqrt(jnp.mean((x - x0) ** 2)))
-                results[name, grid, nfe] = distance(x, data, held_out), rms
-    return results, distance(x0, data, held_out)
-
-
-def distance(x, data, held_out) -> float:
-    return frechet_distance(images.pixels(images.to_images(x, data), data), held_out)
+            chosen = {grid: (image_grid(grid, n), None) for grid in IMAGE_PUBLISHED}
+            chosen["DP KLUB"] = programmed[n][0].at[0].set(1.0).at[-1].set(0.0), None
+            if name in LEARNED and nfe in settings.learned_nfe:
+                begin = time.perf_counter()
+                with_gains = name == WITH_GAINS
+                learned = learn(model.params, chosen["quadratic t"][0], make, with_gains)[:2]
+                chosen["learned with gains" if with_gains else "learned"] = jax.block_until_ready(learned)
+                costs[name, nfe] = time.perf_counter() - begin
+            for grid, (times, gains) in chosen.items():
+                x = run_all(times, make, gains)
+                results[name, grid, nfe] = distance(x), float(np.sqrt(np.mean((x - x0) ** 2)))
+        line = {k: f"{v[1]:.1e}" for (s, g, k), v in results.items() if (s, g) == (name, "quadratic t")}
+        print(f"  {name:17s} quadratic t {line}", flush=True)
+    return results, frechet, costs
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
-NAMES = (*SOLVERS, "DPM-Solver-fast", "DPM-Solver-12", "DPM-Solver-23")
+NAMES = (*SOLVERS, "DPM-Solver-fast", "DPM-Solver-12", "DPM-Solver-23", *DIFFRAX)
 STYLES = {  # a colour and a marker each; dashed where a step takes several evaluations
     name: {
-        "color": f"C{i % 10}",
+        "color": plt.get_cmap("tab20")(i),
         "marker": "os^vDPX*"[i % 8],
         "ls": "--" if SOLVERS.get(name, Solver(None, 2)).evaluations > 1 else "-",
     }
@@ -432,7 +500,8 @@ def best_of(results, names, nfe, value):
 def figure(results, value, ylabel: str, path: pathlib.Path, nfe, published, found) -> None:
     """Work against precision: the best published grid for each solver, and the best found one."""
     fig, axes = plt.subplots(1, 2, figsize=(11.5, 4.6), sharey=True, sharex=True, layout="constrained")
-    titles = "best published grid of each solver", "best found grid of each solver"
+    kind = "best found" if len(found) > 2 else "learned"
+    titles = "best published grid of each solver", f"{kind} grid of each solver"
     for ax, names, title in zip(axes, ((*published, "adaptive"), found), titles, strict=True):
         for solver in NAMES:
             points = {}
@@ -445,6 +514,11 @@ def figure(results, value, ylabel: str, path: pathlib.Path, nfe, published, foun
         ax.set_xticks(nfe, nfe)
         ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(alpha=0.3, which="both")
+    low, high = axes[0].get_ylim()
+    if high < 30 * low:
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes[0].yaxis.set_major_formatter("{x:g}")
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
     best = [(k, value(results[best_of(results, published, k, value)])) for k in nfe]
     axes[1].plot(*zip(*best, strict=True), "k:", lw=2, label="best of all published")
     axes[0].set_ylabel(ylabel)
@@ -454,12 +528,12 @@ def figure(results, value, ylabel: str, path: pathlib.Path, nfe, published, foun
     plt.close(fig)
 
 
-def table(results, settings, value, published, found) -> str:
+def table(results, nfes, value, published, found, worst=None) -> str:
     """Markdown: the best published and the best found at each NFE, and DPM-Solver-2 and -3 on both."""
 
     def row(title, names, solvers=None, number=True):
         cells = []
-        for nfe in settings.nfe:
+        for nfe in nfes:
             some = {k: v for k, v in results.items() if solvers is None or k[0] in solvers}
             key = best_of(some, names, nfe, value)
             cells.append(
@@ -469,9 +543,23 @@ def table(results, settings, value, published, found) -> str:
             )
         return f"| {title} | " + " | ".join(cells) + " |"
 
-    lines = ["| | " + " | ".join(str(k) for k in settings.nfe) + " |", "|---" * (len(settings.nfe) + 1) + "|"]
+    def ratio(names, of):
+        cells = []
+        for nfe in nfes:
+            keys = [best_of(results, names, nfe, value) for names in names]
+            cells.append("" if None in keys else of(*(results[key] for key in keys)))
+        return " | ".join(cells)
+
+    lines = ["| | " + " | ".join(str(k) for k in nfes) + " |", "|---" * (len(nfes) + 1) + "|"]
     lines.append(row("best published", published))
     lines.append(row("best found", found))
+    both = published, found
+    lines.append(f"| found / published | {ratio(both, lambda a, b: f'{value(b) / value(a):.2f}')} |")
+    if worst is not None:
+        lines.append(f"| worst, published | {ratio(both, lambda a, b: f'{worst(a):.1e}')} |")
+        lines.append(f"| worst, found | {ratio(both, lambda a, b: f'{worst(b):.1e}')} |")
+        flips = ratio(both, lambda a, b: f"{100 * np.median(a[1]):.1f} / {100 * np.median(b[1]):.1f}")
+        lines.append(f"| flips, %, published / found | {flips} |")
     for solver in dict.fromkeys(key[0] for key in results if key[1] != "adaptive"):
         lines.append(row(f"{solver}, uniform log-SNR", ("uniform log-SNR",), (solver,)))
         if any(key[0] == solver and key[1] in found for key in results):
@@ -499,16 +587,19 @@ def saved_evaluations(results, value, solver: str, found) -> dict[int, float]:
 def main(settings: Settings) -> dict:
     settings.out.mkdir(parents=True, exist_ok=True)
     begin, report = time.perf_counter(), []
-    record = {"settings": {k: str(v) for k, v in dataclasses.asdict(settings).items()}, "results": {}}
+    record = {"settings": {k: str(v) for k, v in dataclasses.asdict(settings).items()}, "results": {}, "costs": {}}
 
     def median(result):
         return float(np.median(result[0]))
+
+    def worst(result):
+        return float(np.max(result[0]))
 
     for dim in settings.dims:
         results, costs = on_mixtures(dim, settings)
         ylabel = f"RMS error a dimension (d = {dim}, median of {settings.seeds} mixtures)"
         figure(results, median, ylabel, settings.out / f"mixture_{dim}d.png", settings.nfe, PUBLISHED, FOUND)
-        report += [f"## Mixtures in {dim} dimensions\n", table(results, settings, median, PUBLISHED, FOUND)]
+        report += [f"## Mixtures in {dim} dimensions\n", table(results, settings.nfe, median, PUBLISHED, FOUND, worst)]
         for solver in ("DPM-Solver-2", "DPM-Solver-3"):
             saved = {k: round(n, 1) for k, n in saved_evaluations(results, median, solver, FOUND).items()}
             report.append(
@@ -517,43 +608,38 @@ def main(settings: Settings) -> dict:
         adaptive = {k: f"{median(v):.1e}" for k, v in results.items() if k[1] == "adaptive"}
         report.append(f"adaptive: {adaptive}")
         report.append(
-            f"seconds to learn the grids of {settings.seeds} mixtures: { {k: round(v) for k, v in costs.items()} }"
+            f"seconds to find the grids of {settings.seeds} mixtures: { {k: round(v) for k, v in costs.items()} }"
         )
+        record["costs"][f"mixture_{dim}d"] = {str(key): cost for key, cost in costs.items()}
         record["results"][f"mixture_{dim}d"] = [
             {
                 "solver": s,
                 "grid": g,
                 "nfe": k,
                 "error_median": median(v),
-                "error_worst": float(np.max(v[0])),
+                "error_worst": worst(v),
                 "flips_median": float(np.median(v[1])),
                 "flips_worst": float(np.max(v[1])),
             }
             for (s, g, k), v in results.items()
         ]
-    if settings.digits:
-        results, accurate = on_digits(settings)
-        image_published, image_found = PUBLISHED[:3], ("DP KLUB", "learned")
+    models = [digits_model] * settings.digits + [fashion_model] * (settings.fashion_data is not None)
+    for make_model in models:
+        model = make_model(settings)
+        results, accurate, costs = on_images(model, settings)
+        file = model.title.lower().replace("-", "_")
         for index, name, ylabel in (
             (0, "frechet", "Fréchet distance to held-out (pixels)"),
             (1, "distance", "RMS distance to the accurate end (a pixel)"),
         ):
-
-            def value(result, index=index):
-                return result[index]
-
-            figure(
-                results,
-                value,
-                f"digits: {ylabel}",
-                settings.out / f"digits_{name}.png",
-                settings.nfe,
-                image_published,
-                image_found,
-            )
-            report += [f"## Digits: {ylabel}\n", table(results, settings, value, image_published, image_found)]
+            value = operator.itemgetter(index)
+            title, path = f"{model.title}: {ylabel}", settings.out / f"{file}_{name}.png"
+            figure(results, value, title, path, model.nfe, IMAGE_PUBLISHED, IMAGE_LEARNED)
+            report += [f"## {title}\n", table(results, model.nfe, value, IMAGE_PUBLISHED, ("DP KLUB", *IMAGE_LEARNED))]
         report.append(f"Fréchet distance of the accurate ends: {accurate:.3f}")
-        record["results"]["digits"] = [
+        report.append(f"seconds to learn a grid: { {k: round(v) for k, v in costs.items()} }")
+        record["costs"][file] = {str(key): cost for key, cost in costs.items()}
+        record["results"][file] = [
             {"solver": s, "grid": g, "nfe": k, "frechet": v[0], "distance": v[1]} for (s, g, k), v in results.items()
         ]
     record["seconds"] = time.perf_counter() - begin
