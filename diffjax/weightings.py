@@ -6,7 +6,9 @@ weightings, each stated for the error that its paper speaks of, apply to every p
     unweighted         1 on the output itself               "simple" loss of Ho et al. 2020, flow matching
     inverse_variance   1/sigma^2 on the noise               (1.14) with lambda = 1
     likelihood         g^2 on the score                     (1.14) with lambda = g^2: the bound on the likelihood
+    snr                SNR on x0, 1 on the noise            Ho et al. 2020, whatever the network predicts
     min_snr(gamma)     min(SNR, gamma) on x0                Hang et al. 2023
+    p2(gamma, k)       1 / (k + SNR)^gamma on the noise     Choi et al. 2022
     edm_weighting(sd)  (s^2 + sd^2) / (s sd)^2 on x0        Karras et al. 2022, s = sigma / alpha
 """
 
@@ -21,7 +23,7 @@ from .parametrizations import Parametrization, solve
 from .schedules import coefficients, diffusion_squared
 from .typing import Schedule, Time
 
-__all__ = ["edm_weighting", "inverse_variance", "likelihood", "min_snr", "unweighted"]
+__all__ = ["edm_weighting", "inverse_variance", "likelihood", "min_snr", "p2", "snr", "unweighted"]
 
 Weighting = Callable[[Schedule, Parametrization, Time], Array]
 
@@ -79,6 +81,53 @@ def likelihood(schedule: Schedule, parametrization: Parametrization, t: Time) ->
     2.0
     """
     return diffusion_squared(schedule, t) * inverse_variance(schedule, parametrization, t)
+
+
+def snr(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
+    """`SNR = alpha^2 / sigma^2` on the x0 error, which is 1 on the noise error: the simple loss of DDPM for any network.
+
+    Args:
+        schedule: any schedule.
+        parametrization: what the network predicts.
+        t: a scalar time.
+
+    Returns:
+        The weight.
+
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Salimans and Ho 2022 (arXiv 2202.00512), section 4.
+
+    >>> float(snr(linear(), EPS, 0.2)), round(float(snr(linear(), X0, 0.2)), 4)
+    (1.0, 16.0)
+    """
+    return _of_noise(schedule, parametrization, t)
+
+
+def p2(gamma: float | Array = 1.0, k: float | Array = 1.0) -> Weighting:
+    """`1 / (k + SNR)^gamma` on the noise error, SNR = alpha^2 / sigma^2: less weight on little noise.
+
+    Args:
+        gamma: the exponent, at least 0; 0 is `snr`.
+        k: the SNR around which the weight falls, above 0.
+
+    Returns:
+        The weighting.
+
+    Raises:
+        ValueError: if a concrete gamma is negative or k not positive, or one is not finite.
+
+    Reference: Choi et al. 2022 (P2, arXiv 2204.00227), eq. 8.
+
+    >>> round(float(p2(1.0, 1.0)(linear(), EPS, 0.5)), 4)
+    0.5
+    """
+    check_number(gamma, "gamma", 0)
+    check_number(k, "k", low=1e-38)
+    return bind(_p2, gamma, k)
+
+
+def _p2(gamma, k, schedule, parametrization, t):
+    alpha, sigma, *_ = coefficients(schedule, t)
+    return _of_noise(schedule, parametrization, t) * (k + (alpha / sigma) ** 2) ** -gamma
 
 
 def min_snr(gamma: float | Array = 5.0) -> Weighting:

@@ -145,7 +145,8 @@ def _learned(scale, x, t):
     z = optimal_grids.increments(_candidate_times(t)) * scale
     ts = optimal_grids.from_increments(z, t, 0.2 * t)
     learned = optimal_grids.learn_grid(lambda ts: jnp.sum(ts**2) + x[0], ts, optax.sgd(0.1), 2)
-    return jnp.concatenate([learned.ts, learned.losses])
+    fitted = optimal_grids.fit_grid(lambda ts: ts - 0.3 * x[0], ts, steps=2)
+    return jnp.concatenate([learned.ts, learned.losses, fitted.ts, fitted.losses])
 
 
 def _shrink(rate, key, x, t, s):
@@ -188,6 +189,17 @@ def _denoising(network, x, t):
 def _matching(network, x, t):
     return jnp.stack(
         [losses.flow_matching(network, network.args[1], x, t), losses.conditional_flow_matching(network, x, 2 * x, t)]
+    )
+
+
+def _score_matching(network, x, t):
+    probes = likelihood.exact_probes(None, x)
+    return jnp.stack(
+        [
+            losses.explicit_score_matching(network, network.args[1], x, t),
+            losses.implicit_score_matching(network, x, t, probes),
+            losses.sliced_score_matching(network, x, t, probes[:2]),
+        ]
     )
 
 
@@ -359,8 +371,16 @@ ROWS = {
     "unweighted": Row(lambda: bind(weightings.unweighted), _weighted, (), OPEN),
     "inverse_variance": Row(lambda: bind(weightings.inverse_variance), _weighted, (), OPEN),
     "likelihood": Row(lambda: bind(weightings.likelihood), _weighted, (), OPEN),
+    "snr": Row(lambda: bind(weightings.snr), _weighted, (), OPEN),
     "min_snr": Row(weightings.min_snr, _weighted, (3.0,), OPEN),
+    "p2": Row(weightings.p2, _weighted, (0.7, 1.2), OPEN),
     "edm_weighting": Row(weightings.edm_weighting, _weighted, (0.6,), OPEN),
+    "explicit_score_matching": Row(
+        lambda a, b: bind(_two, a, bind(_network, b)),
+        _score_matching,
+        (0.7, 0.2),
+        covers=("explicit_score_matching", "implicit_score_matching", "sliced_score_matching"),
+    ),
     "denoising": Row(lambda w: bind(_network, w), _denoising, (0.7,)),
     "flow_matching": Row(
         lambda a, b: bind(_two, a, bind(_network, b)), _matching, (0.7, 0.2), covers=("conditional_flow_matching",)
@@ -422,7 +442,9 @@ ROWS = {
         (1.0,),
         ("Budgets", "elbo_table", "klub_table", "solver_error_table"),
     ),
-    "learn_grid": Row(lambda scale: scale, _learned, (0.7,), (1.0,), ("LearnedGrid", "increments", "from_increments")),
+    "learn_grid": Row(
+        lambda scale: scale, _learned, (0.7,), (1.0,), ("LearnedGrid", "fit_grid", "increments", "from_increments")
+    ),
     "one_step": Row(lambda a: samplers.one_step(bind(_shrink, a)), _run, (0.7,), (1.0,)),
     "trajectory": Row(functools.partial(_sampler, samplers.ddim), _trajectory, (0.4,), (1.0,)),
     "checkpointed_scan": Row(
