@@ -149,7 +149,7 @@ def scored(mixture, x, goal):
     """The error over the samples in the goal's component, and the share of the others."""
     own = component(mixture, x) == component(mixture, goal)
     squares = jnp.mean((x - goal) ** 2, -1)
-    return jnp.sqrt(jnp.sum(jnp.where(own, squares, 0)) / jnp.maximum(jnp.sum(own), 1)), 1 - jnp.mean(own)
+    return jnp.sqrt(jnp.sum(jnp.where(own, squares, 0)) / jnp.maximum(jnp.sum(own), 1)), jnp.mean(~own)
 
 
 def references(mixtures, x1):
@@ -356,7 +356,7 @@ def fast_and_adaptive(mixtures, x1, x0, settings):
             ends, steps = scale_end * solution.ys[:, -1], solution.stats["num_steps"]
             return *scored(mixture, ends, goal), jnp.mean(steps)
 
-        for tolerance in (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4):
+        for tolerance in (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1.3e-4, 1e-4):
             errors, flips, steps = (np.asarray(s) for s in on_the_linear_path(mixtures, x1, x0, tolerance))
             results[name, "adaptive", round(float(np.median(steps)) * stages + 2, 1)] = errors, flips
     return results

@@ -35,12 +35,14 @@ def test_the_program_composes():
     assert jnp.allclose(names["x0"].mean(), guided, rtol=1e-5)
 
 
-def test_the_found_grids_are_grids_and_the_learned_one_is_better():
+def test_the_found_grids_are_grids_and_the_fitted_one_is_better():
     names = dict(composed())
     exec(PROGRAMS[1], names)
-    for ts in (names["ts"], names["learned"]):
-        assert ts.shape == (9,) and bool(jnp.all(jnp.diff(ts) < 0))
-    assert names["loss"](names["learned"]) < names["loss"](names["ts"])
+    ts, fitted = names["ts"], names["fitted"]
+    for grid in (ts, fitted.ts):
+        assert grid.shape == (9,) and bool(jnp.all(jnp.diff(grid) < 0))
+    errors = [jnp.sum(names["errors"](*args) ** 2) for args in ((ts, jnp.ones((8, 2))), (fitted.ts, fitted.numbers))]
+    assert errors[1] < 0.25 * errors[0]
 
 
 def test_the_added_sampler_is_of_second_order():
