@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ._bind import bind
 from ._math import as_float, check_that
 from .flows import probability_flow
 from .process import log_prior
@@ -106,16 +107,20 @@ def divergence(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x
     >>> divergence(f, jnp.ones(2), exact_probes(None, jnp.ones(2)))[1].round(4)
     Array(5., dtype=float32)
     """
+    y, products = probe_products(f, x, probes)
+    return y, jnp.vdot(products, probes) / len(probes)
+
+
+def probe_products(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]) -> tuple[Array, Array]:
+    """f(x), and `z^T (df/dx)` for every probe, of shape (n, *x.shape)."""
     if probes.shape[1:] != x.shape or not probes.shape[0]:
         raise ValueError(f"probes: expected shape (n, {', '.join(map(str, x.shape))}), n >= 1, got {probes.shape}")
     y, transposed = jax.vjp(f, x)
-
-    def quadratic_form(z):
-        return jnp.vdot(transposed(z)[0], z)
-
+    if y.shape != x.shape:
+        raise ValueError(f"network: it returned {y.shape} for x of shape {x.shape}; expected the same shape")
     if len(probes) == 1:  # a mapped axis of length 1 would cost copies of every activation
-        return y, quadratic_form(probes[0])
-    return y, jnp.mean(jax.vmap(quadratic_form)(probes))
+        return y, transposed(probes[0])[0][None]
+    return y, jax.vmap(lambda z: transposed(z)[0])(probes)
 
 
 def log_likelihood(
@@ -158,15 +163,14 @@ def log_likelihood(
     -1.837...
     """
     x = as_float(x, "x")
-    z = probes(key, x)
-    flow = probability_flow(denoise, schedule)
-
-    def augmented(t, state, args):
-        return divergence(lambda x: flow(t, x, args), state[0], z)
-
+    flow = bind(_with_divergence, probability_flow(denoise, schedule), probes(key, x))
     with jax.default_matmul_precision("highest"):
-        x1, integral = integrate(augmented, (x, jnp.zeros((), x.dtype)), start, end, **options)
+        x1, integral = integrate(flow, (x, jnp.zeros((), x.dtype)), start, end, **options)
     return log_prior(schedule, x1, end) + integral
+
+
+def _with_divergence(flow, z, t, state, args):
+    return divergence(lambda x: flow(t, x, args), state[0], z)
 
 
 def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Array:

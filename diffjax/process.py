@@ -13,7 +13,17 @@ from ._math import safe_sqrt
 from .schedules import coefficients
 from .typing import Schedule, Time
 
-__all__ = ["Posterior", "Transition", "log_prior", "perturb", "posterior", "sample_prior", "transition"]
+__all__ = [
+    "Bridge",
+    "Posterior",
+    "Transition",
+    "brownian_bridge",
+    "log_prior",
+    "perturb",
+    "posterior",
+    "sample_prior",
+    "transition",
+]
 
 
 class Transition(NamedTuple):
@@ -29,6 +39,14 @@ class Posterior(NamedTuple):
     x_weight: Float[Array, ""]
     x0_weight: Float[Array, ""]
     std: Float[Array, ""]
+
+
+class Bridge(NamedTuple):
+    """A point of a Brownian bridge, and the velocity and score there of its distribution."""
+
+    x: Array
+    velocity: Array
+    score: Array
 
 
 def perturb(schedule: Schedule, x0: Array, eps: Array, t: Time) -> Array:
@@ -105,6 +123,35 @@ def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
         x_weight=alpha_t / alpha_s * (sigma_s / sigma_t) ** 2,
         x0_weight=alpha_s * rest,
         std=sigma_s * safe_sqrt(rest),
+    )
+
+
+def brownian_bridge(x0: Array, x1: Array, eps: Array, t: Time, amplitude: float | Array) -> Bridge:
+    """A point of the Brownian bridge of amplitude a from x0 to x1, `p(x_t | x0, x1) = N((1-t) x0 + t x1, a^2 t (1-t) I)`.
+
+    Its velocity, the one whose flow has these marginals, is `x1 - x0 + (1 - 2t) / (2 t (1-t)) (x_t - mean)`, and its score
+    `-(x_t - mean) / (a^2 t (1-t))`.
+
+    Args:
+        x0: where it starts, of any shape.
+        x1: where it ends, of the shape of x0.
+        eps: standard normal noise, of the shape of x0.
+        t: a scalar time in (0, 1): velocity and score are infinite at the ends.
+        amplitude: a, above 0, in units of x per square root of time.
+
+    Returns:
+        `Bridge(x, velocity, score)`.
+
+    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 8.
+
+    >>> brownian_bridge(jnp.array([1.0]), jnp.array([3.0]), jnp.array([1.0]), 0.5, 2.0)
+    Bridge(x=Array([3.], dtype=float32), velocity=Array([2.], dtype=float32), score=Array([-1.], dtype=float32))
+    """
+    root = jnp.sqrt(t * (1 - t))
+    return Bridge(
+        x=(1 - t) * x0 + t * x1 + amplitude * root * eps,
+        velocity=x1 - x0 + amplitude * (0.5 - t) / root * eps,
+        score=-eps / (amplitude * root),
     )
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._math import check_number, check_that
-from .schedules import half_log_snr_inverse
+from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 
-__all__ = ["log_normal_times", "stratified_times", "uniform_times"]
+__all__ = ["antithetic_times", "log_normal_times", "log_snr_times", "stratified_times", "uniform_times"]
 
 
 def uniform_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
@@ -56,6 +56,68 @@ def stratified_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1
     """
     _check_times(n, low, high)
     return low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+
+
+def antithetic_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
+    """N times in mirrored pairs, t and low + high - t: uniform on average, and what is odd about the middle cancels.
+
+    Args:
+        key: a PRNG key.
+        n: how many, at least 1; the last of an odd number has no partner.
+        low: the smallest time.
+        high: the largest time, above low.
+
+    Returns:
+        n times: the first half, then their partners.
+
+    Raises:
+        ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
+
+    Reference: Hammersley and Morton 1956; Song et al. 2021 (DDIM, arXiv 2010.02502) train so.
+
+    >>> ts = antithetic_times(jax.random.key(0), 4, 0.0, 1.0)
+    >>> (ts[:2] + ts[2:]).round(5)
+    Array([1., 1.], dtype=float32)
+    """
+    _check_times(n, low, high)
+    ts = low + (high - low) * jax.random.uniform(key, (n - n // 2,))
+    return jnp.concatenate([ts, low + high - ts[: n // 2]])
+
+
+def log_snr_times(
+    key: PRNGKeyArray, n: int, schedule: Schedule, low: Time = 1e-5, high: Time = 1.0
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """N times whose log-SNR is uniform and stratified, and their importance weights against uniform times.
+
+    The density is proportional to `-lambda' = g^2 / (2 sigma^2)`: the factor that the likelihood weighting puts on the
+    noise's error. With `mean(weights * losses)` every loss is that of uniform times on average, and the likelihood's losses
+    no longer vary by that factor.
+
+    Args:
+        key: a PRNG key.
+        n: how many, at least 1.
+        schedule: the path, whose log-SNR is finite at both times.
+        low: the smallest time.
+        high: the largest time, above low.
+
+    Returns:
+        `(times, weights)`, the weights of mean 1.
+
+    Raises:
+        ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
+
+    Reference: Song et al. 2021 (arXiv 2101.09258), section 5 and appendix B; Kingma et al. 2021 (arXiv 2107.00630), eq. 18.
+
+    >>> ts, weights = log_snr_times(jax.random.key(0), 4, edm(80.0), 0.01, 1.0)  # of density 1 / (t log(100))
+    >>> (100 * weights / ts).astype(int)  # log(100) / 0.99 = 4.6517
+    Array([465, 465, 465, 465], dtype=int32)
+    """
+    _check_times(n, low, high)
+    start, end = half_log_snr(schedule, low), half_log_snr(schedule, high)
+    values = end + (start - end) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+    ts = jax.vmap(lambda value: half_log_snr_inverse(schedule, value))(values)
+    slopes = jax.vmap(jax.grad(lambda t: half_log_snr(schedule, t)))(ts)
+    return ts, (end - start) / ((high - low) * slopes)
 
 
 def log_normal_times(

@@ -402,7 +402,15 @@ def fashion_model(settings: Settings) -> Model:
     apply, params, _ = images.train(fashion_mnist.make_network(own), data, fashion_mnist.EVENT, own, own.out)
     samples, few = settings.fashion_samples, 16
     return Model(
-        "Fashion-MNIST", apply, jax.device_put(params), data, fashion_mnist.EVENT, samples, few, 40, settings.fashion_nfe
+        "Fashion-MNIST",
+        apply,
+        jax.device_put(params),
+        data,
+        fashion_mnist.EVENT,
+        samples,
+        few,
+        40,
+        settings.fashion_nfe,
     )
 
 

@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent / "diffjax"
 FLOORS = [
     {"_bind", "typing", "_math"},
     {"schedules", "grids", "times", "process"},
-    {"parametrizations", "exact", "flows", "guidance", "couplings"},
+    {"parametrizations", "exact", "flows", "guidance"},
     {"weightings", "losses", "samplers", "solve", "likelihood", "optimal_grids"},
-    {"networks", "training", "_loop", "checkpoints", "metrics", "distillation"},
+    {"networks", "training", "_loop", "checkpoints", "metrics", "distillation", "couplings"},
 ]
 FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}
 CORE = {"__future__", "jax", "jaxtyping", "diffrax", "equinox", "lineax", "numpy", *sys.stdlib_module_names}

@@ -10,6 +10,7 @@ from diffjax import bind, schedules
 from diffjax.exact import gaussian_mixture
 from diffjax.likelihood import exact_probes
 from diffjax.losses import (
+    bridge_matching,
     conditional_flow_matching,
     denoising,
     explicit_score_matching,
@@ -18,7 +19,8 @@ from diffjax.losses import (
     sliced_score_matching,
 )
 from diffjax.parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning, score
-from diffjax.times import log_normal_times, stratified_times, uniform_times
+from diffjax.process import brownian_bridge
+from diffjax.times import antithetic_times, log_normal_times, log_snr_times, stratified_times, uniform_times
 from diffjax.weightings import edm_weighting, inverse_variance, likelihood, min_snr, p2, snr, unweighted
 
 KINDS = {"X0": X0, "EPS": EPS, "SCORE": SCORE, "V": V, "VELOCITY": VELOCITY, "edm": edm_preconditioning(0.5)}
@@ -99,6 +101,43 @@ def test_slices_over_all_signs_are_the_trace():
     one = signs[:1]
     expected = ((one[0] @ s) ** 2 + 2 * one[0] @ jacobian @ one[0]) / 3
     np.testing.assert_allclose(sliced_score_matching(network, x, t, one), expected, rtol=1e-12)
+
+
+def test_the_flow_and_score_of_a_mixture_of_bridges(monkeypatch):
+    """Gaussian pairs: p_t is N(m_t, V_t), whose score is -(x - m_t) / V_t and whose flow m_t' + V_t' / (2 V_t) (x - m_t).
+
+    The loss is quadratic in an affine network: its mean over 5-point Gauss-Hermite nodes is exact, and its gradient at the
+    marginal's velocity and score must vanish.
+    """
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.broadcast_to(key, shape))
+    (m0, m1), (v0, v1), c, a, t = (0.4, -1.0), (0.5, 1.3), 0.3, 0.8, 0.3
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+    z0, z1, eps = (jnp.asarray(n.ravel()) for n in np.meshgrid(nodes, nodes, nodes))
+    weights = np.prod(np.meshgrid(*[weights / weights.sum()] * 3), 0).ravel()
+    x0 = m0 + np.sqrt(v0) * z0
+    x1 = m1 + c / np.sqrt(v0) * z0 + np.sqrt(v1 - c**2 / v0) * z1
+
+    def mean_loss(params):
+        def one(x0, x1, eps):
+            networks = bind(affine, params[0]), bind(affine, params[1])
+            return bridge_matching(eps, *networks, x0[None], x1[None], t, a)
+
+        return weights @ jax.vmap(one)(x0, x1, eps)
+
+    mean = (1 - t) * m0 + t * m1
+    variance = (1 - t) ** 2 * v0 + t**2 * v1 + 2 * t * (1 - t) * c + a**2 * t * (1 - t)
+    slope = (-2 * (1 - t) * v0 + 2 * t * v1 + (1 - 2 * t) * (2 * c + a**2)) / (2 * variance)
+    right = jnp.array([[slope, m1 - m0 - slope * mean], [-1 / variance, mean / variance]])
+    np.testing.assert_allclose(jax.grad(mean_loss)(right), 0, atol=1e-12)
+    assert np.linalg.eigvalsh(jax.hessian(mean_loss)(right).reshape(4, 4)).min() > 0.01
+    # the points have the marginal's mean and variance
+    x, *_ = brownian_bridge(x0, x1, eps, t, a)
+    np.testing.assert_allclose((weights @ x, weights @ (x - mean) ** 2), (mean, variance), rtol=1e-12)
+    # and the score's error weighs as that of unit noise: with the velocity right, a score of 0 costs E[eps^2] = 1 more
+    networks = (lambda x, t: jnp.zeros_like(x)), (lambda x, t: jnp.zeros_like(x))
+    point = jnp.ones(1), jnp.ones(1)
+    each = [float(bridge_matching(eps, *networks, *point, 0.5, a)) for eps in (0.0, 1.0)]
+    np.testing.assert_allclose(each, [0.0, 1.0], atol=1e-12)  # at t = 1/2 the bridge's own velocity is x1 - x0 = 0
 
 
 def test_denoising_a_velocity_on_the_linear_path_is_flow_matching():
@@ -190,12 +229,36 @@ def test_a_weighted_loss_does_not_depend_on_the_parametrization(weighting):
 
 def test_time_samplers():
     n, low, high = 4000, 0.2, 0.9
-    for ts in (uniform_times(jax.random.key(0), n, low, high), stratified_times(jax.random.key(0), n, low, high)):
+    for times in (uniform_times, stratified_times, antithetic_times):
+        ts = times(jax.random.key(0), n, low, high)
         assert low <= float(ts.min()) and float(ts.max()) < high
         # mean and second moment of U[low, high) within five standard errors
         assert abs(float(ts.mean()) - 0.55) < 5 * 0.7 / np.sqrt(12 * n)
     part = np.floor((np.asarray(stratified_times(jax.random.key(1), 7, low, high)) - low) / (high - low) * 7)
     np.testing.assert_array_equal(part, np.arange(7))
+
+
+def test_antithetic_times_cancel_what_is_odd():
+    for n in (6, 7):
+        ts = np.asarray(antithetic_times(jax.random.key(0), n, 0.2, 0.9))
+        assert len(ts) == n
+        np.testing.assert_allclose(ts[: n // 2] + ts[n - n // 2 :], 1.1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["linear_vp", "edm", "linear"])
+def test_log_snr_times_have_a_uniform_log_snr_and_weigh_as_uniform_times(path):
+    schedule, n, low, high = getattr(schedules, path)(), 1000, 0.02, 0.97
+    ts, weights = log_snr_times(jax.random.key(0), n, schedule, low, high)
+    alpha, sigma = np.array([oracles.alpha_sigma(path, float(t)) for t in ts]).T
+    a, b = (np.log(np.divide(*oracles.alpha_sigma(path, t))) for t in (low, high))
+    np.testing.assert_array_equal(np.floor((np.log(alpha / sigma) - b) / (a - b) * n), np.arange(n))
+    # a stratified mean of n times has an error of order n^(-3/2): the mean of 1, t, t^2 over uniform times
+    for power in range(3):
+        exact = (high ** (power + 1) - low ** (power + 1)) / ((power + 1) * (high - low))
+        np.testing.assert_allclose(np.mean(weights * ts**power), exact, rtol=2e-3)
+    # and with the likelihood weighting on the noise's error every time weighs the same
+    weighed = weights * jax.vmap(lambda t: likelihood(schedule, EPS, t))(ts)
+    np.testing.assert_allclose(weighed, 2 * (a - b) / (high - low), rtol=1e-9)
 
 
 @pytest.mark.parametrize("path", ["edm", "linear_vp"])

@@ -19,6 +19,7 @@ from diffjax.grids import uniform
 from diffjax.guidance import cfg
 from diffjax.parametrizations import X0, as_denoiser
 from diffjax.samplers import (
+    bridge_sampler,
     checkpointed_scan,
     ddim,
     ddpm,
@@ -251,6 +252,35 @@ def test_churn_adds_the_noise_it_says(monkeypatch):
     assert affine(monkeypatch, edm_sampler(denoise, schedule, 0.2, noise_scale=0.0), ts)[0][2, 0] == 0
     assert affine(monkeypatch, edm_sampler(denoise, schedule, 0.2), ts)[0][2, 0] > 0.1
     assert affine(monkeypatch, edm_sampler(denoise, schedule, 0.2), [np.array([1.0, 0.9])])[0][2, 0] == 0
+
+
+def test_the_bridge_sampler_converges_to_the_data(monkeypatch):
+    """Between N(m1, v1) and N(m0, v0), with the marginals' velocity and score, at the bridge's own amplitude and others."""
+    (m0, m1), (v0, v1), c, a = (0.4, -1.0), (0.5, 1.3), 0.3, 0.8
+
+    def marginal(t):
+        cross = t * (1 - t)
+        variance = (1 - t) ** 2 * v0 + t**2 * v1 + cross * (2 * c + a**2)
+        slope = -2 * (1 - t) * v0 + 2 * t * v1 + (1 - 2 * t) * (2 * c + a**2)
+        return (1 - t) * m0 + t * m1, variance, slope / (2 * variance)
+
+    def flow(x, t):
+        mean, _, slope = marginal(t)
+        return m1 - m0 + slope * (x - mean)
+
+    def score_of(x, t):
+        mean, variance, _ = marginal(t)
+        return -(x - mean) / variance
+
+    steps = np.array([32, 64, 128])
+    for amplitude in (0.0, a, 1.5):
+        errors, grids = [], [np.linspace(1, 0, n + 1) for n in steps]
+        for each in affine(monkeypatch, bridge_sampler(flow, score_of, amplitude), grids):
+            mean, variance = m1, v1
+            for slope, offset, noise in each.T:
+                mean, variance = slope * mean + offset, slope**2 * variance + noise
+            errors.append(abs(mean - m0) + abs(variance - v0))
+        assert errors[-1] < 0.02 and abs(oracles.fitted_order(steps, errors) - 1) < 0.2, (amplitude, errors)
 
 
 def stay(key, x, t, s):

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 import diffjax
 from diffjax import (
     bind,
+    couplings,
     exact,
     flows,
     grids,
@@ -282,13 +283,42 @@ def _perturb(schedule, x, t):
 
 def _times(numbers, x, t):
     low, high, mean, std = numbers
-    uniform, stratified = (f(jax.random.key(0), 3, low, high) for f in (times.uniform_times, times.stratified_times))
-    return (
-        jnp.concatenate(
-            [uniform, stratified, times.log_normal_times(jax.random.key(0), 3, schedules.linear(), mean, std)]
-        )
-        * x[0]
+    kinds = times.uniform_times, times.stratified_times, times.antithetic_times
+    each = [f(jax.random.key(0), 3, low, high) for f in kinds]
+    each += times.log_snr_times(jax.random.key(0), 3, schedules.linear(), low, high)
+    each.append(times.log_normal_times(jax.random.key(0), 3, schedules.linear(), mean, std))
+    return jnp.concatenate(each) * x[0]
+
+
+def _bridge(networks, x, t):
+    point = process.brownian_bridge(x, x[::-1], 0.3 * x, t, 0.7)
+    loss = losses.bridge_matching(jax.random.key(0), *networks, x, x[::-1], t, 0.7)
+    return jnp.concatenate([*point, loss[None]])
+
+
+def _bound(schedule, x, t):
+    denoise = _gaussian(0.4, 0.7, schedule)
+    kinds = losses.gaussian_reconstruction, losses.discrete_reconstruction(3)
+    bounds = [
+        losses.variational_bound(jax.random.key(0), denoise, schedule, x, t, start=0.1, reconstruction=kind)
+        for kind in kinds
+    ]
+    return jnp.stack(bounds)
+
+
+def _maximum_likelihood(network, x, t):
+    tight = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    flow = losses.maximum_likelihood(
+        jax.random.key(0), network, x, jacobian_weight=0.1, start=0.5 * t, end=t, stepsize_controller=tight
     )
+    return jnp.stack(flow)
+
+
+def _coupled(epsilon, x, t):
+    x0, x1 = jnp.stack([x, x[::-1], 2 * x]), jnp.stack([-x, 0.5 * x + t, x])
+    plan = couplings.sinkhorn(couplings.squared_distances(x0, x1), epsilon, 1e-8)
+    pairings = couplings.independent, couplings.optimal, couplings.entropic(epsilon)
+    return jnp.concatenate([plan.log_plan.ravel(), *(pair(jax.random.key(0), x0, x1).ravel() for pair in pairings)])
 
 
 OPEN = (0.001, 0.999)
@@ -386,7 +416,36 @@ ROWS = {
         lambda a, b: bind(_two, a, bind(_network, b)), _matching, (0.7, 0.2), covers=("conditional_flow_matching",)
     ),
     "uniform_times": Row(
-        lambda *numbers: numbers, _times, (0.1, 0.8, -1.0, 1.1), covers=("stratified_times", "log_normal_times")
+        lambda *numbers: numbers,
+        _times,
+        (0.1, 0.8, -1.0, 1.1),
+        covers=("stratified_times", "antithetic_times", "log_snr_times", "log_normal_times"),
+    ),
+    "brownian_bridge": Row(
+        lambda a, b: (bind(_two, a, bind(_network, b)), bind(_network, a)),
+        _bridge,
+        (0.7, 0.2),
+        OPEN,
+        ("Bridge", "bridge_matching"),
+    ),
+    "variational_bound": Row(
+        lambda high, low: schedules.monotone_vp(schedules.init_monotone(jax.random.key(0), 3), high, low),
+        _bound,
+        (2.0, -1.5),
+        covers=(
+            *("monotone_vp", "init_monotone", "MonotoneNetwork"),
+            *("gaussian_reconstruction", "discrete_reconstruction"),
+        ),
+    ),
+    "maximum_likelihood": Row(
+        lambda w: bind(_network, w), _maximum_likelihood, (0.7,), (1.0,), ("standard_normal", "FlowDensity")
+    ),
+    "couplings": Row(
+        lambda epsilon: epsilon,
+        _coupled,
+        (0.7,),
+        covers=("Plan", "independent", "optimal", "entropic", "sinkhorn", "squared_distances"),
+        reverse=False,
     ),
     "ddim": _sampler_row(samplers.ddim, covers=("sample", "State", "Sampler", "Estimate")),
     "ddim(eta)": _sampler_row(samplers.ddim, 0.4, covers=()),
@@ -396,6 +455,9 @@ ROWS = {
     "edm_sampler": _sampler_row(samplers.edm_sampler, covers=()),
     "edm_sampler(churn)": _sampler_row(samplers.edm_sampler, 0.2, 0.01, 50.0, 1.01, covers=()),
     "euler_maruyama": _sampler_row(samplers.euler_maruyama, covers=()),
+    "bridge_sampler": Row(
+        lambda w, a: samplers.bridge_sampler(bind(_network, w), bind(_network, w), a), _run, (0.7, 0.4), (1.0,)
+    ),
     "predictor_corrector": _sampler_row(
         lambda d, s, snr: samplers.predictor_corrector(samplers.ddpm(d, s), d, s, snr), 0.1, covers=()
     ),
@@ -481,6 +543,7 @@ MODULES = (
     "schedules",
     "grids",
     "process",
+    "couplings",
     "parametrizations",
     "exact",
     "flows",

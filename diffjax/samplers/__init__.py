@@ -24,7 +24,7 @@ from .multistep import (
     velocity_adams,
 )
 from .ode import euler, heun
-from .sde import euler_maruyama, predictor_corrector
+from .sde import bridge_sampler, euler_maruyama, predictor_corrector
 
 __all__ = [
     "DPM_SOLVER_12",
@@ -33,6 +33,7 @@ __all__ = [
     "EmbeddedPair",
     "bh1",
     "bh2",
+    "bridge_sampler",
     "checkpointed_scan",
     "data_adams",
     "ddim",

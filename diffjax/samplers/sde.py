@@ -1,4 +1,4 @@
-"""Samplers of the reverse SDE at any noise amplitude: Euler-Maruyama, and Langevin corrections of any sampler."""
+"""Samplers of the reverse SDE at any noise amplitude, and of a bridge; Langevin corrections of any sampler."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ from .._bind import bind
 from .._math import check_number
 from ..flows import diffusion, reverse_drift
 from ..schedules import coefficients
-from ..typing import Denoiser, Sampler, Schedule, Time
+from ..typing import Denoiser, Network, Sampler, Schedule, Time
 from ._sample import one_step
 
-__all__ = ["euler_maruyama", "predictor_corrector"]
+__all__ = ["bridge_sampler", "euler_maruyama", "predictor_corrector"]
 
 
 def euler_maruyama(
@@ -44,9 +44,44 @@ def euler_maruyama(
 
 
 def _euler_maruyama(denoise, schedule, amplitude, key, x, t, s):
-    z = jax.random.normal(key, x.shape, x.dtype)
     drift = reverse_drift(denoise, schedule, amplitude, x, t)
-    return x + (s - t) * drift + amplitude(schedule, t) * jnp.sqrt(t - s) * z
+    return _diffuse(key, x, drift, amplitude(schedule, t), t, s)
+
+
+def _diffuse(key, x, drift, amplitude, t, s):
+    return x + (s - t) * drift + amplitude * jnp.sqrt(t - s) * jax.random.normal(key, x.shape, x.dtype)
+
+
+def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) -> Sampler:
+    """Euler-Maruyama for the SDE of a Schrodinger bridge, from any prior to the data.
+
+    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I): (1.19) with velocity and score each a
+    function of its own, as for a prior that is not Gaussian they are. 1 evaluation of both a step. Of amplitude 0 it is
+    Euler's method for the flow, which has the same marginals.
+
+    Args:
+        velocity: `(x, t) -> v`, in increasing t, such as a network trained by `losses.bridge_matching`.
+        score: `(x, t) -> grad log p_t(x)`.
+        amplitude: a, at least 0: that of the bridge for its own paths, any other for other paths of the same marginals.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ValueError: if a concrete amplitude is negative or not finite.
+
+    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 3; (1.19).
+
+    >>> sampler = bridge_sampler(lambda x, t: jnp.ones_like(x), lambda x, t: -x, 0.0)
+    >>> sample(jax.random.key(0), sampler, jnp.array([3.0]), uniform(10)).round(3)
+    Array([2.], dtype=float32)
+    """
+    check_number(amplitude, "amplitude", 0)
+    return one_step(bind(_bridge_step, velocity, score, amplitude))
+
+
+def _bridge_step(velocity, score, amplitude, key, x, t, s):
+    return _diffuse(key, x, velocity(x, t) - 0.5 * amplitude**2 * score(x, t), amplitude, t, s)
 
 
 def predictor_corrector(

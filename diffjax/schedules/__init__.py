@@ -27,10 +27,12 @@ from .coefficients import (
     half_log_snr_inverse,
 )
 from .converted import from_betas, from_sde, to_betas
+from .learned import MonotoneNetwork, init_monotone, monotone_vp
 from .paths import cosine, edm, gvp, linear, linear_vp, sub_vp, ve
 
 __all__ = [
     "Coefficients",
+    "MonotoneNetwork",
     "coefficients",
     "cosine",
     "diffusion_squared",
@@ -41,8 +43,10 @@ __all__ = [
     "gvp",
     "half_log_snr",
     "half_log_snr_inverse",
+    "init_monotone",
     "linear",
     "linear_vp",
+    "monotone_vp",
     "sub_vp",
     "to_betas",
     "ve",

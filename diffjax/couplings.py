@@ -1,0 +1,193 @@
+r"""How data and prior are paired: `(key, x0, x1) -> x1`, each data point's partner among the draws of a minibatch.
+
+Flow matching takes any joint distribution with the right marginals (1.17). Which one decides how straight the paths are:
+
+    independent      pi = p(x0) p(x1)                                        they cross; the velocity is an average
+    optimal          argmin sum_i |x0_i - x1_pi(i)|^2                        exact transport of the minibatch: no crossing
+    entropic(eps)    argmin <pi, |x0 - x1|^2> + eps KL(pi || uniform)        between the two: the Schrodinger bridge's
+
+For a bridge of noise amplitude a (`process.brownian_bridge`) the static problem is the entropic one with eps = 2 a^2. The
+data stay where they are, so their labels do, and only the prior's draws move.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ._bind import bind
+from ._math import as_float, check_number
+
+__all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
+
+Coupling = Callable[[PRNGKeyArray, Array, Array], Array]
+
+
+def independent(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]) -> Float[Array, "n *x"]:
+    """The independent coupling: x1 as it was drawn.
+
+    Args:
+        key: not looked at.
+        x0: data, n points of any shape.
+        x1: n independent draws of the prior.
+
+    Returns:
+        x1.
+
+    Raises:
+        ValueError: if the shapes differ or n = 0.
+
+    Reference: Lipman et al. 2023 (arXiv 2210.02747), section 4; Liu et al. 2023 (arXiv 2209.03003), section 2.1.
+
+    >>> independent(None, jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
+    Array([4., 1.], dtype=float32)
+    """
+    _check_pairs(x0, x1)
+    return x1
+
+
+def optimal(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]) -> Float[Array, "n *x"]:
+    """The optimal transport of a minibatch: the permutation of x1 that makes `sum_i |x0_i - x1_i|^2` least.
+
+    By the Hungarian algorithm (Optax's), in O(n^3): 15 ms for 256 pairs on a CPU core.
+
+    Args:
+        key: not looked at: the assignment is not random.
+        x0: data, n points of any shape.
+        x1: n independent draws of the prior.
+
+    Returns:
+        x1, permuted.
+
+    Raises:
+        ValueError: if the shapes differ or n = 0.
+
+    Reference: Pooladian et al. 2023 (arXiv 2304.14772), section 3.1; Tong et al. 2024 (arXiv 2302.00482), section 3.2.3.
+
+    >>> optimal(None, jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
+    Array([1., 4.], dtype=float32)
+    """
+    rows, columns = optax.assignment.hungarian_algorithm(squared_distances(x0, x1))
+    return x1[jnp.zeros_like(columns).at[rows].set(columns)]
+
+
+def entropic(epsilon: float | Array, tolerance: float = 1e-3, max_iterations: int = 1000) -> Coupling:
+    """The entropic transport of a minibatch: x0_i's partner is a draw of row i of Sinkhorn's plan.
+
+    Every data point has one partner; of the draws of the prior some may serve twice and some not at all, on average each
+    once. Small epsilon nears `optimal`, large epsilon `independent`.
+
+    Args:
+        epsilon: the strength of the entropy, above 0, in units of a squared distance: 2 a^2 for a bridge of amplitude a.
+        tolerance: as of `sinkhorn`.
+        max_iterations: as of `sinkhorn`.
+
+    Returns:
+        The coupling.
+
+    Raises:
+        ValueError: if a concrete epsilon is not positive; when it is called, if the shapes differ or n = 0.
+
+    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), section 3.3 and proposition 3.1.
+
+    >>> entropic(0.01)(jax.random.key(0), jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
+    Array([1., 4.], dtype=float32)
+    """
+    check_number(epsilon, "epsilon", low=1e-38)
+    return bind(_entropic, epsilon, tolerance, max_iterations)
+
+
+def _entropic(epsilon, tolerance, max_iterations, key, x0, x1):
+    plan = sinkhorn(squared_distances(x0, x1), epsilon, tolerance, max_iterations)
+    return x1[jax.random.categorical(key, plan.log_plan)]
+
+
+class Plan(NamedTuple):
+    """An entropic transport plan between two uniform distributions."""
+
+    log_plan: Float[Array, "n m"]
+    """log pi: the rows sum to 1/n, up to rounding."""
+    error: Float[Array, ""]
+    """A bound of `sum_j |sum_i pi_ij - 1/m|`, at most the tolerance unless the iterations ran out."""
+    iterations: Int[Array, ""]
+    """How many there were."""
+
+
+def sinkhorn(
+    cost: Float[Array, "n m"], epsilon: float | Array, tolerance: float | Array = 1e-3, max_iterations: int = 1000
+) -> Plan:
+    """The plan of entropic optimal transport between uniform weights: `argmin_pi <pi, C> + eps KL(pi || 1/(n m))`.
+
+    Sinkhorn's iterations on the logarithms, `log pi = (f_i + g_j - C_ij) / eps`, so that no epsilon underflows.
+
+    Args:
+        cost: C, of shape (n, m), such as `squared_distances(x0, x1)`.
+        epsilon: the strength of the entropy, above 0, in units of the cost.
+        tolerance: the error of the columns' sums, added up, at which to stop.
+        max_iterations: the most iterations. They are a while loop, so there is no reverse-mode derivative.
+
+    Returns:
+        `Plan(log_plan, error, iterations)`.
+
+    Raises:
+        ValueError: if the cost is not a matrix with entries, or a concrete epsilon is not positive.
+
+    Reference: Cuturi 2013 (arXiv 1306.0895), algorithm 1; Peyre and Cuturi 2019 (arXiv 1803.00567), eq. 4.43-4.44.
+
+    >>> plan = jnp.exp(sinkhorn(jnp.array([[0.0, 1.0], [1.0, 0.0]]), 0.5).log_plan)
+    >>> float(plan[0, 0]), 0.5 / (1 + jnp.e**-2)
+    (0.440..., 0.440...)
+    """
+    cost = as_float(cost, "cost")
+    if cost.ndim != 2 or not cost.size:
+        raise ValueError(f"cost: expected a matrix (n, m) with n, m >= 1, got shape {cost.shape}")
+    check_number(epsilon, "epsilon", low=1e-38)
+    (n, m), scores = cost.shape, -cost / epsilon
+
+    def iterate(state):  # the error is that of the rows before f's update; that of the columns after it is no larger
+        f, _, _, count = state
+        g = -jax.nn.logsumexp(scores + f, 0, keepdims=True) - jnp.log(m)
+        rows = jax.nn.logsumexp(scores + g, 1, keepdims=True)
+        return -rows - jnp.log(n), g, jnp.sum(jnp.abs(jnp.exp(f + rows) - 1 / n)), count + 1
+
+    def unfinished(state):
+        *_, error, count = state
+        return (error > tolerance) & (count < max_iterations)
+
+    zeros = jnp.zeros((n, 1), cost.dtype), jnp.zeros((1, m), cost.dtype)
+    start = (*zeros, jnp.asarray(jnp.inf, cost.dtype), jnp.zeros((), int))
+    f, g, error, count = jax.lax.while_loop(unfinished, iterate, start)
+    return Plan(scores + f + g, error, count)
+
+
+def squared_distances(x0: Float[Array, "n *x"], x1: Float[Array, "m *x"]) -> Float[Array, "n m"]:
+    """`|x0_i - x1_j|^2`, the cost of every pair.
+
+    Args:
+        x0: n points of any shape.
+        x1: as many points of that shape.
+
+    Returns:
+        The costs, of shape (n, n).
+
+    Raises:
+        ValueError: if the shapes differ or there are no points.
+
+    >>> squared_distances(jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]]))
+    Array([[16.,  1.],
+           [ 1., 16.]], dtype=float32)
+    """
+    _check_pairs(x0, x1)
+    x0, x1 = (as_float(x, name).reshape(len(x), -1) for name, x in (("x0", x0), ("x1", x1)))
+    return jax.vmap(lambda a: jnp.sum((a[None] - x1) ** 2, 1))(x0)
+
+
+def _check_pairs(x0, x1):
+    if jnp.shape(x0) != jnp.shape(x1) or not jnp.size(x0) or jnp.ndim(x0) < 1:
+        raise ValueError(
+            "x0, x1: expected as many data points as draws of the prior, of one shape (n, ...), n >= 1, "
+            f"got {jnp.shape(x0)} and {jnp.shape(x1)}"
+        )

@@ -1,0 +1,105 @@
+"""Score matching from a known score, or from samples of p_t alone.
+
+    explicit_score_matching     |s_theta(x, t) - score(x, t)|^2     (1.13)
+    implicit_score_matching     |s_theta|^2 + 2 div s_theta         Hyvarinen; of random probes, sliced
+    sliced_score_matching       (z . s_theta)^2 + 2 z^T J z         Song et al.
+
+On average they differ by the Fisher information of p_t, which no parameter moves; and from denoising score matching
+(`denoising` with SCORE) by another constant. All have one gradient.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..likelihood import divergence
+from ..typing import Network, Time
+from ._errors import mean_squared_error
+
+__all__ = ["explicit_score_matching", "implicit_score_matching", "sliced_score_matching"]
+
+
+def explicit_score_matching(
+    network: Network, score: Callable[[Array, Time], Array], x: Array, t: Time
+) -> Float[Array, ""]:
+    """The score-matching loss of one point against a score that is known: `|s_theta(x, t) - score(x, t)|^2` (1.13).
+
+    For distillation, or where a closed form exists (`exact`): the oracle of the other three.
+
+    Args:
+        network: predicts the score.
+        score: `(x, t) -> grad log p_t(x)`, for instance `bind(score, denoise, schedule)`.
+        x: one sample of p_t, of any shape.
+        t: its time, a scalar.
+
+    Returns:
+        The loss, a mean over the elements of x (`2 / d` times the integrand of (1.13)).
+
+    Raises:
+        ValueError: if the network's output has another shape than x.
+
+    Reference: Hyvarinen 2005, eq. 2; (1.13).
+
+    >>> explicit_score_matching(lambda x, t: -2 * x, lambda x, t: -x, jnp.ones(3), 0.5)
+    Array(1., dtype=float32)
+    """
+    return mean_squared_error(network, score(x, t), x, t)
+
+
+def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[Array, "n *x"]) -> Float[Array, ""]:
+    """Score matching from samples alone: `(|s_theta|^2 + 2 div s_theta) / d`.
+
+    On average `explicit_score_matching` less `mean |grad log p|^2 / d`, which no parameter moves. With `exact_probes` it is
+    Hyvarinen's, of d products; with `rademacher_probes` or `gaussian_probes` sliced score matching with variance reduction.
+
+    Args:
+        network: predicts the score.
+        x: one sample of p_t, of any shape.
+        t: its time, a scalar.
+        probes: of shape (n, *x.shape), as of `likelihood.exact_probes(key, x)`.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if the network's output or a probe has another shape than x.
+
+    Reference: Hyvarinen 2005, theorem 1; Song et al. 2019 (arXiv 1905.07088), eq. 8.
+
+    >>> from diffjax.likelihood import exact_probes
+    >>> x = jnp.array([2.0, 1.0])
+    >>> implicit_score_matching(lambda x, t: -x, x, 0.5, exact_probes(None, x)).round(4)  # (5 - 2 * 2) / 2
+    Array(0.5, dtype=float32)
+    """
+    score, trace = divergence(lambda x: network(x, t), x, probes)
+    return (jnp.sum(score**2) + 2 * trace) / x.size
+
+
+def sliced_score_matching(network: Network, x: Array, t: Time, probes: Float[Array, "n *x"]) -> Float[Array, ""]:
+    """Score matching along random directions z: the mean over z of `((z . s_theta)^2 + 2 z^T (ds_theta/dx) z) / d`.
+
+    On average `implicit_score_matching`, which needs no slice of the first term and has less variance.
+
+    Args:
+        network: predicts the score.
+        x: one sample of p_t, of any shape.
+        t: its time, a scalar.
+        probes: the z, of shape (n, *x.shape), with `E z z^T = 1`, as of `likelihood.rademacher_probes(key, x)`.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if the network's output or a probe has another shape than x.
+
+    Reference: Song et al. 2019 (arXiv 1905.07088), eq. 7.
+
+    >>> from diffjax.likelihood import exact_probes
+    >>> x = jnp.array([2.0, 1.0])
+    >>> sliced_score_matching(lambda x, t: -x, x, 0.5, jnp.array([[1.0, -1.0]]))  # (1 - 2 * 2) / 2
+    Array(-1.5, dtype=float32)
+    """
+    score, trace = divergence(lambda x: network(x, t), x, probes)
+    return (jnp.mean(jax.vmap(lambda z: jnp.vdot(z, score) ** 2)(probes)) + 2 * trace) / x.size

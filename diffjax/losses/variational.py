@@ -1,0 +1,133 @@
+r"""The continuous-time variational bound, for one example.
+
+    -log p(x0) <= KL(q(x_1 | x0) || p(x_1)) + E[-log p(x0 | x_s)] + int_s^1 (-lambda') E |eps - eps_theta(x_t, t)|^2 dt
+
+the loss of infinitely many steps of ancestral sampling: prior, reconstruction at the time s of the least noise, diffusion.
+`lambda` is half the log-SNR, so `-lambda' = g^2 / (2 sigma^2)`: the last term is (1.14) with the likelihood weighting, in
+nats. In the variable lambda it is `int |eps - eps_theta|^2 d lambda`: what the schedule does between its ends is no matter.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._bind import bind
+from .._math import as_float
+from ..process import perturb
+from ..schedules import coefficients, diffusion_squared
+from ..typing import Denoiser, Schedule, Time
+
+__all__ = ["discrete_reconstruction", "gaussian_reconstruction", "variational_bound"]
+
+Reconstruction = Callable[[PRNGKeyArray, Array, Array, Array], Array]
+
+
+def gaussian_reconstruction(key: PRNGKeyArray, x0: Array, alpha: Array, sigma: Array) -> Float[Array, ""]:
+    """`E_eps[-log p(x0 | x_s)]` of the decoder `p(x0 | x_s) = N(x_s / alpha, (sigma / alpha)^2 I)`, in closed form.
+
+    `d/2 log(2 pi e sigma^2 / alpha^2)`: it bounds the density of continuous data.
+
+    Args:
+        key: not looked at.
+        x0: one example, of any shape.
+        alpha: alpha(s), a scalar.
+        sigma: sigma(s) > 0, a scalar.
+
+    Returns:
+        Nats.
+
+    Reference: the limit of Ho et al. 2020 (arXiv 2006.11239), eq. 5, in which the decoder is q(x_s | x0) as a density of x0.
+
+    >>> round(float(gaussian_reconstruction(None, jnp.zeros(2), 1.0, jnp.e)), 3)  # 2 + log(2 pi e)
+    4.838
+    """
+    return x0.size * (jnp.log(sigma / alpha) + 0.5 * jnp.log(2 * jnp.pi * jnp.e))
+
+
+def discrete_reconstruction(levels: int) -> Reconstruction:
+    """`-log P(x0 | x_s)` of data of k levels, at one draw of x_s: a softmax over the levels, independent in each element.
+
+    `P(v | z) ~ exp(-|z - alpha v|^2 / (2 sigma^2))` over the k values `v = (2 i + 1) / k - 1`, the middles of the bins of
+    `likelihood.dequantize`. It bounds the probability of discrete data, with no dequantization.
+
+    Args:
+        levels: k, at least 2.
+
+    Returns:
+        `(key, x0, alpha, sigma) -> nats`.
+
+    Raises:
+        ValueError: if levels < 2.
+
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 9-10 and appendix C.
+
+    >>> round(float(discrete_reconstruction(2)(jax.random.key(0), jnp.array([0.5, -0.5]), 1.0, 0.01)), 3)
+    0.0
+    """
+    if levels < 2:
+        raise ValueError(f"levels: expected at least 2, got {levels}")
+    return bind(_discrete_reconstruction, (2 * jnp.arange(levels) + 1) / levels - 1)
+
+
+def _discrete_reconstruction(values, key, x0, alpha, sigma):
+    z = alpha * x0 + sigma * jax.random.normal(key, x0.shape, x0.dtype)
+
+    def log_kernel(v):
+        return -0.5 * ((z - alpha * v) / sigma) ** 2
+
+    return jnp.sum(jax.nn.logsumexp(jax.vmap(log_kernel)(values), 0) - log_kernel(x0))
+
+
+def variational_bound(
+    key: PRNGKeyArray,
+    denoise: Denoiser,
+    schedule: Schedule,
+    x0: Array,
+    t: Time,
+    *,
+    start: Time = 1e-5,
+    end: Time = 1.0,
+    weight: float | Array = 1.0,
+    reconstruction: Reconstruction = gaussian_reconstruction,
+) -> Float[Array, ""]:
+    """An unbiased estimate of the variational bound on -log p(x0), at one time and one noise.
+
+    Its mean over eps and over t uniform on [start, end] is the bound in the module's docstring. Gradients go through the
+    schedule: `schedules.monotone_vp` learns its ends by this loss, and its shape by the square of it, which is the variance.
+
+    Args:
+        key: a PRNG key, of the noise.
+        denoise: the denoiser, of any parametrization.
+        schedule: the path; the prior is N(0, sigma(end)^2 I).
+        x0: one example, of any shape.
+        t: a time in [start, end].
+        start: s, the time of the least noise, with sigma > 0.
+        end: the time of the prior.
+        weight: the importance weight of t, 1 where it is uniform: of `times.log_snr_times` for the least variance.
+        reconstruction: `gaussian_reconstruction` for densities, `discrete_reconstruction(levels)` for probabilities.
+
+    Returns:
+        Nats; `likelihood.bits_per_dim(-bound, d)` makes bits per dimension of it.
+
+    Raises:
+        ValueError: if the denoiser fits not the shape of x0.
+
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 11, 15 and 17-18.
+
+    >>> schedule = edm(80.0)  # data are all zero: eps = x / sigma, and of the bound the reconstruction is left
+    >>> denoise = as_denoiser(lambda x, t: x / (80 * t), schedule, EPS)
+    >>> bound = variational_bound(jax.random.key(0), denoise, schedule, jnp.zeros(1), 0.5, start=0.01)
+    >>> round(float(bound), 4) == round(float(0.5 * jnp.log(2 * jnp.pi * jnp.e * 0.8**2)), 4)
+    True
+    """
+    x0 = as_float(x0, "x0")
+    noise_key, reconstruction_key = jax.random.split(key)
+    eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    error = jnp.sum((eps - denoise(perturb(schedule, x0, eps, t), t).eps) ** 2)
+    slope = 0.5 * diffusion_squared(schedule, t) / coefficients(schedule, t).sigma ** 2
+    first, last = coefficients(schedule, start), coefficients(schedule, end)
+    prior = 0.5 * jnp.sum((last.alpha / last.sigma * x0) ** 2)
+    reconstructed = reconstruction(reconstruction_key, x0, first.alpha, first.sigma)
+    return prior + reconstructed + weight * (end - start) * slope * error

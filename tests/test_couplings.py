@@ -1,0 +1,91 @@
+"""Couplings: against scipy's assignment, closed-form plans, and the optimality conditions of entropic transport."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from diffjax import couplings
+
+
+def pairs(n, seed=0, shape=(2,)):
+    random = np.random.default_rng(seed)
+    return jnp.asarray(random.normal(size=(n, *shape))), jnp.asarray(random.normal(size=(n, *shape)) + 1)
+
+
+def test_optimal_is_the_cheapest_permutation():
+    x0, x1 = pairs(6, shape=(2, 1))
+    cost = np.sum((np.asarray(x0)[:, None] - np.asarray(x1)[None]) ** 2, (2, 3))
+    best = min(itertools.permutations(range(6)), key=lambda p: cost[range(6), p].sum())
+    np.testing.assert_array_equal(couplings.optimal(None, x0, x1), x1[np.array(best)])
+    np.testing.assert_allclose(couplings.squared_distances(x0, x1), cost, rtol=1e-12)
+
+
+def test_optimal_in_one_dimension_is_monotone():
+    x0, x1 = pairs(40, shape=())
+    partners = np.asarray(jax.jit(couplings.optimal)(None, x0, x1))
+    np.testing.assert_array_equal(partners[np.argsort(x0)], np.sort(x1))
+
+
+def test_independent_leaves_the_draws_alone():
+    x0, x1 = pairs(5)
+    assert couplings.independent(None, x0, x1) is x1
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 1.0, 30.0])
+def test_sinkhorn_is_the_entropic_optimum(epsilon):
+    """A plan is optimal if and only if its marginals hold and log pi + C / eps is a sum of a row's and a column's number."""
+    random = np.random.default_rng(1)
+    cost = jnp.asarray(random.uniform(size=(7, 5)))
+    plan = jax.jit(couplings.sinkhorn)(cost, epsilon, 1e-10, 100_000)
+    pi = np.exp(np.asarray(plan.log_plan))
+    np.testing.assert_allclose(pi.sum(1), 1 / 7, rtol=1e-12)
+    assert np.abs(pi.sum(0) - 1 / 5).sum() <= plan.error <= 1e-10
+    potentials = np.asarray(plan.log_plan) + np.asarray(cost) / epsilon
+    np.testing.assert_allclose(potentials - potentials[:1] - potentials[:, :1] + potentials[0, 0], 0, atol=1e-9)
+
+
+def test_sinkhorn_stops_at_the_tolerance_or_the_limit():
+    cost = couplings.squared_distances(*pairs(20))
+    loose, tight = couplings.sinkhorn(cost, 0.5, 1e-2), couplings.sinkhorn(cost, 0.5, 1e-6)
+    assert loose.iterations < tight.iterations and tight.error <= 1e-6 < loose.error <= 1e-2
+    few = couplings.sinkhorn(cost, 1e-3, 1e-12, 3)
+    assert few.iterations == 3 and few.error > 1e-12
+
+
+def test_the_limits_of_the_entropic_coupling():
+    """Without entropy the optimal assignment; with nothing else the independent coupling: every partner is as likely."""
+    x0, x1 = pairs(8)
+    plan = couplings.sinkhorn(couplings.squared_distances(x0, x1), 1e-3, 1e-6, 100_000)
+    rows, columns = scipy.optimize.linear_sum_assignment(couplings.squared_distances(x0, x1))
+    np.testing.assert_array_equal(jnp.argmax(plan.log_plan, 1)[rows], columns)
+    sharp = couplings.entropic(1e-3, 1e-6, 100_000)(jax.random.key(0), x0, x1)
+    np.testing.assert_array_equal(sharp, couplings.optimal(None, x0, x1))
+    flat = couplings.sinkhorn(couplings.squared_distances(x0, x1), 1e9)
+    np.testing.assert_allclose(jnp.exp(flat.log_plan), 1 / 64, rtol=1e-6)  # cost / eps = 1e-8
+
+
+def test_entropic_partners_are_drawn_from_the_plan():
+    """Two points, costs 0 and 1, eps = 1/2: the near partner with probability 1 / (1 + e^-2); 4000 draws, five sigma."""
+    x = jnp.array([[0.0], [1.0]])
+    draw = jax.jit(jax.vmap(lambda key: couplings.entropic(0.5)(key, x, x)))
+    partners = draw(jax.random.split(jax.random.key(3), 4000))
+    p = 1 / (1 + np.exp(-2))
+    near = np.mean(np.asarray(partners) == np.asarray(x), (0, 2))
+    np.testing.assert_allclose(near, p, atol=5 * np.sqrt(p * (1 - p) / 4000))
+
+
+def test_refusals():
+    x0, x1 = pairs(4)
+    for coupling in (couplings.independent, couplings.optimal, couplings.entropic(1.0)):
+        with pytest.raises(ValueError, match=r"as many data points as draws.*got \(4, 2\) and \(3, 2\)"):
+            coupling(jax.random.key(0), x0, x1[:3])
+        with pytest.raises(ValueError, match=r"n >= 1, got \(0, 2\) and \(0, 2\)"):
+            coupling(jax.random.key(0), x0[:0], x1[:0])
+    with pytest.raises(ValueError, match="epsilon: expected a finite number"):
+        couplings.entropic(0.0)
+    with pytest.raises(ValueError, match=r"cost: expected a matrix.*got shape \(3,\)"):
+        couplings.sinkhorn(jnp.ones(3), 1.0)

@@ -1,0 +1,208 @@
+"""The losses in nats: the variational bound and maximum likelihood, against entropies, exact flows and linear fields."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import scipy.integrate
+import scipy.linalg
+import scipy.special
+
+from diffjax import bind, exact, losses, schedules
+from diffjax.likelihood import exact_probes, log_likelihood, rademacher_probes
+from diffjax.parametrizations import velocity
+from diffjax.process import log_prior
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)  # exact for polynomials of degree 13
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+START, END, MEAN, VARIANCE = 0.02, 0.9, 0.7, 0.3
+
+
+def expected_bound(schedule, denoise, start, end):
+    """The bound's mean over N(MEAN, VARIANCE) in 1-D and the noise, by Gauss-Hermite, and over t, by Gauss-Legendre.
+
+    The latter in t^(1/4), which flattens what is steep near 0.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    low, high = start**0.25, end**0.25
+    roots = low + (high - low) * (nodes + 1) / 2
+    ts, weights = roots**4, weights / 2 * (high - low) * 4 * roots**3 / (end - start)
+
+    def at(t):
+        def one(z, eps):
+            x0 = MEAN + np.sqrt(VARIANCE) * z[None]
+            return losses.variational_bound(eps, denoise, schedule, x0, t, start=start, end=end)
+
+        return WEIGHTS @ jax.vmap(jax.vmap(one, (None, 0)), (0, None))(jnp.asarray(NODES), jnp.asarray(NODES)) @ WEIGHTS
+
+    return weights @ jax.vmap(at)(jnp.asarray(ts))
+
+
+@pytest.fixture
+def _noise_is_its_key(monkeypatch):
+    monkeypatch.setattr(jax.random, "split", lambda key: (key, key))
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.broadcast_to(key, shape))
+
+
+@pytest.mark.parametrize("path", ["linear_vp", "linear", "edm", "gvp"])
+@pytest.mark.usefixtures("_noise_is_its_key")
+def test_the_bound_of_the_exact_denoiser(path):
+    """With the exact denoiser it is h(x_s) - log alpha_s + KL(q(x_1) | prior): of a Gaussian, all in closed form.
+
+    (The path's relative entropy is I(x_0; x_s) + KL(q(x_1) | prior), and the decoder adds h(x_s | x_0) - log alpha_s.)
+    """
+    schedule = getattr(schedules, path)()
+    denoise = exact.gaussian(jnp.array([MEAN]), VARIANCE * jnp.eye(1), schedule)
+    (a0, s0), (a1, s1) = (oracles.alpha_sigma(path, t) for t in (START, END))
+    entropy = 0.5 * np.log(2 * np.pi * np.e * (VARIANCE + (s0 / a0) ** 2))
+    v1 = (a1**2 * VARIANCE + s1**2) / s1**2
+    divergence = 0.5 * (v1 + (a1 * MEAN / s1) ** 2 - 1 - np.log(v1))
+    bound = jax.jit(expected_bound, static_argnums=(2, 3))(schedule, denoise, START, END)
+    np.testing.assert_allclose(bound, entropy + divergence, rtol=1e-8)  # 60 nodes: rounding
+    nll = 0.5 * np.log(2 * np.pi * np.e * VARIANCE)
+    assert nll < bound  # it bounds the entropy of the data
+
+
+@pytest.mark.usefixtures("_noise_is_its_key")
+def test_a_wrong_denoiser_pays_for_its_error():
+    """The exact denoiser's bound, and the time's integral of g^2 / (2 sigma^2) times the squared error, here sigma^2 c^2."""
+    schedule, c = schedules.linear_vp(), 0.4
+    right = exact.gaussian(jnp.array([MEAN]), VARIANCE * jnp.eye(1), schedule)
+
+    def wrong(x, t):
+        estimate = right(x, t)
+        return estimate._replace(eps=estimate.eps + c * schedule(t)[1])
+
+    each = [expected_bound(schedule, denoise, START, END) for denoise in (right, wrong)]
+    beta = oracles.TABLE["linear_vp"][3]
+    extra = c**2 / 2 * float(oracles.mp.quad(beta, [START, END]))
+    np.testing.assert_allclose(each[1] - each[0], extra, rtol=1e-8)
+
+
+@pytest.mark.usefixtures("_noise_is_its_key")
+def test_a_learned_schedule_matters_at_its_ends_alone():
+    """The bound's gradient by the network between is 0 (VDM, section 5.1), and by the ends that of the closed form."""
+    numbers = 0.5, [2.0, -5.0, 1.0], [-1.0, 3.0, 0.2], [0.7, -0.4, 0.1]
+    network = schedules.MonotoneNetwork(*map(jnp.asarray, numbers))
+
+    def bound(network, high, low):
+        schedule = schedules.monotone_vp(network, high, low)
+        denoise = exact.gaussian(jnp.array([MEAN]), VARIANCE * jnp.eye(1), schedule)
+        return expected_bound(schedule, denoise, 0.0, 1.0)
+
+    def closed_form(high, low):
+        noise = jnp.exp(-2 * high)
+        signal = jnp.exp(2 * low)
+        v1 = signal * VARIANCE + 1
+        divergence = 0.5 * (v1 + signal * MEAN**2 - 1 - jnp.log(v1))
+        return 0.5 * jnp.log(2 * jnp.pi * jnp.e * (VARIANCE + noise)) + divergence
+
+    ends = 1.5, -0.7
+    value, gradients = jax.jit(jax.value_and_grad(bound, (0, 1, 2)))(network, *map(jnp.asarray, ends))
+    np.testing.assert_allclose(value, closed_form(*ends), rtol=1e-8)
+    np.testing.assert_allclose(gradients[1:], jax.grad(closed_form, (0, 1))(*ends), rtol=1e-6)
+    assert max(float(jnp.abs(g).max()) for g in gradients[0]) < 1e-7
+
+
+def test_the_discrete_reconstruction_is_a_distribution_over_the_levels(monkeypatch):
+    """At one x_s the probabilities of all levels add up to one, in every element; the nearest has the largest."""
+    levels, alpha, sigma = 5, 0.8, 0.3
+    values = jnp.asarray((2 * np.arange(levels) + 1) / levels - 1)
+    noises = (0.4 - alpha * values) / sigma  # all at x_s = 0.4
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.broadcast_to(key, shape))
+    reconstruct = losses.discrete_reconstruction(levels)
+    each = jnp.exp(-jnp.stack([reconstruct(z, v[None], alpha, sigma) for z, v in zip(noises, values, strict=True)]))
+    np.testing.assert_allclose(each.sum(), 1.0, rtol=1e-12)
+    assert int(jnp.argmax(each)) == int(jnp.argmin(jnp.abs(noises)))
+    odds = (noises[1] ** 2 - noises[3] ** 2) / 2  # Bayes
+    np.testing.assert_allclose(jnp.log(each[3] / each[1]), odds, rtol=1e-12)
+
+
+# ---- maximum likelihood ----------------------------------------------------------------------------------------------
+
+FIELD = np.array([[0.3, -0.8], [0.5, -0.4]])
+OPTIONS = {"stepsize_controller": diffrax.PIDController(rtol=1e-9, atol=1e-9)}
+
+
+def linear_field(x, t):
+    return jnp.asarray(FIELD) @ x
+
+
+def bent_field(field, x, t):
+    return jnp.tanh(field @ x) * (1 + t)
+
+
+def test_a_linear_field_in_closed_form():
+    x0 = np.array([0.4, -1.1])
+    flow = losses.maximum_likelihood(
+        None, linear_field, x0, kinetic_weight=0.3, jacobian_weight=0.2, probes=exact_probes, **OPTIONS
+    )
+    x1 = scipy.linalg.expm(FIELD) @ x0
+    log_density = -0.5 * x1 @ x1 - np.log(2 * np.pi) + np.trace(FIELD)
+    kinetic = scipy.integrate.quad(lambda t: np.mean((FIELD @ scipy.linalg.expm(t * FIELD) @ x0) ** 2), 0, 1)[0]
+    jacobian = np.sum(FIELD**2) / 2
+    loss = -log_density + 0.3 * kinetic + 0.2 * jacobian
+    np.testing.assert_allclose(flow, (loss, log_density, kinetic, jacobian), rtol=1e-7)  # the solver's 1e-9, and room
+
+
+def test_signs_estimate_trace_and_norm_without_bias():
+    """Over all sign vectors the mean of z^T J z is the trace and that of |z^T J|^2 the squared norm."""
+    x0 = jnp.array([0.4, -1.1])
+    signs = jnp.asarray([[1.0, 1.0], [1.0, -1.0]])
+    of = [losses.maximum_likelihood(None, linear_field, x0, probes=p) for p in (exact_probes, lambda key, x: signs)]
+    np.testing.assert_allclose(of[1], of[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp"])
+def test_it_is_the_likelihood_of_the_probability_flow(path):
+    schedule = getattr(schedules, path)()
+    denoise = exact.gaussian(jnp.array([0.7, -0.2]), jnp.diag(jnp.array([0.3, 1.5])), schedule)
+    x0 = jnp.array([0.4, -1.1])
+    flow = losses.maximum_likelihood(
+        jax.random.key(2),
+        bind(velocity, denoise, schedule),
+        x0,
+        log_prior=lambda x: log_prior(schedule, x),
+        probes=rademacher_probes,
+        **OPTIONS,
+    )
+    expected = log_likelihood(jax.random.key(2), denoise, schedule, x0, start=0.0, **OPTIONS)
+    np.testing.assert_allclose(flow.log_density, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("adjoint", [diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint()])
+def test_gradients_of_every_adjoint_are_finite_differences(adjoint):
+    x0 = jnp.array([0.4, -1.1])
+
+    def loss(field, adjoint=adjoint):
+        flow = losses.maximum_likelihood(
+            jax.random.key(0),
+            bind(bent_field, field),
+            x0,
+            kinetic_weight=0.3,
+            jacobian_weight=0.2,
+            probes=exact_probes,
+            adjoint=adjoint,
+            **OPTIONS,
+        )
+        return flow.loss
+
+    direction = np.array([[0.2, -0.5], [0.7, 0.1]])
+    slope = jnp.sum(jax.jit(jax.grad(loss))(jnp.asarray(FIELD)) * direction)
+    expected = oracles.central_difference(lambda h: loss(jnp.asarray(FIELD + h * direction)), 0.0, 1e-4)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)  # 1e-9 of the solves over 2e-4, and h^2
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"network: it returned \(1,\) for x of shape \(2,\)"):
+        losses.maximum_likelihood(jax.random.key(0), lambda x, t: x[:1], jnp.ones(2))
+    with pytest.raises(ValueError, match=r"probes: expected shape \(n, 2\), n >= 1, got \(3, 1\)"):
+        losses.maximum_likelihood(None, linear_field, jnp.ones(2), probes=lambda key, x: jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="levels: expected at least 2, got 1"):
+        losses.discrete_reconstruction(1)
+    with pytest.raises(ValueError, match=r"high, low: expected .* low < high, got high=1\.0, low=2\.0"):
+        schedules.monotone_vp(schedules.init_monotone(jax.random.key(0)), 1.0, 2.0)
+    with pytest.raises(ValueError, match="units: expected at least 1, got 0"):
+        schedules.init_monotone(jax.random.key(0), 0)
