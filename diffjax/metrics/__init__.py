@@ -1,0 +1,46 @@
+"""How far samples are from data, measured on features that the caller gives: arrays (n, ...), flattened to (n, d).
+
+    frechet_distance        |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^{1/2})       FID, in Inception features
+    frechet_infinity        its limit as the number of samples grows
+    mmd                     E k(x, x') + E k(y, y') - 2 E k(x, y)
+    kernel_distance         the same with k = (x.y / d + 1)^3, in blocks            KID, in Inception features
+    energy_distance         2 E|x - y| - E|x - x'| - E|y - y'|
+    wasserstein             min over pairings of (mean |x_i - y_i|^p)^{1/p}
+    sliced_wasserstein      the same of projections on random lines
+    precision_recall        shares of samples inside the k-nearest-neighbour balls of the other set
+    density_coverage        how many balls of the real set hold a sample, and how many of them
+    inception_score         exp(E KL(p(c | x) | p(c)))
+    classifier_accuracy_score   accuracy on real data of a classifier trained on samples
+
+The Fréchet distances, `wasserstein` and `classifier_accuracy_score` are computed on the host, in float64. The others are
+pure jax functions, in the precision of the features but at least float32. A mean over pairs needs no array of pairs: rows of
+x are compared with all of y, a few at a time, by differences. `|x|^2 + |y|^2 - 2 x.y` would be a matrix product, but loses
+`eps |x|^2` of every distance: all of it for features with a large common offset, and for close neighbours even without.
+"""
+
+from .classifier import classifier_accuracy_score, inception_score
+from .frechet import Moments, frechet_distance, frechet_infinity, gaussian_frechet_distance, moments
+from .kernels import KernelDistance, energy_distance, kernel_distance, mmd, polynomial_kernel
+from .neighbours import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from .transport import sliced_wasserstein, wasserstein
+
+__all__ = [
+    "DensityCoverage",
+    "KernelDistance",
+    "Moments",
+    "PrecisionRecall",
+    "classifier_accuracy_score",
+    "density_coverage",
+    "energy_distance",
+    "frechet_distance",
+    "frechet_infinity",
+    "gaussian_frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "mmd",
+    "moments",
+    "polynomial_kernel",
+    "precision_recall",
+    "sliced_wasserstein",
+    "wasserstein",
+]

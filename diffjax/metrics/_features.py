@@ -1,0 +1,50 @@
+"""Checked features (n, d), and passes over pairs of them in bounded memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax._math import as_float, is_concrete
+
+_ELEMENTS = 2**26  # of the largest array that a pass over pairs may build, unless one row of x needs more
+
+
+def host_features(x, name: str, least: int = 1) -> np.ndarray:
+    """Samples (n, ...) as a float64 array (n, d)."""
+    return _flat(np.asarray(x, np.float64), name, least)
+
+
+def features(x, name: str, least: int = 1) -> jax.Array:
+    """Samples (n, ...) as a jax array (n, d) of at least float32."""
+    return _flat(as_float(x, name), name, least)
+
+
+def pair(x, y, names=("x", "y"), least: int = 1, to=features):
+    """Two sets of samples of one trailing shape."""
+    first, second = np.shape(x)[1:], np.shape(y)[1:]
+    x, y = to(x, names[0], least), to(y, names[1], least)
+    if first != second:
+        raise ValueError(f"{names[1]}: expected samples of the shape of {names[0]}, {first}, got {second}")
+    return x, y
+
+
+def _flat(x, name, least):
+    if x.ndim < 2 or x.shape[0] < least or x.size == 0:
+        raise ValueError(f"{name}: expected at least {least} samples, (n, ...), got shape {x.shape}")
+    if is_concrete(x):
+        bad = int(np.sum(~np.isfinite(np.asarray(x).reshape(len(x), -1)).all(1)))
+        if bad:
+            raise ValueError(f"{name}: expected finite features, got {bad} of {len(x)} rows that are not")
+    return x.reshape(len(x), -1)
+
+
+def map_rows(fn, x, y):
+    """`fn(row, y)` for each row of x, a pytree, stacked; a few rows at a time, again in the backward pass."""
+    n = len(jax.tree.leaves(x)[0])
+    rows = min(n, max(1, _ELEMENTS // y.size))
+    return jax.lax.map(jax.checkpoint(lambda row: fn(row, y)), x, batch_size=rows)
+
+
+def squared_distances(row, y):
+    """`|row - y_j|^2` for every row of y."""
+    return jnp.sum((row[None] - y) ** 2, axis=-1)

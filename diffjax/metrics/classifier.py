@@ -1,0 +1,83 @@
+"""Scores of samples by a classifier: of what it says about them, and of what it learns from them."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import jax.scipy.special
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
+
+from diffjax._math import check_that
+
+from ._features import features, host_features, pair
+
+__all__ = ["classifier_accuracy_score", "inception_score"]
+
+
+def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""]:
+    """The inception score: `exp(mean_i KL(p(c | x_i) | p(c)))`, with `p(c) = mean_i p(c | x_i)`.
+
+    It lies between 1, where all samples look alike, and the number of classes. It never looks at the data, and is biased
+    downwards for few samples. Of logits, give `jax.nn.softmax(logits)`. The usual "mean and standard deviation over ten
+    splits" is `scores = jax.vmap(inception_score)(probabilities.reshape(10, -1, classes))`.
+
+    Args:
+        probabilities: p(c | x_i), (n, classes), rows that sum to one.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: on another rank, no samples, a dtype that is not floating-point, or rows that are not probabilities.
+
+    Reference: Salimans et al. 2016 (arXiv 1606.03498), section 4.
+
+    >>> inception_score(jnp.eye(4))
+    Array(4., dtype=float32)
+    """
+    if jnp.ndim(probabilities) != 2:
+        raise ValueError(f"probabilities: expected shape (n, classes), got {jnp.shape(probabilities)}")
+    p = features(probabilities, "probabilities")
+    message = (
+        "probabilities: expected numbers in [0, 1] whose rows sum to 1 (to within 1e-2); of logits, give the softmax"
+    )
+    check_that(lambda p: (p >= 0) & (abs(p.sum(1, keepdims=True) - 1) < 1e-2), message, p)
+    marginal = jnp.mean(p, axis=0, keepdims=True)
+    return jnp.exp(jnp.mean(jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1)))
+
+
+def classifier_accuracy_score(
+    classifier: Any, generated: ArrayLike, generated_labels: ArrayLike, real: ArrayLike, real_labels: ArrayLike
+) -> float:
+    """The classification accuracy score (CAS): accuracy on real data of a classifier trained on generated samples alone.
+
+    Beside it stands the accuracy after training on real data, the same call with real training samples.
+
+    Args:
+        classifier: an object with scikit-learn's `fit(x, labels)` and `predict(x)`; it is fitted in place.
+        generated: samples (n, ...), flattened to (n, d) for the classifier.
+        generated_labels: the classes they were asked for, (n,).
+        real: held-out data (m, ...).
+        real_labels: their classes, (m,).
+
+    Returns:
+        The share of real data whose class is predicted, in [0, 1].
+
+    Raises:
+        ValueError: on no samples, other trailing shapes, values that are not finite, or labels of another shape.
+
+    Reference: Ravuri & Vinyals 2019 (arXiv 1905.10887).
+
+    >>> from sklearn.neighbors import KNeighborsClassifier
+    >>> nearest = KNeighborsClassifier(1)
+    >>> classifier_accuracy_score(nearest, [[0.0], [1.0]], ["a", "b"], [[0.1], [0.2], [0.8], [0.9]], ["a", "b", "b", "b"])
+    0.75
+    """
+    generated, real = pair(generated, real, ("generated", "real"), to=host_features)
+    named = (("generated", generated, generated_labels), ("real", real, real_labels))
+    for name, samples, labels in named:
+        if np.shape(labels) != (len(samples),):
+            raise ValueError(f"{name}_labels: expected shape ({len(samples)},), got {np.shape(labels)}")
+    classifier.fit(generated, np.asarray(generated_labels))
+    return float(np.mean(classifier.predict(real) == np.asarray(real_labels)))
