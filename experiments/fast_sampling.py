@@ -442,7 +442,7 @@ def on_images(model: Model, settings: Settings):
         return images.in_chunks(chunk, min(200, model.samples), labels, x1)
 
     def distance(x) -> float:
-        return frechet_distance(images.pixels(images.to_images(x, data), data), held_out)
+        return frechet_distance(images.pixels(images.to_images(x, data), data), held_out, allow_few=True)
 
     accurate = dj.quadratic(model.accurate_steps)
     x0 = run_all(accurate, samplers.heun)
