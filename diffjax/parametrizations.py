@@ -57,7 +57,7 @@ class Parametrization(NamedTuple):
     """
 
     row: Callable[[Schedule, Time], tuple]
-    inputs: Callable[[Schedule, Time], tuple] = _no_preconditioning
+    inputs: Callable[[Schedule, Time], tuple] = bind(_no_preconditioning)
 
 
 def _x0(schedule, t):

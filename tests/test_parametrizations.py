@@ -139,3 +139,11 @@ def test_reschedule_is_an_identity_on_gaussians(path):
     a, b = (jax.jit(jax.vmap(lambda t, d=d: d(x, t)))(ts) for d in (moved, direct))
     np.testing.assert_allclose(a.x0, b.x0, rtol=1e-8)
     np.testing.assert_allclose(a.eps, b.eps, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_parametrization_is_an_argument(name):
+    # it crosses jit as data, not as a static function
+    call = jax.jit(lambda kind, x: as_denoiser(lambda x, t: jnp.tanh(x), schedules.linear(), kind)(x, 0.4))
+    expected = as_denoiser(lambda x, t: jnp.tanh(x), schedules.linear(), KINDS[name])(jnp.ones(2), 0.4)
+    np.testing.assert_allclose(call(KINDS[name], jnp.ones(2)), expected, rtol=1e-14)

@@ -9,6 +9,7 @@
     sliced_wasserstein      the same of projections on random lines
     precision_recall        shares of samples inside the k-nearest-neighbour balls of the other set
     density_coverage        how many balls of the real set hold a sample, and how many of them
+    path_length, path_energy, curvature     int |dx/dt| dt, int |dx/dt|^2 dt, and the latter less a straight line's
     inception_score         exp(E KL(p(c | x) | p(c)))
     classifier_accuracy_score   accuracy on real data of a classifier trained on samples
 
@@ -22,6 +23,7 @@ from .classifier import classifier_accuracy_score, inception_score
 from .frechet import Moments, frechet_distance, frechet_infinity, gaussian_frechet_distance, moments
 from .kernels import KernelDistance, energy_distance, kernel_distance, mmd, polynomial_kernel
 from .neighbours import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from .paths import curvature, path_energy, path_length
 from .transport import sliced_wasserstein, wasserstein
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Moments",
     "PrecisionRecall",
     "classifier_accuracy_score",
+    "curvature",
     "density_coverage",
     "energy_distance",
     "frechet_distance",
@@ -39,6 +42,8 @@ __all__ = [
     "kernel_distance",
     "mmd",
     "moments",
+    "path_energy",
+    "path_length",
     "polynomial_kernel",
     "precision_recall",
     "sliced_wasserstein",

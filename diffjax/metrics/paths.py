@@ -1,0 +1,81 @@
+"""How long and how bent the paths of a sampler are: one trajectory's `x_t` at a grid of times; `vmap` for many."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["curvature", "path_energy", "path_length"]
+
+
+def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+    """The length of a polygon, `sum_k |x_{k+1} - x_k|`.
+
+    Args:
+        xs: one trajectory, as of `samplers.trajectory`, of shape (times, *x).
+
+    Returns:
+        The length, in units of x: at least the distance of its ends.
+
+    Raises:
+        ValueError: on fewer than two points.
+
+    >>> path_length(jnp.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
+    Array(7., dtype=float32)
+    """
+    return jnp.sum(jnp.sqrt(_squares(xs)))
+
+
+def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+    """The energy of a path, `int |dx/dt|^2 dt = sum_k |x_{k+1} - x_k|^2 / |t_{k+1} - t_k|`.
+
+    On average over the data it is at least the squared 2-Wasserstein distance between the ends' distributions, over the
+    time it takes (Benamou and Brenier).
+
+    Args:
+        ts: the times, ascending or descending.
+        xs: one trajectory, of shape (times, *x).
+
+    Returns:
+        The energy, in squared units of x per unit of time.
+
+    Raises:
+        ValueError: on fewer than two points, or as many times as there are not points.
+
+    Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482), section 6.1, normalizes it by that distance.
+
+    >>> path_energy(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))
+    Array(18., dtype=float32)
+    """
+    squares = _squares(xs)
+    if jnp.shape(ts) != jnp.shape(xs)[:1]:
+        raise ValueError(f"ts: expected a time for each of the {len(xs)} points, got shape {jnp.shape(ts)}")
+    return jnp.sum(squares / jnp.abs(jnp.diff(ts)))
+
+
+def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+    """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`, 0 for what one Euler step can follow.
+
+    It is the energy less that of the straight line between the ends.
+
+    Args:
+        ts: the times, ascending or descending; T is what they span.
+        xs: one trajectory, of shape (times, *x).
+
+    Returns:
+        The curvature, in squared units of x per unit of time.
+
+    Raises:
+        ValueError: as `path_energy`.
+
+    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), eq. 6, calls its average straightness.
+
+    >>> curvature(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))  # 18 - 3^2
+    Array(9., dtype=float32)
+    """
+    straight = jnp.sum((xs[-1] - xs[0]) ** 2) / jnp.abs(ts[-1] - ts[0])
+    return path_energy(ts, xs) - straight
+
+
+def _squares(xs):
+    if jnp.ndim(xs) < 1 or len(xs) < 2:
+        raise ValueError(f"xs: expected at least two points (times, *x), got shape {jnp.shape(xs)}")
+    return jnp.sum(jnp.diff(xs, axis=0).reshape(len(xs) - 1, -1) ** 2, 1)

@@ -1,0 +1,481 @@
+"""Every training objective on every path: one network and one budget of steps, what each reaches, and what it costs.
+
+    python -m experiments.objectives                       # tables and a figure in runs/objectives/
+    python -m experiments.objectives --data moons --steps 300 --paths linear   # a look
+
+In the plane (moons, a mixture) and on the 8x8 digits. Scores of every model: held-out negative log-likelihood (the exact
+trace in the plane, Hutchinson's on the digits), the distance of its samples to held-out data (2-Wasserstein in the plane,
+Fréchet on the digits, in pixels and in the features of a small classifier), the network evaluations after which that
+distance stays within 1% of its limit, and the seconds of training. For the likelihood weighting, also the variance of the
+loss by how the times are drawn.
+
+What a network sees and what it is asked for is of order one on every path (`normalized`).
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from sklearn.neural_network import MLPClassifier
+
+import diffjax as dj
+from diffjax import couplings, likelihood, losses, schedules, times, training, weightings
+from diffjax.metrics import frechet_distance, wasserstein
+from diffjax.networks import MLP
+from experiments import digits, images, toy2d
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the objectives experiment."""
+
+    out: pathlib.Path = pathlib.Path("runs/objectives")
+    """where tables and figures go"""
+    data: tuple[str, ...] = ("moons", "mixture", "digits")
+    """which of moons, mixture, rings and digits"""
+    paths: tuple[str, ...] = ("linear VP", "VE", "linear", "GVP")
+    """of the objectives that any path can have"""
+    steps: int = 2000
+    """training steps of each network in the plane"""
+    digits_steps: int = 1000
+    """training steps of each network on the digits"""
+    batch: int = 256
+    """points a step"""
+    learning_rate: float = 2e-3
+    """the peak, before cosine decay"""
+    held_out: int = 500
+    """points whose likelihood is computed in the plane"""
+    digits_held_out: int = 180
+    """images whose likelihood is computed"""
+    samples: int = 1000
+    """samples of a model that are scored"""
+    nfe: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    """network evaluations of Heun's method; the limit takes 200"""
+    seed: int = 0
+    """of everything random"""
+
+
+LOW, HIGH = 1e-3, 0.999  # of the times: sigma' is infinite at t = 0 on VP, eps leaves x0 open where alpha(1) = 0
+PATHS = toy2d.PATHS
+
+
+class Kind(NamedTuple):
+    """A kind of data: how to draw a network, what is scored."""
+
+    train: np.ndarray
+    labels: np.ndarray | None
+    held_out: np.ndarray
+    held_out_labels: np.ndarray | None
+    network: Callable
+    steps: int
+    levels: int | None = None
+
+
+# ---- objectives ------------------------------------------------------------------------------------------------------
+
+
+def normalized(parametrization):
+    """The parametrization with inputs and target of unit variance, for data of unit variance."""
+    return parametrization._replace(row=dj.bind(_unit_row, parametrization.row), inputs=dj.bind(_unit_inputs))
+
+
+def _unit_row(row, schedule, t):
+    a, b, _ = row(schedule, t)
+    return a, b, jnp.hypot(a, b)
+
+
+def _unit_inputs(schedule, t):
+    return 1 / jnp.hypot(*schedule(t)), t
+
+
+X0, EPS, V, VELOCITY = map(normalized, (dj.X0, dj.EPS, dj.V, dj.VELOCITY))
+
+
+def uniform_t(key, n, schedule):
+    return times.stratified_times(key, n, LOW, HIGH), jnp.ones(n)
+
+
+def log_snr_t(key, n, schedule):
+    return times.log_snr_times(key, n, schedule, LOW, HIGH)
+
+
+def log_normal_t(key, n, schedule):
+    return times.log_normal_times(key, n, schedule, *toy2d.LOG_NOISE).clip(LOW, HIGH), jnp.ones(n)
+
+
+class Objective(NamedTuple):
+    """A loss of one example, `(key, denoise or network, schedule, x0, t) -> loss`, over times that are drawn somehow."""
+
+    loss: Callable
+    parametrization: Any
+    times: Callable = uniform_t
+    of_network: bool = False
+    any_path: bool = True
+    pairs: bool = False
+
+
+def denoising(parametrization, weighting, draw=uniform_t):
+    def loss(key, network, schedule, x0, t):
+        return losses.denoising(key, network, schedule, parametrization, x0, t, weighting)
+
+    return Objective(loss, parametrization, draw, of_network=True)
+
+
+def score_matching(of_point, probes):
+    """Losses that need the samples x_t alone, weighted by sigma^2."""
+
+    def loss(key, denoise, schedule, x0, t):
+        noise_key, probe_key = jax.random.split(key)
+        x = dj.perturb(schedule, x0, jax.random.normal(noise_key, x0.shape), t)
+        return schedule(t)[1] ** 2 * of_point(dj.bind(dj.score, denoise, schedule), x, t, probes(probe_key, x))
+
+    return Objective(loss, EPS)
+
+
+def pair(key, denoise, schedule, x0, x1, t):
+    return losses.conditional_flow_matching(dj.bind(dj.velocity, denoise, schedule), x0, x1, t)
+
+
+def maximum_likelihood(kinetic_weight, jacobian_weight):
+    def loss(key, denoise, schedule, x0, t):
+        flow = losses.maximum_likelihood(
+            key,
+            dj.bind(dj.velocity, denoise, schedule),
+            x0,
+            kinetic_weight=kinetic_weight,
+            jacobian_weight=jacobian_weight,
+            probes=likelihood.exact_probes,
+            solver=diffrax.Bosh3(),
+            stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-3),
+            max_steps=512,
+        )
+        return flow.loss
+
+    return Objective(loss, VELOCITY, any_path=False)
+
+
+def bound(key, denoise, schedule, x0, t):
+    """The variational bound, a dimension, of times that are uniform in the log-SNR; its schedule is learned along."""
+    return losses.variational_bound(key, denoise, schedule, x0, t, start=LOW, end=HIGH) / x0.size
+
+
+def batch_loss(objective: Objective, apply, params, schedule, key, x0s, labels):
+    """The mean of an objective over a batch."""
+    time_key, pair_key, noise_key = jax.random.split(key, 3)
+    ts, weights = objective.times(time_key, len(x0s), schedule)
+    keys = jax.random.split(noise_key, len(x0s))
+    x1s = couplings.optimal(None, x0s, jax.random.normal(pair_key, x0s.shape)) if objective.pairs else None
+
+    def one(key, x0, x1, t, label):
+        network = dj.bind(apply, params, cond=label)
+        model = network if objective.of_network else dj.as_denoiser(network, schedule, objective.parametrization)
+        return objective.loss(key, model, schedule, x0, *(() if x1 is None else (x1,)), t)
+
+    return jnp.mean(weights * jax.vmap(one)(keys, x0s, x1s, ts, labels))
+
+
+OBJECTIVES = {
+    "noise (DDPM)": denoising(EPS, weightings.snr),
+    "noise, min-SNR": denoising(EPS, weightings.min_snr(5.0)),
+    "noise, P2": denoising(EPS, weightings.p2()),
+    "noise, g^2, uniform t": denoising(EPS, weightings.likelihood),
+    "noise, g^2, importance t": denoising(EPS, weightings.likelihood, log_snr_t),
+    "data": denoising(X0, weightings.unweighted),
+    "v": denoising(V, weightings.unweighted),
+    "velocity (flow matching)": denoising(VELOCITY, weightings.unweighted),
+    "EDM": denoising(dj.edm_preconditioning(0.7), weightings.edm_weighting(0.7), log_normal_t),
+    "score, implicit": score_matching(losses.implicit_score_matching, likelihood.exact_probes),
+    "score, sliced": score_matching(losses.implicit_score_matching, likelihood.rademacher_probes),
+    "score, sliced, no variance reduction": score_matching(losses.sliced_score_matching, likelihood.gaussian_probes),
+    "flow matching, optimal pairs": Objective(pair, VELOCITY, any_path=False, pairs=True),
+    "maximum likelihood": maximum_likelihood(0.0, 0.0),
+    "maximum likelihood, regularized": maximum_likelihood(0.01, 0.01),
+    "variational bound, learned schedule": Objective(bound, EPS, log_snr_t),
+}
+LEARNED_SCHEDULE = "variational bound, learned schedule"
+PLANE_ALONE = ("score, implicit", "score, sliced", "maximum likelihood")  # their costs grow with the dimension
+
+
+def kind_of(name: str, settings: Settings) -> Kind:
+    if name == "digits":
+        data = digits.load(settings.seed)
+        network = functools.partial(MLP, 64, width=256, depth=4, num_classes=10)
+        labels = data.train_labels.astype(np.int32), data.held_out_labels.astype(np.int32)
+        return Kind(data.train, labels[0], data.held_out, labels[1], network, settings.digits_steps, data.levels)
+    points = [toy2d.points(name, n, settings.seed + i).astype(np.float32) for i, n in enumerate((20_000, 2000))]
+    network = functools.partial(MLP, 2, width=64, depth=3)
+    return Kind(points[0], None, points[1], None, network, settings.steps)
+
+
+def train(objective: Objective, schedule, kind: Kind, learned: bool, settings: Settings):
+    """The network's function, its averaged parameters, the schedule that it ended with, and the seconds."""
+    apply, network = training.functional(kind.network(rngs=nnx.Rngs(settings.seed)))
+    params = {"network": network}
+    if learned:  # ends of half the log-SNR, beside the numbers between them
+        params["schedule"] = schedules.init_monotone(jax.random.key(settings.seed)), jnp.asarray(4.5), jnp.asarray(-3.0)
+
+    def loss(params, key, batch):
+        x0s, labels = batch if kind.labels is not None else (batch, None)
+        if kind.levels is not None:
+            key, pixel_key = jax.random.split(key)
+            x0s = likelihood.dequantize(pixel_key, x0s, kind.levels).reshape(len(x0s), -1)
+        path = schedules.monotone_vp(*params["schedule"]) if learned else schedule
+        return batch_loss(objective, apply, params["network"], path, key, x0s, labels)
+
+    rate = optax.cosine_decay_schedule(settings.learning_rate, kind.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    step = jax.jit(training.make_train_step(loss, optimizer, ema=training.power_ema()), donate_argnums=0)
+    data = kind.train if kind.labels is None else (kind.train.astype(np.int32), kind.labels)
+    batches = training.in_memory(data, settings.batch, seed=settings.seed)
+    state = training.init_state(jax.random.key(settings.seed), params, optimizer)
+    state = training.fit(state, step, batches, 2, progress=False)  # compiles
+    begin = time.perf_counter()
+    state = jax.block_until_ready(training.fit(state, step, batches, kind.steps, progress=False))
+    seconds = (time.perf_counter() - begin) * kind.steps / (kind.steps - 2)
+    ema = jax.device_get(state.ema)
+    path = schedules.monotone_vp(*ema["schedule"]) if learned else schedule
+    return apply, ema["network"], path, seconds
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def denoiser(apply, params, schedule, parametrization, label):
+    return dj.as_denoiser(dj.bind(apply, params, cond=label), schedule, parametrization)
+
+
+@functools.partial(jax.jit, static_argnames="apply")
+def generate(apply, params, schedule, parametrization, x1, labels, ts):
+    denoise = denoiser(apply, params, schedule, parametrization, labels)
+    x1 = schedules.coefficients(schedule, HIGH).sigma * x1
+    return dj.sample(jax.random.key(0), dj.heun(denoise, schedule), x1, ts)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "probes", "levels"))
+def log_densities(apply, params, schedule, parametrization, xs, labels, seed, probes, levels):
+    def one(key, x, label):
+        pixel_key, probe_key = jax.random.split(key)
+        if levels is not None:
+            x = likelihood.dequantize(pixel_key, x, levels).ravel()
+        return dj.log_likelihood(
+            probe_key,
+            denoiser(apply, params, schedule, parametrization, label),
+            schedule,
+            x,
+            probes=probes,
+            start=LOW,
+            end=HIGH,
+            stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-3),
+        )
+
+    return jax.vmap(one)(jax.random.split(jax.random.key(seed), len(xs)), xs, labels)
+
+
+GRIDS = ("uniform t", "quadratic t", "uniform log-SNR")
+
+
+def grid(name, schedule, steps):
+    if name == "uniform log-SNR":
+        return dj.uniform_log_snr(schedule, steps, HIGH, LOW)
+    return {"uniform t": dj.uniform, "quadratic t": dj.quadratic}[name](steps, HIGH, LOW)
+
+
+def score(kind: Kind, distances, apply, params, schedule, parametrization, settings: Settings):
+    """Likelihood; the distances at the limit; how many evaluations the first distance needs to stay within 1% of that."""
+    model = apply, params, schedule, parametrization
+    if kind.levels is None:
+        held_out, labels, dims = kind.held_out[: settings.held_out], None, 2
+        log_density = log_densities(*model, held_out, labels, 1, likelihood.exact_probes, None)
+        nll = -np.asarray(log_density, np.float64)
+    else:
+        n, dims = settings.digits_held_out, kind.held_out[0].size
+        held_out, labels = kind.held_out[:n], kind.held_out_labels[:n]
+        log_density = log_densities(*model, held_out, labels, 1, likelihood.rademacher_probes, kind.levels)
+        nll = np.asarray(likelihood.bits_per_dim(log_density, dims, kind.levels), np.float64)
+    labels = None if kind.labels is None else jnp.arange(settings.samples) % 10
+    x1 = jax.random.normal(jax.random.key(2), (settings.samples, dims))
+
+    def sampled(ts):
+        return np.asarray(generate(*model, x1, labels, ts))
+
+    final = sampled(grid("uniform log-SNR", schedule, 100))
+    limits = {name: distance(final) for name, distance in distances.items()}
+    first = next(iter(distances))
+    curve = {
+        nfe: min(distances[first](sampled(grid(name, schedule, nfe // 2))) for name in GRIDS) for nfe in settings.nfe
+    }
+    needed = None
+    for nfe, value in sorted(curve.items(), reverse=True):
+        if value > 1.01 * limits[first]:
+            break
+        needed = nfe
+    return {
+        "nll": float(nll.mean()),
+        "nll_standard_error": float(nll.std(ddof=1) / np.sqrt(len(nll))),
+        "distances": limits,
+        "nfe_to_1%": needed,
+        "curve": curve,
+    }
+
+
+def distances_of(name: str, kind: Kind, settings: Settings):
+    """The sample distances of one kind of data, and what they are between data."""
+    if kind.levels is None:
+        data = kind.held_out[: settings.samples]
+        functions = {"2-Wasserstein": lambda x: wasserstein(x, data, 2)}
+        return functions, {"2-Wasserstein": wasserstein(kind.held_out[settings.samples :][: len(data)], data, 2)}
+    data = digits.load(settings.seed)
+    held_out, own = images.pixels(data.held_out, data), images.pixels(data.train, data)
+    classifier = MLPClassifier((64, 32), max_iter=400, random_state=settings.seed).fit(own, data.train_labels)
+
+    def features(x):
+        for weights, bias in list(zip(classifier.coefs_, classifier.intercepts_, strict=True))[:-1]:
+            x = np.maximum(x @ weights + bias, 0)
+        return x
+
+    def as_pixels(x):
+        return images.pixels(images.to_images(x, data), data)
+
+    functions = {
+        "Fréchet (pixels)": lambda x: frechet_distance(as_pixels(x), held_out),
+        "Fréchet (classifier)": lambda x: frechet_distance(features(as_pixels(x)), features(held_out)),
+    }
+    return functions, {
+        "Fréchet (pixels)": frechet_distance(own, held_out),
+        "Fréchet (classifier)": frechet_distance(features(own), features(held_out)),
+        "classifier's accuracy": float(classifier.score(held_out, data.held_out_labels)),
+    }
+
+
+def variance_of_times(apply, params, schedule, parametrization, kind: Kind, settings: Settings, batches: int = 400):
+    """Mean and variance of a batch's likelihood-weighted loss, by how its times are drawn."""
+    draws = {
+        "independent": lambda key, n, schedule: (times.uniform_times(key, n, LOW, HIGH), jnp.ones(n)),
+        "antithetic": lambda key, n, schedule: (times.antithetic_times(key, n, LOW, HIGH), jnp.ones(n)),
+        "stratified": uniform_t,
+        "importance": log_snr_t,
+    }
+    x0s = jnp.asarray(kind.train[: settings.batch])
+    out = {}
+    for name, draw in draws.items():
+        objective = denoising(parametrization, weightings.likelihood, draw)
+
+        @jax.jit
+        def of_batches(keys, x0s, params, objective=objective):
+            def of_batch(key):
+                return batch_loss(objective, apply, params, schedule, key, x0s, None)
+
+            return jax.lax.map(of_batch, keys)
+
+        values = np.asarray(of_batches(jax.random.split(jax.random.key(7), batches), x0s, params), np.float64)
+        out[name] = {"mean": values.mean(), "variance": values.var(ddof=1)}
+    return out
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def rows_of(name: str, settings: Settings):
+    for objective_name, objective in OBJECTIVES.items():
+        if name == "digits" and objective_name.startswith(PLANE_ALONE):
+            continue
+        if objective_name == LEARNED_SCHEDULE:
+            yield objective_name, "learned VP", objective, PATHS["linear VP"]
+        elif not objective.any_path:
+            yield objective_name, "linear", objective, PATHS["linear"]
+        else:
+            for path in settings.paths:
+                yield objective_name, path, objective, PATHS[path]
+
+
+def table(rows) -> str:
+    names = list(rows[0]["distances"])
+    head = ["objective", "path", "held-out NLL", *names, "NFE to 1%", "training, s"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        nll = f"{row['nll']:.3f} ± {row['nll_standard_error']:.3f}"
+        cells = [row["objective"], row["path"], nll, *(f"{row['distances'][n]:.3f}" for n in names)]
+        cells += ["more than 64" if row["nfe_to_1%"] is None else str(row["nfe_to_1%"]), f"{row['seconds']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def figure(report, settings: Settings, path: pathlib.Path) -> None:
+    """Likelihood against the first distance, a panel a data set: a colour an objective, a marker a path."""
+    fig, axes = plt.subplots(
+        1, len(report), figsize=(4.6 * len(report) + 2.6, 4.4), layout="constrained", squeeze=False
+    )
+    colours = {name: plt.get_cmap("tab20")(i) for i, name in enumerate(OBJECTIVES)}
+    markers = dict(zip((*PATHS, "learned VP"), "os^vD", strict=True))
+    for ax, (name, result) in zip(axes[0], report.items(), strict=True):
+        first = next(iter(result["rows"][0]["distances"]))
+        for row in result["rows"]:
+            style = {"color": colours[row["objective"]], "marker": markers[row["path"]]}
+            ax.plot(row["nll"], row["distances"][first], ls="", ms=6, mec="k", mew=0.3, **style)
+        ax.axhline(result["between_data"][first], color="k", ls=":", lw=1)
+        units = "bits/dim" if name == "digits" else "nats"
+        ax.set(
+            title=name, xlabel=f"held-out negative log-likelihood ({units})", ylabel=f"{first} distance", yscale="log"
+        )
+        nlls = np.array([row["nll"] for row in result["rows"]])
+        ax.set_xlim(nlls.min() - 0.05, min(nlls.max(), np.median(nlls) + 1.0) + 0.05)
+        ax.grid(alpha=0.3, which="both")
+    shown = {row["objective"] for result in report.values() for row in result["rows"]}
+    handles = [
+        plt.Line2D([], [], ls="", marker="o", color=c, mec="k", mew=0.3, label=n)
+        for n, c in colours.items()
+        if n in shown
+    ]
+    handles += [plt.Line2D([], [], ls="", marker=m, color="w", mec="k", label=n) for n, m in markers.items()]
+    handles.append(plt.Line2D([], [], ls=":", color="k", lw=1, label="training data to held-out"))
+    fig.legend(handles=handles, loc="outside right center", fontsize=7.5)
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+def main(settings: Settings) -> dict:
+    settings.out.mkdir(parents=True, exist_ok=True)
+    report = {}
+    for name in settings.data:
+        kind = kind_of(name, settings)
+        distances, between_data = distances_of(name, kind, settings)
+        report[name] = {"rows": [], "between_data": between_data}
+        for objective_name, path, objective, schedule in rows_of(name, settings):
+            trained = train(objective, schedule, kind, objective_name == LEARNED_SCHEDULE, settings)
+            apply, params, schedule, seconds = trained
+            scores = score(kind, distances, apply, params, schedule, objective.parametrization, settings)
+            row = {"objective": objective_name, "path": path, "seconds": seconds} | scores
+            report[name]["rows"].append(row)
+            print(name, table([row]).splitlines()[-1], flush=True)
+            if objective_name == "noise (DDPM)" and name != "digits":
+                variances = variance_of_times(apply, params, schedule, objective.parametrization, kind, settings)
+                report[name].setdefault("variance_of_times", {})[path] = variances
+                base = variances["independent"]["variance"]
+                print(f"  variance: { {k: round(v['variance'] / base, 4) for k, v in variances.items()} }", flush=True)
+        (settings.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = []
+    for name, result in report.items():
+        text += [f"## {name}\n", table(result["rows"]), f"\nBetween data: {result['between_data']}\n"]
+    (settings.out / "report.md").write_text("\n".join(text) + "\n")
+    figure(report, settings, settings.out / "objectives.png")
+    print("\n".join(text))
+    return report
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
