@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python -m experiments.digits
 
-test: .venv/.installed
+test: .venv/.parity
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/.installed
@@ -24,6 +24,10 @@ bench: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/.parity: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	touch $@
 
 clean:

@@ -10,7 +10,18 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array
 
-__all__ = ["Attention", "Embedding", "apply_flat", "apply_polymorphic", "modulate", "time_features", "zero_linear"]
+from diffjax._math import check_that
+
+__all__ = [
+    "Attention",
+    "Embedding",
+    "apply_flat",
+    "apply_images",
+    "apply_polymorphic",
+    "modulate",
+    "time_features",
+    "zero_linear",
+]
 
 _FREQUENCIES = (
     1.0,
@@ -51,6 +62,20 @@ def apply_flat(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond
         return forward(x.reshape(-1, *shape), *rows).reshape(x.shape)
 
     return apply_polymorphic(flat, shape, x, t, cond)
+
+
+def apply_images(forward: Callable[[Array], Array], size: int, x) -> Array:
+    """`forward` of images (..., height, width, 3) in [0, 1], resized to (n, size, size, 3), in at least float32."""
+    x = jnp.asarray(x)
+    if x.ndim < 3 or x.shape[-1] != 3:
+        raise ValueError(f"x must be images (..., height, width, 3), got shape {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating-point, with values in [0, 1], got {x.dtype}")
+    check_that(lambda x: (x >= 0) & (x <= 1), "x must have values in [0, 1]", x)
+    flat = x.reshape(-1, *x.shape[-3:]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    flat = jax.image.resize(flat, (len(flat), size, size, 3), "bilinear", antialias=False)
+    features = forward(flat)
+    return features.reshape(*x.shape[:-3], features.shape[-1])
 
 
 def time_features(t: Array, dim: int) -> Array:

@@ -1,0 +1,206 @@
+"""Reading weight files: what is refused, and how tensors find their places. What torch writes is read in test_parity."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from diffjax.weights import load_tensors, read_tensors
+
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def written(folder, data, name="weights"):
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+STORAGE = np.arange(4, dtype="f4").tobytes()
+
+
+def zipped(pickled, storage=STORAGE, byteorder=b"little"):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/byteorder", byteorder)
+        archive.writestr("archive/data/0", storage)
+    return file.getvalue()
+
+
+def legacy(pickled, keys=("0",), little_endian=True):
+    head = [pickle.dumps(x, 2) for x in (MAGIC, 1001, {"little_endian": little_endian})]
+    tail = [pickle.dumps(list(keys), 2), *((4).to_bytes(8, "little") + STORAGE for _ in keys)]
+    return b"".join([*head, pickled, *tail])
+
+
+def tensor(offset, shape, stride, storage=b"ctorch\nFloatStorage\n", function=b"_rebuild_tensor_v2"):
+    """The pickle of {"w": tensor}, as torch writes it: a view of the storage "0" of 4 elements."""
+    # Less the protocol in front and the stop at the end.
+    offset, shape, stride = (pickle.dumps(x, 2)[2:-1] for x in (offset, shape, stride))
+    pid = b"(X\x07\0\0\0storage" + storage + b"X\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ"
+    return b"\x80\x02}X\x01\0\0\0wctorch._utils\n" + function + b"\n(" + pid + offset + shape + stride + b"\x89NtRs."
+
+
+def safetensors(header, body=b"\0" * 16):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+VIEW = tensor(1, (2, 2), (1, 1))
+FORMATS = pytest.mark.parametrize(
+    "data", [zipped(VIEW), legacy(VIEW), safetensors({"w": ENTRY})], ids=["zip", "legacy", "safetensors"]
+)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("wrap", [bytes, zipped, legacy, lambda pickled: pickle.dumps(MAGIC, 2) + pickled])
+def test_a_pickle_runs_nothing(tmp_path, wrap):
+    victim = tmp_path / "victim"
+    path = written(tmp_path, wrap(pickle.dumps({"w": Bomb(victim)}, 2)))
+    with pytest.raises(ValueError, match=rf"cannot read {path}: it wants to load {os.mkdir.__module__}\.mkdir"):
+        read_tensors(path)
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(Bomb(victim)))
+    assert victim.exists()  # it would have
+
+
+@pytest.mark.parametrize("name", ["builtins\neval", "torch\nload", "torch.nn\nLinear", "collections\nCounter"])
+def test_only_what_tensors_are_made_of_is_admitted(tmp_path, name):
+    with pytest.raises(ValueError, match="wants to load " + name.replace("\n", r"\.")):
+        read_tensors(written(tmp_path, zipped(b"\x80\x02c" + name.encode() + b"\n.")))
+
+
+@pytest.mark.parametrize("wrap", [zipped, legacy])
+def test_views_of_a_storage(tmp_path, wrap):
+    def read(*view):
+        return read_tensors(written(tmp_path, wrap(tensor(*view))))["w"]
+
+    np.testing.assert_array_equal(read(0, (2, 2), (1, 2)), [[0, 2], [1, 3]])
+    np.testing.assert_array_equal(read(3, (3,), (0,)), [3, 3, 3])
+    np.testing.assert_array_equal(read(2, (), ()), 2)
+    assert read(4, (0, 2), (2, 1)).shape == (0, 2)
+    assert not read(0, (4,), (1,)).flags.writeable
+    for view in (
+        (2, (3,), (1,)),
+        (0, (2, 3), (2, 1)),
+        (3, (2,), (-1,)),
+        (-1, (2,), (1,)),
+        (0, (-1,), (1,)),
+        (4, (), ()),
+    ):
+        with pytest.raises(ValueError, match="overruns 4 elements"):
+            read(*view)
+    for view in ((0, (2,), (1, 1)), (0.5, (2,), (1,)), (0, 2, 1), (0, (2**70,), (0,))):
+        with pytest.raises(ValueError, match="cannot read"):
+            read(*view)
+    for storage in (b"X\x01\0\0\0O", b"X\x02\0\0\0M8", b"N"):  # objects, dates, nothing
+        with pytest.raises(ValueError, match="cannot read"):
+            read(0, (1,), (1,), storage)
+
+
+@FORMATS
+def test_a_truncated_file(tmp_path, data):
+    assert read_tensors(written(tmp_path, data))["w"].shape == (2, 2)
+    for length in range(0, len(data), 3):
+        path = written(tmp_path, data[:length])
+        with pytest.raises(ValueError, match=f"cannot read {path}: .+"):
+            read_tensors(path)
+
+
+@FORMATS
+def test_a_damaged_file_is_refused_or_read_but_nothing_else(tmp_path, data):
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        damaged[random.integers(len(data))] = random.integers(256)
+        try:
+            read_tensors(written(tmp_path, bytes(damaged)))
+        except ValueError:
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "neither a torch file nor a complete safetensors file"),
+        (b"GIF89a and so on", "neither a torch file nor a complete safetensors file"),
+        (pickle.dumps({"w": 1.0}), "a pickle, but not one of torch.save"),
+        (zipped(pickle.dumps([1])), "expected a dict of tensors, got list"),
+        (zipped(pickle.dumps({"epoch": 3, "model": {}})), "flat dict of tensors, but 'epoch' is int, 'model' is dict"),
+        (zipped(VIEW, byteorder=b"big"), "not little-endian"),
+        (legacy(VIEW, little_endian=False), "not little-endian"),
+        (legacy(VIEW, keys=("1",)), "KeyError"),
+        (legacy(VIEW, keys=()), "KeyError"),
+        (zipped(VIEW, storage=b"0123456789"), "overruns 2 elements"),
+        (safetensors({"w": ENTRY | {"dtype": "F33"}}), "F33"),
+        (safetensors({"w": ENTRY | {"shape": [2, 3]}}), r"w, float32 of shape \[2, 3\], spans bytes 0 to 16 of 16"),
+        (safetensors({"w": ENTRY | {"shape": [-1]}}), "spans bytes"),
+        (safetensors({"w": ENTRY | {"data_offsets": [4, 20]}}), "spans bytes 4 to 20 of 16"),
+        (safetensors({"w": ENTRY | {"data_offsets": [-16, 0]}}), "spans bytes -16 to 0 of 16"),
+        (safetensors([ENTRY])[:8] + b"[" + safetensors([ENTRY])[9:], "cannot read"),
+    ],
+)
+def test_malformed_files(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message):
+        read_tensors(written(tmp_path, data))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_tensors(tmp_path / "none")
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(3, 4, (3, 5), rngs=rngs)
+        self.layers = nnx.List([nnx.BatchNorm(4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)])
+
+
+def state(**changes):
+    shapes = {"stem.weight": (4, 3, 3, 5), "stem.bias": (4,), "layers.1.weight": (2, 4), "layers.1.bias": (2,)}
+    shapes |= {f"layers.0.{name}": (4,) for name in ("weight", "bias", "running_mean", "running_var")}
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape) for name, shape in (shapes | changes).items() if shape is not None}
+
+
+@pytest.mark.parametrize("build", [nnx.eval_shape, lambda make: make()], ids=["structure", "network"])
+def test_tensors_find_their_places(build):
+    empty = build(lambda: Network(nnx.Rngs(0)))
+    tensors = state(**{"layers.0.num_batches_tracked": ()})
+    network = load_tensors(empty, tensors)
+    np.testing.assert_array_equal(network.stem.kernel[1, 2, 0, 3], tensors["stem.weight"][3, 0, 1, 2])
+    np.testing.assert_array_equal(network.layers[1].kernel[...], tensors["layers.1.weight"].T)
+    for ours, theirs in {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}.items():
+        np.testing.assert_array_equal(getattr(network.layers[0], ours)[...], tensors[f"layers.0.{theirs}"])
+    half = load_tensors(empty, {name: value.astype(jnp.bfloat16) for name, value in tensors.items()})
+    assert half.stem.kernel.dtype == jnp.bfloat16
+
+
+def test_tensors_that_do_not_fit_are_all_listed():
+    changes = {"stem.weight": (4, 3, 5, 3), "stem.bias": None, "layers.1.weight": (4, 2), "extra": (1,)}
+    with pytest.raises(ValueError) as error:
+        load_tensors(nnx.eval_shape(lambda: Network(nnx.Rngs(0))), state(**changes))
+    assert str(error.value).splitlines() == [
+        "load_tensors: the tensors do not fit Network:",
+        "  extra: expected none, got (1,)",
+        "  layers.1.weight: expected (2, 4), got (4, 2)",
+        "  stem.bias: expected (4,), got none",
+        "  stem.weight: expected (4, 3, 3, 5), got (4, 3, 5, 3)",
+    ]
