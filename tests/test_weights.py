@@ -54,7 +54,7 @@ def safetensors(header, body=b"\0" * 16):
 
 
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
-VIEW = tensor(1, (2, 2), (1, 1))
+VIEW = tensor(0, (2, 2), (1, 0))  # it leaves the end of the storage alone
 FORMATS = pytest.mark.parametrize(
     "data", [zipped(VIEW), legacy(VIEW), safetensors({"w": ENTRY})], ids=["zip", "legacy", "safetensors"]
 )
@@ -93,6 +93,7 @@ def test_views_of_a_storage(tmp_path, wrap):
     np.testing.assert_array_equal(read(0, (2, 2), (1, 2)), [[0, 2], [1, 3]])
     np.testing.assert_array_equal(read(3, (3,), (0,)), [3, 3, 3])
     np.testing.assert_array_equal(read(2, (), ()), 2)
+    np.testing.assert_array_equal(read(1, (2,), (2,), b"ctorch.cuda\nFloatStorage\n"), [1, 3])
     assert read(4, (0, 2), (2, 1)).shape == (0, 2)
     assert not read(0, (4,), (1,)).flags.writeable
     for view in (
@@ -148,7 +149,10 @@ def test_a_damaged_file_is_refused_or_read_but_nothing_else(tmp_path, data):
         (legacy(VIEW, little_endian=False), "not little-endian"),
         (legacy(VIEW, keys=("1",)), "KeyError"),
         (legacy(VIEW, keys=()), "KeyError"),
-        (zipped(VIEW, storage=b"0123456789"), "overruns 2 elements"),
+        (zipped(VIEW, storage=b"0123456"), "overruns 1 elements"),
+        (zipped(VIEW.replace(b"storage", b"package")), r"expected a storage, got \('package'"),
+        (legacy(VIEW.replace(b"K\x04tQ", b"K\x04(K\x01K\x02ttQ")), r"expected a storage, got .*\(1, 2\)"),
+        (safetensors({"w": ENTRY})[:40], "neither a torch file nor a complete safetensors file"),
         (safetensors({"w": ENTRY | {"dtype": "F33"}}), "F33"),
         (safetensors({"w": ENTRY | {"shape": [2, 3]}}), r"w, float32 of shape \[2, 3\], spans bytes 0 to 16 of 16"),
         (safetensors({"w": ENTRY | {"shape": [-1]}}), "spans bytes"),
