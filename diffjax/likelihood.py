@@ -6,30 +6,41 @@
 The probes z are one array, drawn once and held along the whole trajectory: `rademacher_probes` and `gaussian_probes`
 give unbiased estimates, and the scaled basis of `exact_probes`, `z_i = sqrt(d) e_i`, the trace itself. All are the same
 computation.
+
+Discrete data of k levels are bins of the density: with x = 2 (value + u) / k - 1 and any density q of u in [0, 1)^d,
+
+    log P(value) = d log(2/k) + log int p(x) du >= d log(2/k) + E log (1/K) sum_k p(x_k) / q(u_k) >= ... E log p(x) / q(u)
+
+`dequantize` draws u from the uniform q = 1, `variational_dequantize` from one that may be learned; `log p - log q` is what
+`bits_per_dim(..., levels=k)` takes, and `importance_weighted_bound` of K of them.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._bind import bind
-from ._math import as_float, check_that
+from ._math import as_float, check_that, safe_sqrt
 from .flows import probability_flow
 from .process import log_prior
 from .solve import integrate
 from .typing import Denoiser, Schedule, Time
 
 __all__ = [
+    "StandardErrors",
     "bits_per_dim",
     "dequantize",
     "divergence",
     "exact_probes",
     "gaussian_probes",
+    "importance_weighted_bound",
     "log_likelihood",
     "rademacher_probes",
+    "standard_errors",
+    "variational_dequantize",
 ]
 
 Probes = Callable[[PRNGKeyArray, Array], Array]
@@ -222,6 +233,120 @@ def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Flo
     >>> bool((x[0] < -0.99) & (x[1] > 0.99))
     True
     """
+    values = _check_values(values, levels)
+    return _in_bins(values, jax.random.uniform(key, values.shape), levels)
+
+
+def variational_dequantize(
+    key: PRNGKeyArray, values: Int[Array, "..."], levels: int, mean: float | Array, scale: float | Array
+) -> tuple[Float[Array, "..."], Float[Array, ""]]:
+    """Dequantization by a logit-normal q, `x = 2 (value + u) / levels - 1` with `u = sigmoid(mean + scale eps)`.
+
+    `log p(x) - log q(u)` bounds the log probability of the values as the log density of `dequantize`'s x does, and has the
+    same units: q is a density of u, 0 = log q where it is uniform. It is differentiable in mean and scale.
+
+    Args:
+        key: a PRNG key.
+        values: integers in [0, levels): one example, of any shape. vmap for many.
+        levels: the number of levels, at least 2.
+        mean: of the logit of u, of the shape of values or a scalar; from a network that sees the values, for instance.
+        scale: its standard deviation, positive, likewise.
+
+    Returns:
+        `(x, log_q)`: floating-point data in [-1, 1), of the shape of values, and the log density of u, a scalar.
+
+    Raises:
+        ValueError: if values are not integers, levels < 2, mean or scale have another shape, concrete values are out of
+            range, or a concrete scale is not positive.
+
+    Reference: Ho et al. 2019 (Flow++, arXiv 1902.00275), section 3.1.
+
+    >>> keys, values = jax.random.split(jax.random.key(0), 1000), jnp.array([0, 255])
+    >>> x, log_q = jax.vmap(lambda key: variational_dequantize(key, values, 256, mean=0.0, scale=1.0))(keys)
+    >>> log_density = -2 * jnp.log(2.0)  # uniform on [-1, 1]^2: 8 bits, and what q is off the uniform
+    >>> float(bits_per_dim(log_density - log_q, 2, levels=256).mean())
+    8.3...
+    """
+    values = _check_values(values, levels)
+    mean, scale = as_float(mean, "mean"), as_float(scale, "scale")
+    for name, array in (("mean", mean), ("scale", scale)):
+        if array.shape not in ((), values.shape):
+            raise ValueError(f"{name}: expected a scalar or the shape of values, {values.shape}, got {array.shape}")
+    check_that(lambda s: s > 0, f"scale: expected positive numbers, got {scale}", scale)
+    eps = jax.random.normal(key, values.shape, jnp.result_type(mean, scale))
+    logit = mean + scale * eps
+    log_slope = jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit)  # of u by its logit, u (1 - u)
+    log_q = jnp.sum(jax.scipy.stats.norm.logpdf(eps) - jnp.log(scale) - log_slope)
+    return _in_bins(values, jax.nn.sigmoid(logit), levels), log_q
+
+
+def importance_weighted_bound(log_weights: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+    """The multi-sample bound on a log probability, `log (1/K) sum_k w_k`, from K independent `log w_k`.
+
+    For discrete data `log w_k = log p(x_k) - log q(u_k)` over K dequantizations of one example (log q = 0 of the uniform
+    ones). Its mean rises with K, from that of log w to the log probability itself. Log densities must be exact: the
+    noise of Hutchinson's probes, of variance v, lifts the bound by up to v / 2, above the truth.
+
+    Args:
+        log_weights: in nats, of shape (K, ...).
+
+    Returns:
+        The bound in nats, of shape (...): a log density to `bits_per_dim`.
+
+    Raises:
+        ValueError: if there is no first axis, or nothing on it.
+
+    Reference: Burda et al. 2016 (arXiv 1509.00519), eq. 8; Hoogeboom et al. 2020 (arXiv 2001.11235) for dequantization.
+
+    >>> float(importance_weighted_bound(jnp.log(jnp.array([1.0, 3.0])))) == float(jnp.log(2.0))
+    True
+    """
+    log_weights = as_float(log_weights, "log_weights")
+    if not log_weights.ndim or not len(log_weights):
+        raise ValueError(f"log_weights: expected shape (K, ...), K >= 1, got {log_weights.shape}")
+    return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(len(log_weights))
+
+
+class StandardErrors(NamedTuple):
+    """A mean over examples, and the two standard errors whose squares add up to the square of its own."""
+
+    mean: Float[Array, ""]
+    of_data: Float[Array, ""]
+    of_probes: Float[Array, ""]
+
+
+def standard_errors(values: Float[Array, "n m"]) -> StandardErrors:
+    """The mean of estimates for n examples with m probes each, and its standard errors from the data and the probes.
+
+    `of_probes^2 = within / (n m)`, `of_data^2 = between / n - of_probes^2`, where `within` is the unbiased variance over
+    the probes, averaged over the examples, and `between` that of the examples' means. Both squares are unbiased, but for
+    0 in place of an `of_data^2` below it.
+
+    Args:
+        values: log densities or bits/dim, of shape (n, m), m >= 2; each with a probe of its own. What else is drawn anew
+            with it, such as the noise of dequantization, counts as the probes'.
+
+    Returns:
+        `StandardErrors(mean, of_data, of_probes)` in the unit of values. `of_data` of a single example is NaN.
+
+    Raises:
+        ValueError: if values have another shape.
+
+    Reference: Searle, Casella & McCulloch 1992, chapter 3: the estimator of one-way random effects.
+
+    >>> errors = standard_errors(jnp.array([[1.0, 3.0], [6.0, 6.0]]))
+    >>> float(errors.mean), float(errors.of_probes), float(errors.of_data)  # 4, sqrt(1 / 4), sqrt(8 / 2 - 1 / 4)
+    (4.0, 0.5, 1.936...)
+    """
+    values = as_float(values, "values")
+    if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 2:
+        raise ValueError(f"values: expected shape (n, m), n >= 1 and m >= 2, got {values.shape}")
+    of_probes = jnp.mean(jnp.var(values, axis=1, ddof=1)) / values.size
+    total = jnp.var(jnp.mean(values, axis=1), ddof=1) / len(values)
+    return StandardErrors(jnp.mean(values), safe_sqrt(jnp.maximum(total - of_probes, 0.0)), safe_sqrt(of_probes))
+
+
+def _check_values(values, levels):
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise ValueError(f"values: expected integers, got dtype {values.dtype}")
@@ -230,4 +355,10 @@ def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Flo
     check_that(
         lambda v: (v >= 0) & (v < levels), f"values: expected integers in [0, {levels}), got others among them", values
     )
-    return 2 * (values + jax.random.uniform(key, values.shape)) / levels - 1
+    return values
+
+
+def _in_bins(values, u, levels):
+    """`2 (value + u) / levels - 1`, with u kept off 0 and 1 by what rounding could carry into the next bin."""
+    margin = 2 * levels * jnp.finfo(u.dtype).eps
+    return 2 * (values + jnp.clip(u, margin, 1 - margin)) / levels - 1

@@ -62,6 +62,10 @@ VALUES = {  # (call, what the message must say)
     ),
     "nan in data": (lambda: exact.empirical(np.array([[1.0], [nan]]), LINEAR), r"data: expected finite values, got 1"),
     "levels": (lambda: likelihood.dequantize(KEY, np.array([256]), 256), r"values: expected integers in \[0, 256\)"),
+    "scale of the noise": (
+        lambda: likelihood.variational_dequantize(KEY, np.array([3]), 256, 0.0, 0.0),
+        r"scale: expected positive numbers, got 0.0",
+    ),
     "solve_flow": (lambda: solve.solve_flow(None, LINEAR, x2, 1.5, 0.0), r"t: expected a time in \[0, 1\], got 1.5"),
     "solve_sde": (
         lambda: solve.solve_sde(KEY, None, LINEAR, x2, 0.2, 0.5),
@@ -119,6 +123,12 @@ STRUCTURE = {  # raised under jit, too
     ),
     "float values": (lambda x: likelihood.dequantize(KEY, x, 256), r"values: expected integers, got dtype float64"),
     "one level": (lambda x: likelihood.bits_per_dim(x, 2, levels=1), r"levels: expected at least 2, got 1"),
+    "mean of the noise": (
+        lambda x: likelihood.variational_dequantize(KEY, jnp.array([3, 5, 7]), 256, x, 1.0),
+        r"mean: expected a scalar or the shape of values, \(3,\), got \(2,\)",
+    ),
+    "no weights": (lambda x: likelihood.importance_weighted_bound(x[:0]), r"log_weights: expected.*got \(0,\)"),
+    "one probe": (lambda x: likelihood.standard_errors(x[:, None]), r"values: expected.*m >= 2, got \(2, 1\)"),
     "no dimension": (lambda x: likelihood.bits_per_dim(x, 0), r"dims: expected at least 1, got 0"),
     "no steps": (lambda x: grids.uniform(0), r"n: expected at least 1 step, got 0"),
     "one Karras step": (lambda x: grids.karras(LINEAR, 1), r"n: expected at least 2 steps, got 1"),

@@ -6,28 +6,41 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import scipy.stats
 
 from diffjax import bind
-from diffjax.exact import gaussian, gaussian_mixture
+from diffjax.exact import gaussian_mixture
 from diffjax.likelihood import (
     bits_per_dim,
     dequantize,
     divergence,
     exact_probes,
     gaussian_probes,
+    importance_weighted_bound,
     log_likelihood,
     rademacher_probes,
+    standard_errors,
+    variational_dequantize,
 )
 from diffjax.schedules import cosine, edm, gvp, linear, linear_vp, sub_vp, ve
 from diffjax.solve import solve_flow
 
+# A Gaussian, N(0.7, 0.3) x N(-0.4, 2.0) turned so that its Jacobian is not diagonal and a probe is not its trace; written
+# as the mixture of two that coincide, it shares the compiled program of the other mixture.
 M, V = np.array([0.7, -0.4]), np.array([0.3, 2.0])
-WEIGHTS = np.array([0.3, 0.7])
-MEANS = np.array([[1.0, 0.5], [-1.5, 0.0]])
-COVS = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.6]]])
+TURN = np.array([[0.8, -0.6], [0.6, 0.8]])
+COV = TURN @ np.diag(V) @ TURN.T
+GAUSSIAN = np.array([0.3, 0.7]), np.stack([TURN @ M] * 2), np.stack([COV] * 2)
+MIXTURE = (
+    np.array([0.3, 0.7]),
+    np.array([[1.0, 0.5], [-1.5, 0.0]]),
+    np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.6]]]),
+)
+XS = np.array([[0.9, -1.3], [-0.2, 0.5]])
 START = 1e-4
 PATHS = {"linear_vp": linear_vp, "sub_vp": sub_vp, "ve": ve, "linear": linear, "gvp": gvp, "cosine": cosine, "edm": edm}
 PRECISE = diffrax.PIDController(rtol=1e-9, atol=1e-9)
+TOLERANCE = 1e-7  # the controller's 1e-9 a step, times about a hundred steps
 
 
 def switch(index, t):
@@ -38,59 +51,58 @@ def switch(index, t):
 
 
 @jax.jit
-def gaussian_log_likelihood(index, x):
-    schedule = bind(switch, index)
-    denoise = gaussian(jnp.asarray(M), jnp.diag(jnp.asarray(V)), schedule)
-    return log_likelihood(
-        jax.random.key(0), denoise, schedule, x, probes=exact_probes, start=START, stepsize_controller=PRECISE
-    )
+def models(index, seeds):
+    """Of both data sets at each x: the end of the flow, the log density by the exact trace, and by one probe a seed."""
+
+    def one(weights, means, covs, x):
+        schedule = bind(switch, index)
+        denoise = gaussian_mixture(weights, means, covs, schedule)
+
+        def log_density(probes, key):
+            return log_likelihood(key, denoise, schedule, x, probes=probes, start=START, stepsize_controller=PRECISE)
+
+        end = solve_flow(denoise, schedule, x, START, 1.0, stepsize_controller=PRECISE)
+        hutchinson = jax.vmap(lambda seed: log_density(rademacher_probes, jax.random.key(seed)))(seeds)
+        return end, log_density(exact_probes, None), hutchinson
+
+    each_x = jax.vmap(one, in_axes=(None, None, None, 0))
+    return jax.vmap(each_x, in_axes=(0, 0, 0, None))(*map(jnp.stack, zip(GAUSSIAN, MIXTURE, strict=True)), XS)
+
+
+def seeds_of_all_signs():
+    """Four seeds whose keys draw the four sign vectors, and those."""
+    signs = jax.vmap(lambda seed: rademacher_probes(jax.random.key(seed), jnp.zeros(2))[0])(jnp.arange(64))
+    signs, seeds = np.unique(signs, axis=0, return_index=True)
+    assert len(seeds) == 4
+    return seeds, signs
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_gaussian_log_density_on_every_path(path):
-    # The model's prior is N(0, sigma(1)^2), not the marginal of t = 1. As the flow is known, so is the model's density:
-    # log p(x_start) + log N(x_1; 0, sigma(1)^2) - log p(x_1), all Gaussian.
+def test_log_density_on_every_path(path):
+    # The model is the prior N(0, sigma(1)^2) pushed through the flow, not the data: where the flow takes x to x1,
+    # log p(x) = log p_start(x) - log p_1(x1) + log N(x1; 0, sigma(1)^2), and only the integrator's error is left.
+    seeds, signs = seeds_of_all_signs()
+    ends, exact, hutchinson = map(np.asarray, models(list(PATHS).index(path), seeds))
     start, end = oracles.alpha_sigma(path, START), oracles.alpha_sigma(path, 1.0)
-    for x in (np.array([0.9, -1.3]), np.array([-0.2, 0.5])):
-        x1 = oracles.gaussian_flow(M, V, start, end, x)
-        prior = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, end[1], x1)
-        data = oracles.gaussian_log_density(M, V, *start, x)
-        expected = data + prior - oracles.gaussian_log_density(M, V, *end, x1)
-        # the controller's tolerance of 1e-9 a step, times some hundreds of steps and log densities of a few nats
-        np.testing.assert_allclose(gaussian_log_likelihood(list(PATHS).index(path), x), expected, atol=2e-6)
-        # the prior's own bias: first order in m (x1 - m) / (std sigma^2), 3 / 50 at most
-        assert abs(expected - data) < (0.06 if path in ("ve", "edm", "linear_vp", "sub_vp") else 1e-9)
-        if path in ("ve", "edm"):  # the standard normal as a prior would be thousands of nats away, or at least one
-            wrong = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, 1.0, x1)
-            assert abs(wrong - prior) > 1.0
-
-
-@jax.jit
-def mixture_log_likelihood(index, x):
-    schedule = bind(switch, index)
-    denoise = gaussian_mixture(*map(jnp.asarray, (WEIGHTS, MEANS, COVS)), schedule)
-    return log_likelihood(jax.random.key(0), denoise, schedule, x, probes=exact_probes, start=START)
-
-
-@jax.jit
-def mixture_end(index, x):
-    schedule = bind(switch, index)
-    denoise = gaussian_mixture(*map(jnp.asarray, (WEIGHTS, MEANS, COVS)), schedule)
-    return solve_flow(denoise, schedule, x, START, 1.0, stepsize_controller=PRECISE)
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_mixture_log_density_on_every_path(path):
-    # The model's prior is N(0, s^2), not the marginal of t = 1, so its density differs from the data's by
-    # log N(x1; 0, s^2) - log p_1(x1), where the flow takes x to x1.
-    start, end = oracles.alpha_sigma(path, START), oracles.alpha_sigma(path, 1.0)
-    for x in (np.array([0.5, 0.2]), np.array([-1.0, 0.8])):
-        x1 = np.asarray(mixture_end(list(PATHS).index(path), x))
-        prior = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, end[1], x1)
-        bias = prior - oracles.mixture_log_density(WEIGHTS, MEANS, COVS, *end, x1)
-        expected = oracles.mixture_log_density(WEIGHTS, MEANS, COVS, *start, x) + bias
-        # the default tolerances, 1e-5 a step over some dozens of steps
-        np.testing.assert_allclose(mixture_log_likelihood(list(PATHS).index(path), x), expected, atol=1e-3)
+    for data, x1s, values, probed in zip((GAUSSIAN, MIXTURE), ends, exact, hutchinson, strict=True):
+        for x, x1, value, of_signs in zip(XS, x1s, values, probed, strict=True):
+            prior = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, end[1], x1)
+            density = oracles.mixture_log_density(*data, *start, x)
+            bias = prior - oracles.mixture_log_density(*data, *end, x1)
+            np.testing.assert_allclose(value, density + bias, atol=TOLERANCE)
+            np.testing.assert_allclose(of_signs.mean(), value, atol=TOLERANCE)  # Hutchinson over all signs is the trace
+            # sigma(1) = 1 and alpha(1) = 0 make the prior the marginal; elsewhere it is off by at most
+            # |x1| |alpha m| / sigma^2, 2 / 50 on VE, and a small second order
+            assert abs(bias) < (0.06 if path in ("ve", "edm", "linear_vp", "sub_vp") else 1e-9)
+    # The Gaussian's flow and each single probe are known: J = sum_i u_i u_i^T d log(std_i) / dt.
+    before, after = (oracles.gaussian_marginal(M, V, *at)[1] for at in (start, end))
+    for x, x1, of_signs in zip(XS, ends[0], hutchinson[0], strict=True):
+        expected = TURN @ oracles.gaussian_flow(M, V, start, end, TURN.T @ x)
+        np.testing.assert_allclose(x1, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        prior = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, end[1], expected)
+        integrals = (signs @ TURN) ** 2 @ (0.5 * np.log(after / before))
+        np.testing.assert_allclose(of_signs, prior + integrals, atol=TOLERANCE)
+        assert np.ptp(integrals) > 0.5  # a single probe is not the trace
 
 
 def field(x):
@@ -125,32 +137,6 @@ def test_probes_are_unit_and_as_many_as_asked():
     assert abs(float(jnp.mean(gaussian_probes(jax.random.key(0), x, n=4096) ** 2)) - 1) < 5 * np.sqrt(2 / 16384)
 
 
-def test_the_probes_are_drawn_once_for_the_whole_trajectory():
-    # with one and the same probe z all along, z^T (A t) z integrates in closed form; and the probes are asked for once
-    calls = []
-
-    def probes(key, x):
-        calls.append(1)
-        return jnp.array([[1.0, -1.0]])
-
-    schedule = linear()
-    cov = np.array([[1.0, 0.6], [0.6, 2.0]])
-    denoise = gaussian(jnp.zeros(2), jnp.asarray(cov), schedule)
-    x = np.array([0.4, -0.7])
-    value = log_likelihood(
-        jax.random.key(0), denoise, schedule, jnp.asarray(x), probes=probes, start=0.0, stepsize_controller=PRECISE
-    )
-    assert len(calls) == 1
-    # v = sum_i c_i(t) u_i u_i^T x with int c_i = log of the eigenvalue's growth of std: log(1 / sqrt(lambda_i))
-    values, vectors = np.linalg.eigh(cov)
-    expected = np.sum((vectors.T @ np.array([1.0, -1.0])) ** 2 * -0.5 * np.log(values))
-    prior = oracles.gaussian_log_density(
-        np.zeros(2), np.zeros(2), 0.0, 1.0, vectors @ (vectors.T @ x / np.sqrt(values))
-    )
-    np.testing.assert_allclose(value, prior + expected, atol=1e-6)
-    assert abs(expected - -0.5 * np.log(np.linalg.det(cov))) > 0.1  # a single probe is not the trace
-
-
 def test_bits_per_dim_of_uniform_data_is_the_number_of_bits():
     for levels in (2, 17, 256):
         log_density = -5 * np.log(2.0)  # uniform on [-1, 1]^5
@@ -165,3 +151,122 @@ def test_dequantized_values_stay_in_their_bins(levels):
     np.testing.assert_array_equal(np.floor((np.asarray(x) + 1) / 2 * levels), values)
     u = (np.asarray(x) + 1) / 2 * levels - np.asarray(values)
     assert abs(u.mean() - 0.5) < 5 * np.sqrt(1 / 12 / u.size) and 0 <= u.min() and u.max() < 1
+
+
+@pytest.mark.parametrize("levels", [17, 256, 65536])
+def test_float32_does_not_leave_the_bins(levels):
+    # value + u rounds up into the next bin for 1 - u < 2^-17 at 8 bits, 8 of a million draws; a saturated sigmoid is 0 or 1
+    inside = jnp.tile(jnp.arange(levels, dtype=jnp.int32), 10**6 // levels)
+    with jax.enable_x64(False):
+        uniform = dequantize(jax.random.key(0), inside, levels)
+        ends = jnp.arange(levels, dtype=jnp.int32)
+        low, high = (variational_dequantize(jax.random.key(0), ends, levels, m, 1.0)[0] for m in (-200.0, 200.0))
+        assert uniform.dtype == low.dtype == jnp.float32
+    for values, x in ((inside, uniform), (ends, low), (ends, high)):
+        np.testing.assert_array_equal(np.floor((np.asarray(x, float) + 1) / 2 * levels), values)
+
+
+# ---- discrete data ---------------------------------------------------------------------------------------------------
+
+W, MODES, STDS = np.array([0.4, 0.6]), np.array([-0.5, 0.3]), np.array([0.2, 0.35])
+
+
+def density(x):
+    return W @ scipy.stats.norm.pdf(np.asarray(x)[None], MODES[:, None], STDS[:, None])
+
+
+@pytest.mark.parametrize("value", [0, 1, 2])
+def test_uniform_and_importance_weighted_bounds_of_a_known_bin(value):
+    # K-fold Gauss-Legendre quadrature in place of the draws: 12 nodes are exact to about 1e-9 on these densities
+    levels, edges = 3, -1 + 2 / 3 * np.array([value, value + 1])
+    exact = W @ np.diff(scipy.stats.norm.cdf(edges[None], MODES[:, None], STDS[:, None]))[:, 0]
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    log_densities = np.log(density(2 * (value + (nodes + 1) / 2) / levels - 1))
+    bits = []
+    for k in (1, 2, 4):
+        draws = np.stack([axis.ravel() for axis in np.meshgrid(*[log_densities] * k)])
+        probabilities = np.prod([axis.ravel() for axis in np.meshgrid(*[weights / 2] * k)], axis=0)
+        bounds = np.asarray(bits_per_dim(importance_weighted_bound(draws), 1, levels))
+        # the mean of K weights is unbiased, whatever K
+        np.testing.assert_allclose(probabilities @ 2.0**-bounds, exact, rtol=1e-8)
+        bits.append(probabilities @ bounds)
+    gaps = np.array(bits) + np.log2(exact)
+    assert (gaps > 0).all() and (np.diff(gaps) < 0).all()
+    # to first order in 1/K the gap is that of the delta method, var(w) / (2 K mean(w)^2): twice as many, half of it
+    assert 0.4 < gaps[2] / gaps[1] < 0.6
+
+
+PROBABILITY, LEVELS, VALUES = 0.2, 5, np.array([0, 3])
+MEAN, SCALE = np.array([-0.8, 1.5]), np.array([0.6, 1.4])
+
+
+def model_log_density(x):
+    """Of a model whose dequantization noise is logit-normal: the derivative by x of a distribution function on one bin."""
+
+    def distribution(x, value, mean, scale):
+        u = (x + 1) * LEVELS / 2 - value
+        return jax.scipy.stats.norm.cdf((jnp.log(u) - jnp.log1p(-u)) / scale - mean / scale)
+
+    slopes = jax.vmap(jax.grad(distribution))(x, VALUES, MEAN, SCALE)
+    return jnp.log(PROBABILITY) + jnp.sum(jnp.log(slopes))
+
+
+def log_weights(mean, scale):
+    def one(key):
+        x, log_q = variational_dequantize(key, VALUES, LEVELS, mean, scale)
+        return model_log_density(x) - log_q
+
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 20000))
+
+
+def test_the_variational_bound_is_exact_with_the_right_noise():
+    # log p - log q is the log probability for every single draw; rounding of u next to 0 and 1 costs some digits
+    bits = bits_per_dim(log_weights(MEAN, SCALE), 2, LEVELS)
+    np.testing.assert_allclose(bits, -np.log2(PROBABILITY) / 2, rtol=1e-8)
+
+
+def test_the_variational_bound_is_off_by_the_divergence_of_the_noise():
+    # sigmoid keeps the Kullback-Leibler divergence, so it is that of two normals
+    mean, scale = np.array([-0.5, 1.0]), np.array([0.8, 1.1])
+    gap = np.sum(np.log(SCALE / scale) + (scale**2 + (mean - MEAN) ** 2) / (2 * SCALE**2) - 0.5)
+    exact = np.log(PROBABILITY / (2 / LEVELS) ** 2)
+    values = np.asarray(log_weights(mean, scale))
+    error = values.std() / np.sqrt(values.size)
+    assert abs(values.mean() - (exact - gap)) < 5 * error < gap / 4
+    assert abs(importance_weighted_bound(values.reshape(100, 200)).mean() - exact) < 0.1 * gap  # of 100 draws each
+
+
+def test_saturated_noise_has_finite_gradients():
+    def f(mean, scale):
+        x, log_q = variational_dequantize(jax.random.key(0), jnp.array([0, 255]), 256, mean, scale)
+        return jnp.sum(x) - log_q
+
+    with jax.enable_x64(False):
+        compiled = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))
+        for mean in (-1e4, -200.0, 200.0, 1e4):
+            value, gradients = compiled(mean, 1.0)
+            assert np.isfinite([value, *gradients]).all()
+            # log q = -log u (1 - u) + ... there, whose slope by the logit is 1 or -1
+            np.testing.assert_allclose(gradients[0], -2 * np.sign(mean), atol=1e-6)
+
+
+# ---- standard errors -------------------------------------------------------------------------------------------------
+
+
+def test_standard_errors_are_unbiased_over_all_sign_probes():
+    # z^T A z of three matrices with two sign probes each, all 4^6 tables of draws
+    matrices = np.array([[[1.0, 0.5], [0.3, 2.0]], [[-4.0, 1.0], [0.0, 1.5]], [[3.0, 0.2], [-0.6, 3.0]]])
+    signs = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    forms = np.einsum("si,nij,sj->ns", signs, matrices, signs)
+    draws = np.stack([axis.ravel() for axis in np.meshgrid(*[np.arange(4)] * 6)], -1).reshape(-1, 3, 2)
+    errors = jax.vmap(standard_errors)(jnp.asarray(forms[np.arange(3)[:, None], draws]))
+    traces = np.trace(matrices, axis1=1, axis2=2)
+    np.testing.assert_allclose(np.mean(errors.mean), traces.mean(), rtol=1e-12)
+    np.testing.assert_allclose(np.mean(errors.of_probes**2), np.var(errors.mean), rtol=1e-12)
+    np.testing.assert_allclose(np.mean(errors.of_data**2), scipy.stats.sem(traces) ** 2, rtol=1e-12)
+
+
+def test_standard_errors_of_one_example_and_of_equal_ones():
+    one = standard_errors(jnp.array([[1.0, 3.0]]))
+    assert np.isnan(one.of_data) and one.of_probes == 1.0
+    assert standard_errors(jnp.array([[1.0, 3.0], [3.0, 1.0]])).of_data == 0.0  # not the root of a negative number

@@ -269,6 +269,12 @@ def _bits(w, x, t):
     return likelihood.bits_per_dim(w * x, 2, 256) + likelihood.dequantize(jax.random.key(0), jnp.array([3, 250]), 256)
 
 
+def _discrete(numbers, x, t):
+    values, keys = jnp.array([3, 250]), jax.random.split(jax.random.key(0), 3)
+    xs, log_qs = jax.vmap(lambda key: likelihood.variational_dequantize(key, values, 256, x, t * numbers))(keys)
+    return likelihood.importance_weighted_bound(-log_qs) + jnp.stack(likelihood.standard_errors(xs))
+
+
 def _of_denoiser(denoise, x, t):
     return prm.score(denoise, schedules.linear(), x, t) + prm.velocity(denoise, schedules.linear(), x, t)
 
@@ -534,6 +540,13 @@ ROWS = {
     ),
     "divergence": Row(lambda w: w, _divergence, (0.7,)),
     "bits_per_dim": Row(lambda w: w, _bits, (0.7,), covers=("dequantize",)),
+    "variational_dequantize": Row(
+        lambda scale: scale,
+        _discrete,
+        (0.7,),
+        (1.0,),
+        ("importance_weighted_bound", "standard_errors", "StandardErrors"),
+    ),
     "bind": Row(lambda w: bind(_network, w), lambda f, x, t: f(x, t), (0.7,)),
 }
 EACH = pytest.mark.parametrize("name", ROWS)
