@@ -221,7 +221,7 @@ def held_out_bits(apply, params, data: Images, event, settings) -> dict[str, flo
         "bits_per_dim_images": many,
         "exact_bits_per_dim": exact.mean(),
         "hutchinson_bits_per_dim_on_the_same_images": probed.mean(),
-        "hutchinson_standard_error_of_probes": float(np.sqrt(np.sum(probed.var(0, ddof=1) / len(probed))) / few),
+        "hutchinson_standard_error_of_probes": float(likelihood.standard_errors(jnp.asarray(probed.T)).of_probes),
         "exact_images": few,
     }
 
