@@ -22,7 +22,7 @@ from flax import nnx
 from sklearn.datasets import make_moons
 
 import diffjax as dj
-from diffjax import couplings, losses, samplers, training
+from diffjax import couplings, losses, samplers, times, training
 from diffjax.metrics import curvature, path_length, wasserstein
 from diffjax.networks import MLP
 
@@ -92,7 +92,7 @@ def train(pair, name, settings, seed):
         pair_key, time_key, noise_key = jax.random.split(key, 3)
         x0, x1 = batch
         x1 = coupling(pair_key, x0, x1)
-        ts = dj.times.stratified_times(time_key, len(x0), *((LOW, HIGH) if bridge else (0.0, 1.0)))
+        ts = times.stratified_times(time_key, len(x0), *((LOW, HIGH) if bridge else (0.0, 1.0)))
         velocity = dj.bind(apply, params["velocity"])
         if not bridge:
             return jnp.mean(jax.vmap(functools.partial(losses.conditional_flow_matching, velocity))(x0, x1, ts))
