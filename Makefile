@@ -19,6 +19,7 @@ notebooks: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.samplers
+	$(BIN)/python -m benchmarks.likelihood
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -6,7 +6,7 @@ the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`.
 
 Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `times`, `process`,
 `parametrizations`, `exact`, `flows`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`, `solve`, `likelihood`,
-and with Flax, Optax and Orbax `networks`, `training`, `checkpoints`, `metrics`, `weights`.
+and with Flax, Optax and Orbax `couplings`, `networks`, `training`, `checkpoints`, `metrics`, `weights`.
 """
 
 from ._bind import bind

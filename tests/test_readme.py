@@ -35,9 +35,17 @@ def test_the_program_composes():
     assert jnp.allclose(names["x0"].mean(), guided, rtol=1e-5)
 
 
-def test_the_found_grids_are_grids_and_the_fitted_one_is_better():
+def test_optimal_pairs_are_nearer():
     names = dict(composed())
     exec(PROGRAMS[1], names)
+    x0, x1 = names["x0"], names["x1"][: len(names["x0"])]
+    loss = names["flow_matching_loss"](lambda x, t: jnp.zeros_like(x), jax.random.key(4), x0, x1)  # mean |x1 - x0|^2
+    assert 0 < loss < 0.9 * jnp.mean((x1 - x0) ** 2)
+
+
+def test_the_found_grids_are_grids_and_the_fitted_one_is_better():
+    names = dict(composed())
+    exec(PROGRAMS[2], names)
     ts, fitted = names["ts"], names["fitted"]
     for grid in (ts, fitted.ts):
         assert grid.shape == (9,) and bool(jnp.all(jnp.diff(grid) < 0))
@@ -46,10 +54,10 @@ def test_the_found_grids_are_grids_and_the_fitted_one_is_better():
 
 
 def test_the_added_sampler_is_of_second_order():
-    lines = [line for line in PROGRAMS[2].strip().splitlines() if line]
+    lines = [line for line in PROGRAMS[3].strip().splitlines() if line]
     assert len(lines) <= 15
     names = {"dj": dj}
-    exec(PROGRAMS[2], names)
+    exec(PROGRAMS[3], names)
     schedule = dj.gvp()
     sampler = names["midpoint"](gaussian(jnp.zeros(1), 4 * jnp.eye(1), schedule), schedule)
     end = 0.3  # the flow of N(0, 4) stretches x by its marginal's standard deviation, from 1 at t = 1
