@@ -8,7 +8,8 @@ import pytest
 import tyro
 
 from diffjax import likelihood
-from experiments import digits, fashion_mnist, images, toy2d
+from diffjax.parametrizations import as_denoiser, target
+from experiments import couplings, digits, fashion_mnist, images, objectives, toy2d
 
 
 def idx(values):
@@ -54,7 +55,9 @@ def test_a_missing_file_and_a_missing_folder_are_named(tmp_path, monkeypatch):
         fashion_mnist.load(None)
 
 
-@pytest.mark.parametrize("settings", [digits.Settings, fashion_mnist.Settings, toy2d.Settings])
+@pytest.mark.parametrize(
+    "settings", [couplings.Settings, digits.Settings, fashion_mnist.Settings, objectives.Settings, toy2d.Settings]
+)
 def test_an_unknown_flag_is_named(settings, capsys):
     with pytest.raises(SystemExit) as error:
         tyro.cli(settings, args=["--stepz", "10"])
@@ -102,3 +105,23 @@ def test_the_grid_puts_images_row_by_row(data):
     grid = images.image_grid(data.train[:6], 3)
     assert grid.shape == (2 * 3 - 1, 3 * 4 - 1)
     np.testing.assert_array_equal(grid[3:5, 4:7], data.train[4])
+
+
+@pytest.mark.parametrize("path", toy2d.PATHS)
+def test_a_normalized_target_has_unit_variance(path):
+    """Over x0 and eps of (+-1, +-1), independent and of unit variance: the mean square of any linear target is exact."""
+    schedule, t = toy2d.PATHS[path], 0.37
+    x0, eps = (np.array(a, float) for a in ([1, 1, -1, -1], [1, -1, 1, -1]))
+    for kind in (objectives.X0, objectives.EPS, objectives.V, objectives.VELOCITY):
+        out = target(schedule, kind, x0, eps, t)
+        np.testing.assert_allclose(np.mean(np.asarray(out) ** 2), 1, rtol=1e-12)
+        seen = []
+
+        def network(x, t, out=out, seen=seen):
+            seen.append(x)
+            return out
+
+        alpha, sigma = (float(c) for c in schedule(t))
+        estimate = as_denoiser(network, schedule, kind)(alpha * x0 + sigma * eps, t)
+        np.testing.assert_allclose(estimate, (x0, eps), rtol=1e-9)
+        np.testing.assert_allclose(np.mean(np.asarray(seen[0]) ** 2), 1, rtol=1e-12)
