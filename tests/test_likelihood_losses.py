@@ -141,8 +141,8 @@ def test_a_linear_field_in_closed_form():
     )
     x1 = scipy.linalg.expm(FIELD) @ x0
     log_density = -0.5 * x1 @ x1 - np.log(2 * np.pi) + np.trace(FIELD)
-    kinetic = scipy.integrate.quad(lambda t: np.mean((FIELD @ scipy.linalg.expm(t * FIELD) @ x0) ** 2), 0, 1)[0]
-    jacobian = np.sum(FIELD**2) / 2
+    kinetic = scipy.integrate.quad(lambda t: np.sum((FIELD @ scipy.linalg.expm(t * FIELD) @ x0) ** 2), 0, 1)[0]
+    jacobian = np.sum(FIELD**2)
     loss = -log_density + 0.3 * kinetic + 0.2 * jacobian
     np.testing.assert_allclose(flow, (loss, log_density, kinetic, jacobian), rtol=1e-7)  # the solver's 1e-9, and room
 
