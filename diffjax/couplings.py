@@ -6,8 +6,10 @@ Flow matching takes any joint distribution with the right marginals (1.17). Whic
     optimal          argmin sum_i |x0_i - x1_pi(i)|^2                        exact transport of the minibatch: no crossing
     entropic(eps)    argmin <pi, |x0 - x1|^2> + eps KL(pi || uniform)        between the two: the Schrodinger bridge's
 
-For a bridge of noise amplitude a (`process.brownian_bridge`) the static problem is the entropic one with eps = 2 a^2. The
-data stay where they are, so their labels do, and only the prior's draws move.
+For a bridge of noise amplitude a (`process.brownian_bridge`) the static problem is the entropic one with eps = 2 a^2.
+
+The data stay where they are and only the prior's draws move. For a class-conditional network couple within each class: over
+a mixed batch, the draws that one class is given no longer have the prior's distribution, from which sampling starts.
 """
 
 from collections.abc import Callable
@@ -15,11 +17,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._bind import bind
-from ._math import as_float, check_number
+from ._math import as_float, check_number, check_that
 
 __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
 
@@ -63,14 +66,16 @@ def optimal(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"
         x1, permuted.
 
     Raises:
-        ValueError: if the shapes differ or n = 0.
+        ValueError: if the shapes differ, n = 0, or concrete points are not finite.
 
     Reference: Pooladian et al. 2023 (arXiv 2304.14772), section 3.1; Tong et al. 2024 (arXiv 2302.00482), section 3.2.3.
 
     >>> optimal(None, jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
     Array([1., 4.], dtype=float32)
     """
-    rows, columns = optax.assignment.hungarian_algorithm(squared_distances(x0, x1))
+    cost = squared_distances(x0, x1)
+    check_that(np.isfinite, "x0, x1: expected finite numbers, got others among them", cost)
+    rows, columns = optax.assignment.hungarian_algorithm(cost)
     return x1[jnp.zeros_like(columns).at[rows].set(columns)]
 
 
@@ -121,7 +126,7 @@ def sinkhorn(
 ) -> Plan:
     """The plan of entropic optimal transport between uniform weights: `argmin_pi <pi, C> + eps KL(pi || 1/(n m))`.
 
-    Sinkhorn's iterations on the logarithms, `log pi = (f_i + g_j - C_ij) / eps`, so that no epsilon underflows.
+    Sinkhorn's iterations on the logarithms, `log pi = (f_i + g_j - C_ij) / eps`, so that a small epsilon underflows nothing.
 
     Args:
         cost: C, of shape (n, m), such as `squared_distances(x0, x1)`.
@@ -133,7 +138,8 @@ def sinkhorn(
         `Plan(log_plan, error, iterations)`.
 
     Raises:
-        ValueError: if the cost is not a matrix with entries, or a concrete epsilon is not positive.
+        ValueError: if the cost is not a matrix with entries, a concrete cost is not finite, or a concrete epsilon is not
+            positive.
 
     Reference: Cuturi 2013 (arXiv 1306.0895), algorithm 1; Peyre and Cuturi 2019 (arXiv 1803.00567), eq. 4.43-4.44.
 
@@ -144,6 +150,7 @@ def sinkhorn(
     cost = as_float(cost, "cost")
     if cost.ndim != 2 or not cost.size:
         raise ValueError(f"cost: expected a matrix (n, m) with n, m >= 1, got shape {cost.shape}")
+    check_that(np.isfinite, "cost: expected finite numbers, got others among them", cost)
     check_number(epsilon, "epsilon", low=1e-38)
     (n, m), scores = cost.shape, -cost / epsilon
 

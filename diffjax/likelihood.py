@@ -126,7 +126,8 @@ def probe_products(f: Callable[[Array], Array], x: Array, probes: Float[Array, "
     """f(x), and `z^T (df/dx)` for every probe, of shape (n, *x.shape)."""
     if probes.shape[1:] != x.shape or not probes.shape[0]:
         raise ValueError(f"probes: expected shape (n, {', '.join(map(str, x.shape))}), n >= 1, got {probes.shape}")
-    y, transposed = jax.vjp(f, x)
+    x = as_float(x, "x")
+    y, transposed = jax.vjp(lambda x: as_float(f(x), "network's output").astype(x.dtype), x)
     if y.shape != x.shape:
         raise ValueError(f"network: it returned {y.shape} for x of shape {x.shape}; expected the same shape")
     if len(probes) == 1:  # a mapped axis of length 1 would cost copies of every activation
@@ -285,7 +286,7 @@ def importance_weighted_bound(log_weights: Float[Array, "k *batch"]) -> Float[Ar
 
     For discrete data `log w_k = log p(x_k) - log q(u_k)` over K dequantizations of one example (log q = 0 of the uniform
     ones). Its mean rises with K, from that of log w to the log probability itself. Log densities must be exact: the
-    noise of Hutchinson's probes, of variance v, lifts the bound by up to v / 2, above the truth.
+    noise of Hutchinson's probes, of variance v, lifts the bound by about v / 2, above the truth.
 
     Args:
         log_weights: in nats, of shape (K, ...).

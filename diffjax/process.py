@@ -86,7 +86,7 @@ def transition(schedule: Schedule, s: Time, t: Time) -> Transition:
     Returns:
         `Transition(scale, std)`.
 
-    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 23.
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 20-22.
 
     >>> transition(linear_vp(), 0.0, 0.5) == linear_vp()(0.5)  # q(x_t | x_0) has scale alpha and std sigma
     True
@@ -111,7 +111,7 @@ def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
         `Posterior(x_weight, x0_weight, std)`.
 
     Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 6-7, here between any two times: Kingma et al. 2021
-    (arXiv 2107.00630), eq. 25-27.
+    (arXiv 2107.00630), eq. 23-25.
 
     >>> [float(w) for w in posterior(linear(), 0.0, 0.5)]  # at s = 0 the posterior is x_0 itself
     [0.0, 1.0, 0.0]
@@ -142,11 +142,17 @@ def brownian_bridge(x0: Array, x1: Array, eps: Array, t: Time, amplitude: float 
     Returns:
         `Bridge(x, velocity, score)`.
 
+    Raises:
+        ValueError: if the shapes of x0, x1 and eps differ, or t is not a scalar.
+
     Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 8.
 
     >>> brownian_bridge(jnp.array([1.0]), jnp.array([3.0]), jnp.array([1.0]), 0.5, 2.0)
     Bridge(x=Array([3.], dtype=float32), velocity=Array([2.], dtype=float32), score=Array([-1.], dtype=float32))
     """
+    shapes = [jnp.shape(a) for a in (x0, x1, eps)]
+    if len(set(shapes)) > 1 or jnp.ndim(t):
+        raise ValueError(f"x0, x1, eps, t: expected three of one shape and a scalar, got {shapes} and {jnp.shape(t)}")
     root = jnp.sqrt(t * (1 - t))
     return Bridge(
         x=(1 - t) * x0 + t * x1 + amplitude * root * eps,

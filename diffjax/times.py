@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._math import check_number, check_that
@@ -104,7 +105,7 @@ def log_snr_times(
         `(times, weights)`, the weights of mean 1.
 
     Raises:
-        ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
+        ValueError: if n < 1, concrete times are not 0 <= low < high <= 1, or the log-SNR is infinite at one of them.
 
     Reference: Song et al. 2021 (arXiv 2101.09258), section 5 and appendix B; Kingma et al. 2021 (arXiv 2107.00630), eq. 18.
 
@@ -114,6 +115,8 @@ def log_snr_times(
     """
     _check_times(n, low, high)
     start, end = half_log_snr(schedule, low), half_log_snr(schedule, high)
+    message = f"low, high: expected times of finite log-SNR, got half log-SNRs {start} at {low} and {end} at {high}"
+    check_that(lambda start, end: np.isfinite(start) & np.isfinite(end), message, start, end)
     values = end + (start - end) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
     ts = jax.vmap(lambda value: half_log_snr_inverse(schedule, value))(values)
     slopes = jax.vmap(jax.grad(lambda t: half_log_snr(schedule, t)))(ts)

@@ -82,7 +82,6 @@ def score(x, labels, held_out, held_out_labels) -> dict[str, float]:
     classifier = LogisticRegression(max_iter=300)
     return {
         "Fréchet": metrics.frechet_distance(x, held_out),
-        "Fréchet, N to infinity": metrics.frechet_infinity(key, x, held_out, sizes=np.linspace(1400, n, 8).astype(int)),
         "KID": float(kid.value),
         "KID standard error": float(kid.standard_error),
         "precision": float(fidelity.precision),

@@ -12,7 +12,7 @@ bits/dim of one model by how its data are dequantized.
 
 Every path is used between the same two noise levels, sigma / alpha = 0.02 and 10 (those of the VE path), in training,
 sampling and scoring: farther out, the errors of one parametrization or another are multiplied by what the paths' ends happen
-to be. What a network sees and what it is asked for has unit variance on every path, for data of unit variance (`normalized`).
+to be. What a network sees and is asked for has unit variance on every path, for data of unit variance (`normalized`).
 """
 
 import dataclasses

@@ -85,6 +85,10 @@ def test_refusals():
             coupling(jax.random.key(0), x0, x1[:3])
         with pytest.raises(ValueError, match=r"n >= 1, got \(0, 2\) and \(0, 2\)"):
             coupling(jax.random.key(0), x0[:0], x1[:0])
+    with pytest.raises(ValueError, match="x0, x1: expected finite numbers"):
+        couplings.optimal(None, x0.at[0].set(jnp.nan), x1)
+    with pytest.raises(ValueError, match="cost: expected finite numbers"):
+        couplings.sinkhorn(jnp.array([[jnp.inf, 1.0]]), 1.0)
     with pytest.raises(ValueError, match="epsilon: expected a finite number"):
         couplings.entropic(0.0)
     with pytest.raises(ValueError, match=r"cost: expected a matrix.*got shape \(3,\)"):

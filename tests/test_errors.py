@@ -51,6 +51,22 @@ VALUES = {  # (call, what the message must say)
     "sigma_data": (lambda: edm_preconditioning(0.0), r"sigma_data.*got 0.0"),
     "gamma": (lambda: weightings.min_snr(-5.0), r"gamma.*got -5.0"),
     "times": (lambda: times.uniform_times(KEY, 3, 0.9, 0.1), r"low=0.9, high=0.1"),
+    "infinite times": (
+        lambda: times.log_snr_times(KEY, 3, LINEAR),
+        r"low, high: expected times of finite log-SNR.*-inf",
+    ),
+    "many times": (
+        lambda: losses.conditional_flow_matching(lambda x, t: x, x2, x2, np.ones(2)),
+        r"t: expected a scalar.*\(2,\)",
+    ),
+    "bridge of shapes": (
+        lambda: process.brownian_bridge(x2, x2[:, None], x2, 0.5, 1.0),
+        r"x0, x1, eps, t: expected three of one shape",
+    ),
+    "a goal of another shape": (
+        lambda: losses.flow_matching(lambda x, t: x, lambda x, t: x[:1], x2, 0.5),
+        r"expected a goal of the shape of x, \(2,\), got \(1,\)",
+    ),
     "asymmetric": (
         lambda: exact.gaussian(x2, np.array([[1.0, 0.5], [0.0, 1.0]]), LINEAR),
         r"cov: expected a symmetric",

@@ -14,6 +14,7 @@ from diffjax import bind, exact, losses, schedules
 from diffjax.likelihood import exact_probes, log_likelihood, rademacher_probes
 from diffjax.parametrizations import velocity
 from diffjax.process import log_prior
+from diffjax.times import log_snr_times
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)  # exact for polynomials of degree 13
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
@@ -106,6 +107,25 @@ def test_a_learned_schedule_matters_at_its_ends_alone():
     assert max(float(jnp.abs(g).max()) for g in gradients[0]) < 1e-7
 
 
+@pytest.mark.parametrize("path", ["linear_vp", "linear"])
+def test_importance_weighted_times_give_the_same_bound(monkeypatch, path):
+    """The mean over 400 stratified times, uniform in the log-SNR, with their weights: of an error of order 400^-1.5."""
+    schedule = getattr(schedules, path)()
+    denoise = exact.gaussian(jnp.array([MEAN]), VARIANCE * jnp.eye(1), schedule)
+    ts, weights = log_snr_times(jax.random.key(0), 400, schedule, START, END)
+    monkeypatch.setattr(jax.random, "split", lambda key: (key, key))
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.broadcast_to(key, shape))
+
+    def one(t, weight, z, eps):
+        x0 = MEAN + np.sqrt(VARIANCE) * z[None]
+        return losses.variational_bound(eps, denoise, schedule, x0, t, start=START, end=END, weight=weight)
+
+    over_noise = jax.vmap(jax.vmap(one, (None, None, None, 0)), (None, None, 0, None))
+    values = jax.vmap(over_noise, (0, 0, None, None))(ts, weights, jnp.asarray(NODES), jnp.asarray(NODES))
+    by_importance = jnp.mean(values @ WEIGHTS @ WEIGHTS)
+    np.testing.assert_allclose(by_importance, expected_bound(schedule, denoise, START, END), rtol=1e-3)
+
+
 def test_the_discrete_reconstruction_is_a_distribution_over_the_levels(monkeypatch):
     """At one x_s the probabilities of all levels add up to one, in every element; the nearest has the largest."""
     levels, alpha, sigma = 5, 0.8, 0.3
@@ -116,6 +136,10 @@ def test_the_discrete_reconstruction_is_a_distribution_over_the_levels(monkeypat
     each = jnp.exp(-jnp.stack([reconstruct(z, v[None], alpha, sigma) for z, v in zip(noises, values, strict=True)]))
     np.testing.assert_allclose(each.sum(), 1.0, rtol=1e-12)
     assert int(jnp.argmax(each)) == int(jnp.argmin(jnp.abs(noises)))
+    inside = values[2] + 0.9 / levels  # anywhere in its bin: the same level, less likely where x_s is farther
+    np.testing.assert_allclose(
+        reconstruct((0.4 - alpha * inside) / sigma, inside[None], alpha, sigma), -jnp.log(each[2])
+    )
     odds = (noises[1] ** 2 - noises[3] ** 2) / 2  # Bayes
     np.testing.assert_allclose(jnp.log(each[3] / each[1]), odds, rtol=1e-12)
 
@@ -200,6 +224,9 @@ def test_refusals():
         losses.maximum_likelihood(jax.random.key(0), lambda x, t: x[:1], jnp.ones(2))
     with pytest.raises(ValueError, match=r"probes: expected shape \(n, 2\), n >= 1, got \(3, 1\)"):
         losses.maximum_likelihood(None, linear_field, jnp.ones(2), probes=lambda key, x: jnp.ones((3, 1)))
+    half = lambda x, t: jnp.asarray(x, jnp.bfloat16)  # noqa: E731
+    assert losses.maximum_likelihood(None, half, jnp.ones(2), probes=exact_probes).loss.dtype == jnp.float64
+    assert losses.implicit_score_matching(half, jnp.ones(2), 0.5, jnp.ones((1, 2))).dtype == jnp.float64
     with pytest.raises(ValueError, match="levels: expected at least 2, got 1"):
         losses.discrete_reconstruction(1)
     with pytest.raises(ValueError, match=r"high, low: expected .* low < high, got high=1\.0, low=2\.0"):

@@ -138,6 +138,9 @@ def test_the_flow_and_score_of_a_mixture_of_bridges(monkeypatch):
     point = jnp.ones(1), jnp.ones(1)
     each = [float(bridge_matching(eps, *networks, *point, 0.5, a)) for eps in (0.0, 1.0)]
     np.testing.assert_allclose(each, [0.0, 1.0], atol=1e-12)  # at t = 1/2 the bridge's own velocity is x1 - x0 = 0
+    _, velocity_there, _ = brownian_bridge(*point, jnp.ones(1), t, a)  # and at another time, with that velocity given
+    moving = bridge_matching(1.0, lambda x, t: velocity_there, networks[1], *point, t, a)
+    np.testing.assert_allclose(moving, 1.0, rtol=1e-12)
 
 
 def test_denoising_a_velocity_on_the_linear_path_is_flow_matching():

@@ -567,6 +567,12 @@ def test_a_circle_and_a_straight_line():
     np.testing.assert_allclose(curvature(ts[jnp.array([0, 1, 7, 100, 400])], uneven), 0, atol=1e-12)
 
 
+def test_a_path_that_rests_has_a_finite_gradient():
+    still = jnp.array([[1.0, 2.0], [1.0, 2.0], [3.0, 2.0]])
+    np.testing.assert_allclose(jax.grad(path_length)(still)[2], [1.0, 0.0], atol=1e-12)
+    assert np.isfinite(jax.grad(path_length)(still)).all()
+
+
 def test_paths_refuse():
     with pytest.raises(ValueError, match=r"xs: expected at least two points \(times, \*x\), got shape \(1, 2\)"):
         path_length(jnp.ones((1, 2)))

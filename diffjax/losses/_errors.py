@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from .._math import as_float
+
 __all__ = ["mean_squared_error"]
 
 
@@ -12,4 +14,6 @@ def mean_squared_error(network, goal, x, t):
         raise ValueError(
             f"network: it returned {jnp.shape(out)} for x of shape {jnp.shape(x)}; expected the same shape"
         )
-    return jnp.mean((out - goal) ** 2)
+    if jnp.shape(goal) != jnp.shape(x):
+        raise ValueError(f"expected a goal of the shape of x, {jnp.shape(x)}, got {jnp.shape(goal)}")
+    return jnp.mean((as_float(out, "network's output") - as_float(goal, "goal")) ** 2)

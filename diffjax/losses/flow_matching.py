@@ -10,6 +10,7 @@ The pairs (x0, x1) may come from any prior by any coupling (`couplings`).
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._math import as_float
@@ -61,7 +62,7 @@ def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -
         The loss, a mean over the elements of x0.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or t is not a scalar.
 
     Reference: Lipman et al. 2023 (arXiv 2210.02747), eq. 23; Tong et al. 2024 (arXiv 2302.00482), eq. 14-15. Their clock
     runs the other way.
@@ -69,7 +70,7 @@ def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -
     >>> conditional_flow_matching(lambda x, t: jnp.zeros_like(x), jnp.array([1.0]), jnp.array([3.0]), 0.5)
     Array(4., dtype=float32)
     """
-    x0, x1 = _pair(x0, x1)
+    x0, x1 = _pair(x0, x1, t)
     return mean_squared_error(network, x1 - x0, (1 - t) * x0 + t * x1, t)
 
 
@@ -95,7 +96,7 @@ def bridge_matching(
         The loss, a mean over the elements of x0.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or t is not a scalar.
 
     Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 9-10 and algorithm 1. Their clock runs the other way.
 
@@ -103,13 +104,15 @@ def bridge_matching(
     >>> bridge_matching(jax.random.key(0), zero, zero, jnp.array([1.0]), jnp.array([3.0]), 0.5, 1.0)  # 4 + eps^2
     Array(..., dtype=float32)
     """
-    x0, x1 = _pair(x0, x1)
+    x0, x1 = _pair(x0, x1, t)
     bridge = brownian_bridge(x0, x1, jax.random.normal(key, x0.shape, x0.dtype), t, amplitude)
     of_velocity = mean_squared_error(velocity, bridge.velocity, bridge.x, t)
     return of_velocity + amplitude**2 * t * (1 - t) * mean_squared_error(score, bridge.score, bridge.x, t)
 
 
-def _pair(x0, x1):
+def _pair(x0, x1, t):
+    if jnp.ndim(t):
+        raise ValueError(f"t: expected a scalar (vmap for many pairs), got shape {jnp.shape(t)}")
     x0, x1 = as_float(x0, "x0"), as_float(x1, "x1")
     if x0.shape != x1.shape:
         raise ValueError(f"x1: expected the shape of x0, {x0.shape}, got {x1.shape}")

@@ -50,7 +50,8 @@ def discrete_reconstruction(levels: int) -> Reconstruction:
     """`-log P(x0 | x_s)` of data of k levels, at one draw of x_s: a softmax over the levels, independent in each element.
 
     `P(v | z) ~ exp(-|z - alpha v|^2 / (2 sigma^2))` over the k values `v = (2 i + 1) / k - 1`, the middles of the bins of
-    `likelihood.dequantize`. It bounds the probability of discrete data, with no dequantization.
+    `likelihood.dequantize`. It bounds the probability of discrete data, given as those middles, with no dequantization; of
+    another x0 it is the level in whose bin x0 is that counts.
 
     Args:
         levels: k, at least 2.
@@ -61,7 +62,7 @@ def discrete_reconstruction(levels: int) -> Reconstruction:
     Raises:
         ValueError: if levels < 2.
 
-    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 9-10 and appendix C.
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 8 and section 3.3.
 
     >>> round(float(discrete_reconstruction(2)(jax.random.key(0), jnp.array([0.5, -0.5]), 1.0, 0.01)), 3)
     0.0
@@ -77,7 +78,8 @@ def _discrete_reconstruction(values, key, x0, alpha, sigma):
     def log_kernel(v):
         return -0.5 * ((z - alpha * v) / sigma) ** 2
 
-    return jnp.sum(jax.nn.logsumexp(jax.vmap(log_kernel)(values), 0) - log_kernel(x0))
+    level = values[jnp.clip(jnp.floor((x0 + 1) * values.size / 2), 0, values.size - 1).astype(int)]
+    return jnp.sum(jax.nn.logsumexp(jax.vmap(log_kernel)(values), 0) - log_kernel(level))
 
 
 def variational_bound(
@@ -102,7 +104,7 @@ def variational_bound(
         denoise: the denoiser, of any parametrization.
         schedule: the path; the prior is N(0, sigma(end)^2 I).
         x0: one example, of any shape.
-        t: a time in [start, end].
+        t: a time in [start, end], with alpha > 0.
         start: s, the time of the least noise, with sigma > 0.
         end: the time of the prior.
         weight: the importance weight of t, 1 where it is uniform: of `times.log_snr_times` for the least variance.

@@ -98,7 +98,8 @@ def frechet_infinity(
 
     The bias of `frechet_distance` is a constant over N, to leading order. So it is computed for random subsets of x of
     several sizes N, and a line in 1/N, fitted by least squares, is read off at 1/N = 0. What is left is noise, of either
-    sign, and the bias of a finite y, which stays whole: m should be larger than n by far.
+    sign; the bias of a finite y, which stays whole: m should be larger than n by far; and the next term of the bias, which
+    leaves the result too low unless the smallest N is several times the number of features.
 
     Args:
         key: the key of the subsets.

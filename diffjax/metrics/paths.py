@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffjax._math import as_float, safe_sqrt
+
 __all__ = ["curvature", "path_energy", "path_length"]
 
 
@@ -21,7 +23,7 @@ def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
     >>> path_length(jnp.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
     Array(7., dtype=float32)
     """
-    return jnp.sum(jnp.sqrt(_squares(xs)))
+    return jnp.sum(safe_sqrt(jnp.sum(_steps(xs) ** 2, 1)))
 
 
 def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
@@ -40,15 +42,13 @@ def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array
     Raises:
         ValueError: on fewer than two points, or as many times as there are not points.
 
-    Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482), section 6.1, normalizes it by that distance.
+    Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482) normalize it by that distance.
 
     >>> path_energy(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))
     Array(18., dtype=float32)
     """
-    squares = _squares(xs)
-    if jnp.shape(ts) != jnp.shape(xs)[:1]:
-        raise ValueError(f"ts: expected a time for each of the {len(xs)} points, got shape {jnp.shape(ts)}")
-    return jnp.sum(squares / jnp.abs(jnp.diff(ts)))
+    steps, dts = _steps(xs), _intervals(ts, xs)
+    return jnp.sum(jnp.sum(steps**2, 1) / jnp.abs(dts))
 
 
 def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
@@ -71,11 +71,18 @@ def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, 
     >>> curvature(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))  # 18 - 3^2
     Array(9., dtype=float32)
     """
-    straight = jnp.sum((xs[-1] - xs[0]) ** 2) / jnp.abs(ts[-1] - ts[0])
-    return path_energy(ts, xs) - straight
+    steps, dts = _steps(xs), _intervals(ts, xs)
+    mean = jnp.sum(steps, 0, keepdims=True) / jnp.sum(dts)
+    return jnp.sum((steps / dts[:, None] - mean) ** 2 * jnp.abs(dts)[:, None])
 
 
-def _squares(xs):
+def _steps(xs):
     if jnp.ndim(xs) < 1 or len(xs) < 2:
         raise ValueError(f"xs: expected at least two points (times, *x), got shape {jnp.shape(xs)}")
-    return jnp.sum(jnp.diff(xs, axis=0).reshape(len(xs) - 1, -1) ** 2, 1)
+    return jnp.diff(as_float(xs, "xs").reshape(len(xs), -1), axis=0)
+
+
+def _intervals(ts, xs):
+    if jnp.shape(ts) != jnp.shape(xs)[:1]:
+        raise ValueError(f"ts: expected a time for each of the {len(xs)} points, got shape {jnp.shape(ts)}")
+    return jnp.diff(as_float(ts, "ts"))

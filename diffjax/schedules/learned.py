@@ -63,7 +63,8 @@ def monotone_vp(network: MonotoneNetwork, high: float | Array = 6.65, low: float
     Raises:
         ValueError: for concrete ends unless low < high, both finite.
 
-    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 3, section 4 and appendix H.
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 3, section 3.2 and appendices H and I.2; a network of
+    one layer fewer.
 
     >>> schedule = monotone_vp(init_monotone(jax.random.key(0)), 6.0, -3.0)
     >>> round(float(half_log_snr(schedule, 0.0)), 3), round(float(half_log_snr(schedule, 1.0)), 3)
