@@ -28,6 +28,7 @@ from diffjax.networks import MLP
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Settings:
     points: int = 2000
     """start points that are scored"""
     seeds: int = 3
-    """networks of each kind"""
+    """networks of each kind, over which means and standard deviations are taken"""
 
 
 def eight_gaussians(rng, n):
@@ -142,17 +143,19 @@ def measure(pair, name, settings, seed):
     bridge = name == "entropic"
     low, high = (LOW, HIGH) if bridge else (0.0, 1.0)  # a bridge's velocity is not trained outside
 
-    def row(run):
+    def row(run, smooth=True):
         ts = dj.uniform(200, high, low)
         xs = run(ts)
-        lengths, bends = jax.vmap(path_length, 1)(xs), jax.vmap(curvature, (None, 1))(ts, xs)
-        distances = {n: wasserstein(run(dj.uniform(n, high, low))[-1], fresh, 2) for n in settings.nfe}
-        return {"distance": distances, "length": float(lengths.mean()), "curvature": float(bends.mean())}, xs
+        scores = {"distance": {n: wasserstein(run(dj.uniform(n, high, low))[-1], fresh, 2) for n in settings.nfe}}
+        if smooth:  # a Brownian path has neither length nor curvature: both grow with the number of steps
+            scores["length"] = float(jax.vmap(path_length, 1)(xs).mean())
+            scores["curvature"] = float(jax.vmap(curvature, (None, 1))(ts, xs).mean())
+        return scores, xs
 
     rows = {f"{name}, ODE" if bridge else name: row(lambda ts: flow(velocity, x1, ts))}
     if bridge:
         run = functools.partial(diffusion, jax.random.key(seed), velocity, score, settings.amplitude, x1)
-        rows[f"{name}, SDE"] = row(run)
+        rows[f"{name}, SDE"] = row(run, smooth=False)
     return rows, wasserstein(other, fresh, 2)
 
 
@@ -170,9 +173,11 @@ def figure(trajectories, table, floor, settings, path):
             means = [np.mean([s["distance"][n] for s in scores]) for n in settings.nfe]
             row[-1].plot(settings.nfe, means, marker="o", ms=3, label=name)
         row[-1].axhline(floor[pair], color="k", ls=":", lw=1, label="data to data")
-        row[-1].set(xscale="log", yscale="log", xlabel="Euler steps (NFE)", ylabel="2-Wasserstein distance to data")
+        row[-1].set(xscale="log", yscale="log", xlabel="Euler steps", ylabel="2-Wasserstein distance to data")
         row[-1].set_xticks(settings.nfe, settings.nfe)
         row[-1].minorticks_off()
+        row[-1].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        row[-1].yaxis.set_major_formatter("{x:g}")
         row[-1].legend(fontsize=7)
     axes[0, 0].legend(fontsize=7, markerscale=3)
     fig.savefig(path, dpi=120)
@@ -195,8 +200,9 @@ def main(settings: Settings) -> dict:
         print(f"{pair}: 2-Wasserstein distance of {settings.points} data points to others {floor[pair]:.3f}")
         print("| coupling | length | curvature | " + " | ".join(f"{n} steps" for n in settings.nfe) + " |")
         for label, scores in table[pair].items():
-            values = [[s["length"], s["curvature"], *s["distance"].values()] for s in scores]
-            cells = [f"{m:.3f} ± {d:.3f}" for m, d in zip(np.mean(values, 0), np.std(values, 0), strict=True)]
+            columns = [[s.get(k) for s in scores] for k in ("length", "curvature")]
+            columns += [[s["distance"][n] for s in scores] for n in settings.nfe]
+            cells = ["" if None in c else f"{np.mean(c):.3f} ± {np.std(c, ddof=1):.3f}" for c in columns]
             print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
     figure(trajectories, table, floor, settings, settings.out / "couplings.png")
     record = {"rows": table, "data_to_data": floor}
