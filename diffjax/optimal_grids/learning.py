@@ -179,9 +179,9 @@ def fit_grid(
         flat = jnp.where(better, flat - changes[best], flat)
         least = jnp.where(better, losses[best], least)
         damping = jnp.where(better, dampings[best], 100 * damping)
-        return (flat, least, jnp.clip(damping, tiny, 1 / tiny)), least
+        return (flat, least, jnp.clip(damping, epsilon, 1 / epsilon)), least
 
-    first, tiny = loss(flat), jnp.finfo(flat.dtype).eps
+    first, epsilon = loss(flat), jnp.finfo(flat.dtype).eps
     (flat, *_), losses = jax.lax.scan(step, (flat, first, jnp.asarray(1e-2, flat.dtype)), length=steps)
     return _learned(unpack, unravel(flat), jnp.append(first, losses))
 
