@@ -329,6 +329,14 @@ def log_densities(apply, params, path, parametrization, xs, labels, seed, probes
     return jax.vmap(one)(jax.random.split(jax.random.key(seed), len(xs)), xs, labels)
 
 
+def or_nan(log_densities, n: int):
+    """The log densities; NaN for all if the solver gives up on one: the network then is far from smooth."""
+    try:
+        return np.asarray(log_densities(), np.float64)
+    except RuntimeError:
+        return np.full(n, np.nan)
+
+
 @functools.partial(jax.jit, static_argnames=("apply", "levels", "times_each"))
 def bounds(apply, params, path, parametrization, xs, labels, seed, levels, times_each=64):
     """The variational bound of every example, from times that are stratified in the log-SNR."""
@@ -362,12 +370,16 @@ def score(kind: Kind, distances, apply, params, path, objective: Objective, sett
     model = apply, params, path, objective.parametrization
     if kind.levels is None:
         held_out, labels, dims = kind.held_out[: settings.held_out], None, 2
-        log_density = log_densities(*model, held_out, labels, 1, likelihood.exact_probes, None)
+        log_density = or_nan(
+            lambda: log_densities(*model, held_out, labels, 1, likelihood.exact_probes, None), len(held_out)
+        )
         nll, bound = (np.asarray(a, np.float64) for a in (-log_density, bounds(*model, held_out, labels, 1, None)))
     else:
         n, dims = settings.digits_held_out, kind.held_out[0].size
         held_out, labels = kind.held_out[:n], kind.held_out_labels[:n]
-        log_density = log_densities(*model, held_out, labels, 1, likelihood.rademacher_probes, kind.levels)
+        log_density = or_nan(
+            lambda: log_densities(*model, held_out, labels, 1, likelihood.rademacher_probes, kind.levels), n
+        )
         both = log_density, -bounds(*model, held_out, labels, 1, kind.levels)
         nll, bound = (np.asarray(likelihood.bits_per_dim(a, dims, kind.levels), np.float64) for a in both)
     labels = None if kind.labels is None else jnp.arange(settings.samples) % 10
@@ -558,7 +570,7 @@ def table(rows) -> str:
     head = ["objective", "path", "held-out NLL", "bound of the SDE", *names, "NFE to 1%", "training, s"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        nll = f"{row['nll']:.3f} ± {row['nll_standard_error']:.3f}"
+        nll = f"{row['nll']:.3f} ± {row['nll_standard_error']:.3f}" if np.isfinite(row["nll"]) else "solver gave up"
         cells = [row["objective"], row["path"], nll, "" if row["bound"] is None else f"{row['bound']:.3f}"]
         cells += [f"{row['distances'][n]:.3f}" for n in names]
         cells += ["more than 64" if row["nfe_to_1%"] is None else str(row["nfe_to_1%"]), f"{row['seconds']:.0f}"]
@@ -576,16 +588,16 @@ def figure(report, settings: Settings, path: pathlib.Path) -> None:
     for ax, (name, result) in zip(axes[0], report.items(), strict=True):
         first = next(iter(result["rows"][0]["distances"]))
         nlls = np.array([row["nll"] for row in result["rows"]])
-        most = np.median(nlls) + 0.5  # what is worse stands at the edge
+        most = np.nanmedian(nlls) + 0.5  # what is worse stands at the edge
         for row in result["rows"]:
             style = {"color": colours[row["objective"]], "marker": markers[row["path"]]}
-            ax.plot(min(row["nll"], most), row["distances"][first], ls="", ms=6, mec="k", mew=0.3, **style)
+            ax.plot(np.fmin(row["nll"], most), row["distances"][first], ls="", ms=6, mec="k", mew=0.3, **style)
         ax.axhline(result["between_data"][first], color="k", ls=":", lw=1)
         units = "bits/dim" if name == "digits" else "nats"
         ax.set(
             title=name, xlabel=f"held-out negative log-likelihood ({units})", ylabel=f"{first} distance", yscale="log"
         )
-        if (nlls > most).any():
+        if not (nlls <= most).all():
             ax.axvline(most, color="k", lw=0.5)
             ax.text(most, ax.get_ylim()[1], f"{most:.2f} or more ", ha="right", va="top", fontsize=7)
         ax.grid(alpha=0.3, which="both")
