@@ -41,35 +41,43 @@ def gaussian(mean: Float[Array, " d"], cov: Float[Array, "d d"], schedule: Sched
         raise ValueError(f"mean: expected a vector, got shape {mean.shape}")
     if cov.shape != 2 * mean.shape:
         raise ValueError(f"cov: expected shape {2 * mean.shape} for a mean of shape {mean.shape}, got {cov.shape}")
-    return bind(_gaussian, mean, *_spectrum(cov), schedule)
+    return bind(_gaussian, mean, cov, *_spectrum(cov), schedule)
 
 
 def _spectrum(cov):
-    """The eigenvalues and eigenvectors of covariances (..., d, d)."""
+    """The eigenvalues and eigenvectors of covariances (..., d, d); the latter only to solve with, not to differentiate.
+
+    The derivative of eigenvectors is infinite where eigenvalues are equal.
+    """
     check_that(lambda c: abs(c - c.mT) <= 1e-5 * abs(c).max(), f"cov: expected a symmetric matrix, got {cov}", cov)
     values, vectors = jnp.linalg.eigh(cov)
     check_that(
         lambda v: v >= -1e-5 * abs(v).max(), f"cov: expected no negative eigenvalue, got eigenvalues {values}", values
     )
-    return jnp.maximum(values, 0.0), vectors
+    return jnp.maximum(values, 0.0), jax.lax.stop_gradient(vectors)
 
 
-def _gaussian(mean, variances, vectors, schedule, x, t):
+def _gaussian(mean, cov, variances, vectors, schedule, x, t):
     _check_event(x, mean.shape, "mean")
     alpha, sigma, *_ = coefficients(schedule, t)
-    _, x0, eps = _gaussian_terms(mean, variances, vectors, alpha, sigma, x)
+    _, x0, eps = _gaussian_terms(mean, cov, variances, vectors, alpha, sigma, x)
     return Estimate(x0, eps)
 
 
-def _gaussian_terms(mean, variances, vectors, alpha, sigma, x):
+def _gaussian_terms(mean, cov, variances, vectors, alpha, sigma, x):
     """Log N(x; alpha mean, alpha^2 cov + sigma^2 I) less a constant, and both posterior means; x is (..., d)."""
     total = alpha**2 * variances + sigma**2
     difference = x - jnp.broadcast_to(alpha * mean, x.shape)
-    coordinates = difference @ vectors
-    weighted = coordinates / jnp.broadcast_to(total, x.shape)
-    log_density = -0.5 * (jnp.sum(coordinates * weighted, -1) + jnp.sum(jnp.log(total)))
-    x0 = jnp.broadcast_to(mean, x.shape) + alpha * (weighted * jnp.broadcast_to(variances, x.shape)) @ vectors.T
-    return log_density, x0, sigma * weighted @ vectors.T
+
+    def solve(_, b):
+        return (b @ vectors / jnp.broadcast_to(total, b.shape)) @ vectors.T
+
+    # x0 = mean + alpha cov K, by whichever of two ways does not multiply the rounding of K, of size 1 / sigma^2
+    k = jax.lax.custom_linear_solve(lambda v: alpha**2 * v @ cov + sigma**2 * v, difference, solve, symmetric=True)
+    near = alpha > sigma
+    shrunk = jnp.where(near, (difference - sigma**2 * k) / jnp.where(near, alpha, 1.0), alpha * k @ cov)
+    log_density = -0.5 * (jnp.sum(difference * k, -1) + jnp.sum(jnp.log(total)))
+    return log_density, jnp.broadcast_to(mean, x.shape) + shrunk, sigma * k
 
 
 def gaussian_mixture(
@@ -110,14 +118,14 @@ def gaussian_mixture(
         f"weights: expected positive numbers of sum 1, got {weights}",
         weights,
     )
-    return bind(_mixture, jnp.log(weights), means, *_spectrum(covs), schedule)
+    return bind(_mixture, jnp.log(weights), means, covs, *_spectrum(covs), schedule)
 
 
-def _mixture(log_weights, means, variances, vectors, schedule, x, t):
+def _mixture(log_weights, means, covs, variances, vectors, schedule, x, t):
     _check_event(x, means.shape[1:], "means")
     alpha, sigma, *_ = coefficients(schedule, t)
-    terms = jax.vmap(_gaussian_terms, in_axes=(0, 0, 0, None, None, None))
-    log_density, x0, eps = terms(means, variances, vectors, alpha, sigma, x)  # (k, ...), (k, ..., d), (k, ..., d)
+    terms = jax.vmap(_gaussian_terms, in_axes=(0, 0, 0, 0, None, None, None))
+    log_density, x0, eps = terms(means, covs, variances, vectors, alpha, sigma, x)  # (k, ...), (k, ..., d), (k, ..., d)
     responsibility = jax.nn.softmax(log_density + _trailing(log_weights, log_density), axis=0)[..., None]
     return Estimate(jnp.sum(responsibility * x0, 0), jnp.sum(responsibility * eps, 0))
 

@@ -49,3 +49,41 @@ def test_at_the_ends():
     np.testing.assert_allclose(
         empirical(jnp.asarray(MEANS), schedules.linear())(jnp.asarray(XS), 0.0).x0, MEANS[[0, 0, 1]]
     )
+
+
+@pytest.mark.parametrize("cov", [2 * np.eye(2), COVS[0]], ids=["equal eigenvalues", "distinct"])
+@pytest.mark.parametrize("t", [0.2, 0.7])
+def test_derivatives_by_the_covariance(cov, t):
+    # against the same formula by a linear solve; eigenvectors have no derivative where eigenvalues are equal
+    schedule = schedules.linear()
+    alpha, sigma = oracles.alpha_sigma("linear", t)
+
+    def by_solve(cov, x):
+        cov = (cov + cov.T) / 2
+        k = jnp.linalg.solve(alpha**2 * cov + sigma**2 * jnp.eye(2), x - alpha * MEANS[0])
+        return jnp.stack([MEANS[0] + alpha * cov @ k, sigma * k])
+
+    def ours(cov, x):
+        return jnp.stack(gaussian(jnp.asarray(MEANS[0]), (cov + cov.T) / 2, schedule)(x, t))
+
+    def derivatives(f):
+        return [
+            derivative(f)(jnp.asarray(cov), jnp.asarray(XS[0])) for derivative in (jax.jacrev, jax.jacfwd, jax.hessian)
+        ]
+
+    for value, expected in zip(*jax.jit(lambda: (derivatives(ours), derivatives(by_solve)))(), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_mixture_s_derivatives_at_equal_eigenvalues():
+    # the responsibilities hold the log determinant; of one component alone, or it would cancel
+    @jax.jit
+    def x0(covs):
+        return gaussian_mixture(jnp.asarray(WEIGHTS), jnp.asarray(MEANS), covs, schedules.linear())(XS[0], 0.4).x0
+
+    covs = jnp.stack([jnp.eye(2)] * 2)
+    direction = jnp.stack([np.array([[0.3, 0.5], [0.5, -0.2]]), np.zeros((2, 2))])
+    _, slope = jax.jvp(x0, (covs,), (direction,))
+    h = 1e-5
+    difference = (x0(covs + h * direction) - x0(covs - h * direction)) / (2 * h)
+    np.testing.assert_allclose(slope, difference, rtol=1e-8)

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from diffjax import bind
-from diffjax.exact import gaussian_mixture
+from diffjax.exact import gaussian, gaussian_mixture
 from diffjax.likelihood import (
     bits_per_dim,
     dequantize,
@@ -103,6 +103,25 @@ def test_log_density_on_every_path(path):
         integrals = (signs @ TURN) ** 2 @ (0.5 * np.log(after / before))
         np.testing.assert_allclose(of_signs, prior + integrals, atol=TOLERANCE)
         assert np.ptp(integrals) > 0.5  # a single probe is not the trace
+
+
+ADJOINTS = [diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint(), diffrax.DirectAdjoint()]
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=lambda adjoint: type(adjoint).__name__)
+def test_the_derivative_by_the_model_whatever_the_adjoint(adjoint):
+    # on the linear path between 0 and 1 the model of N(0, v I) is N(0, v I)
+    x, v = jnp.array([0.4, -1.1]), 0.7
+
+    def log_density(v):
+        denoise = gaussian(jnp.zeros(2), v * jnp.eye(2), linear())
+        options = {"start": 0.0, "adjoint": adjoint, "stepsize_controller": PRECISE}
+        return log_likelihood(None, denoise, linear(), x, probes=exact_probes, **options)
+
+    forward = isinstance(adjoint, diffrax.DirectAdjoint)
+    value, slope = jax.jvp(log_density, (v,), (1.0,)) if forward else jax.value_and_grad(log_density)(v)
+    np.testing.assert_allclose(value, -np.log(2 * np.pi * v) - x @ x / (2 * v), atol=TOLERANCE)
+    np.testing.assert_allclose(slope, -1 / v + x @ x / (2 * v**2), atol=TOLERANCE)
 
 
 def field(x):
