@@ -68,7 +68,7 @@ def optimal(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"
     Raises:
         ValueError: if the shapes differ, n = 0, or concrete points are not finite.
 
-    Reference: Pooladian et al. 2023 (arXiv 2304.14772), section 3.1; Tong et al. 2024 (arXiv 2302.00482), section 3.2.3.
+    Reference: Pooladian et al. 2023 (arXiv 2304.14772), section 3.1; Tong et al. 2024 (arXiv 2302.00482), proposition 3.4.
 
     >>> optimal(None, jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
     Array([1., 4.], dtype=float32)
@@ -96,7 +96,7 @@ def entropic(epsilon: float | Array, tolerance: float = 1e-3, max_iterations: in
     Raises:
         ValueError: if a concrete epsilon is not positive; when it is called, if the shapes differ or n = 0.
 
-    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), section 3.3 and proposition 3.1.
+    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), section 3.2 and proposition 3.4.
 
     >>> entropic(0.01)(jax.random.key(0), jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
     Array([1., 4.], dtype=float32)
@@ -141,7 +141,7 @@ def sinkhorn(
         ValueError: if the cost is not a matrix with entries, a concrete cost is not finite, or a concrete epsilon is not
             positive.
 
-    Reference: Cuturi 2013 (arXiv 1306.0895), algorithm 1; Peyre and Cuturi 2019 (arXiv 1803.00567), eq. 4.43-4.44.
+    Reference: Cuturi 2013 (arXiv 1306.0895), algorithm 1; Peyre and Cuturi 2019 (arXiv 1803.00567), remark 4.23.
 
     >>> plan = jnp.exp(sinkhorn(jnp.array([[0.0, 1.0], [1.0, 0.0]]), 0.5).log_plan)
     >>> float(plan[0, 0]), 0.5 / (1 + jnp.e**-2)

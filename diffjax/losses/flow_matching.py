@@ -98,7 +98,8 @@ def bridge_matching(
     Raises:
         ValueError: if the shapes differ, or t is not a scalar.
 
-    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 9-10 and algorithm 1. Their clock runs the other way.
+    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 11 with the weight of eq. 17, algorithm 1.
+    Their clock runs the other way.
 
     >>> zero = lambda x, t: jnp.zeros_like(x)
     >>> bridge_matching(jax.random.key(0), zero, zero, jnp.array([1.0]), jnp.array([3.0]), 0.5, 1.0)  # 4 + eps^2

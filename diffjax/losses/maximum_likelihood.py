@@ -90,7 +90,7 @@ def maximum_likelihood(
         RuntimeError: (from diffrax) if max_steps do not suffice.
 
     Reference: Chen et al. 2018 (arXiv 1806.07366), section 4; Grathwohl et al. 2019 (FFJORD, arXiv 1810.01367), eq. 8;
-    Finlay et al. 2020 (RNODE, arXiv 2002.02798), eq. 11 and algorithm 1.
+    Finlay et al. 2020 (RNODE, arXiv 2002.02798), sections 3 to 5 and algorithm 1.
 
     >>> from diffjax.likelihood import exact_probes
     >>> flow = maximum_likelihood(None, lambda x, t: jnp.log(2.0) * x, jnp.zeros(2), probes=exact_probes)

@@ -66,7 +66,7 @@ def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[A
     Raises:
         ValueError: if the network's output or a probe has another shape than x.
 
-    Reference: Hyvarinen 2005, theorem 1; Song et al. 2019 (arXiv 1905.07088), eq. 8.
+    Reference: Hyvarinen 2005, theorem 1; Song et al. 2019 (arXiv 1905.07088), with variance reduction (SSM-VR).
 
     >>> from diffjax.likelihood import exact_probes
     >>> x = jnp.array([2.0, 1.0])

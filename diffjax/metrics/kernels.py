@@ -85,7 +85,7 @@ def kernel_distance(
     Raises:
         ValueError: as `mmd`; if a block would hold fewer than two samples of either set.
 
-    Reference: Binkowski et al. 2018 (arXiv 1801.01401), section 4.
+    Reference: Binkowski et al. 2018 (arXiv 1801.01401).
 
     >>> x = jax.random.normal(jax.random.key(0), (500, 8))
     >>> value, standard_error = kernel_distance(jax.random.key(1), x[:250] + 1, x[250:], size=50)

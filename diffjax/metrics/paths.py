@@ -66,7 +66,7 @@ def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, 
     Raises:
         ValueError: as `path_energy`.
 
-    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), eq. 6, calls its average straightness.
+    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), section 2.2, calls its average straightness.
 
     >>> curvature(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))  # 18 - 3^2
     Array(9., dtype=float32)

@@ -70,7 +70,7 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
     Raises:
         ValueError: if a concrete amplitude is negative or not finite.
 
-    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 3; (1.19).
+    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 6 and algorithm 2; (1.19).
 
     >>> sampler = bridge_sampler(lambda x, t: jnp.ones_like(x), lambda x, t: -x, 0.0)
     >>> sample(jax.random.key(0), sampler, jnp.array([3.0]), uniform(10)).round(3)
