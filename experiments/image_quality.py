@@ -56,16 +56,17 @@ def features_of(network, pixels):
     return network(jnp.repeat(pixels[..., None], 3, -1))
 
 
-def features(network, values: np.ndarray, levels: int, settings: Settings) -> np.ndarray:
+def features(network, values: np.ndarray, levels: int, chunk: int) -> np.ndarray:
+    """Of grey images (n, height, width) with values in [0, levels), `chunk` images a call."""
     pixels = (values / (levels - 1)).astype(np.float32)
-    return images.in_chunks(functools.partial(features_of, network), settings.chunk, pixels)
+    return images.in_chunks(functools.partial(features_of, network), chunk, pixels)
 
 
 def cached_features(network, values: np.ndarray, levels: int, settings: Settings) -> np.ndarray:
     digest = hashlib.sha256(settings.weights.read_bytes() + values.astype(np.int32).tobytes()).hexdigest()
     path = settings.out / f"features_{digest[:16]}.npz"
     if not path.exists():
-        np.savez_compressed(path, features=features(network, values, levels, settings), sha256=digest)
+        np.savez_compressed(path, features=features(network, values, levels, settings.chunk), sha256=digest)
     with np.load(path) as stored:
         if str(stored["sha256"]) != digest:
             raise ValueError(f"{path}: expected the features of other images or weights; delete it")
@@ -110,7 +111,7 @@ def main(settings: Settings) -> dict:
             ts = dj.uniform(steps)
             guided = None if scale == 1 else scale
             xs = images.sample_many(10, apply, params, labels, guided, ts, fashion_mnist.EVENT, chunk=200)
-            x = features(network, images.to_images(xs, data), data.levels, settings)
+            x = features(network, images.to_images(xs, data), data.levels, settings.chunk)
             rows[f"{2 * steps} evaluations, guidance {scale:g}"] = score(x, labels, reference, held_out_labels)
     names = list(rows["training images"])
     print(f"Features of EfficientNet-Lite0 at 96 pixels; {n} samples against {len(held_out)} held-out images")

@@ -1,14 +1,17 @@
 """Every training objective on every path: one network and one budget of steps, what each reaches, and what it costs.
 
-    python -m experiments.objectives                       # tables and a figure in runs/objectives/
-    python -m experiments.objectives --data moons --steps 300 --paths linear   # a look
+    python -m experiments.objectives                       # hours on two CPU cores; runs/objectives/
+    python -m experiments.objectives --data moons --seeds 0 --steps 300 --paths linear   # a look
+    python -m experiments.objectives --efficientnet .../efficientnet-lite0-57934424.pth   # its features for the digits, too
+
+A run in a folder that holds one continues it.
 
 In the plane (moons, or a mixture) and on the 8x8 digits. Scores of every model: held-out negative log-likelihood (the exact
 trace in the plane, Hutchinson's on the digits) and the variational bound beside it; the distances of its samples to
-held-out data (sliced 1-Wasserstein and 2-Wasserstein in the plane; Fréchet on the digits, in pixels and in the features of a
-small classifier); the network evaluations after which the first distance stays within 1% of its limit; the seconds of
-training. For the likelihood weighting, also the variance of the loss by how the times are drawn, and on the digits the
-bits/dim of one model by how its data are dequantized.
+held-out data (sliced 1-Wasserstein and 2-Wasserstein in the plane; on the digits Fréchet, in pixels and in the features of a
+small classifier, and KID in those of EfficientNet-Lite0); the network evaluations after which the first distance stays
+within 1% of its limit; the seconds of training. For the likelihood weighting, also the variance of the loss by how the
+times are drawn, and on the digits the bits/dim of one model by how its data are dequantized.
 
 Every path is used between the same two noise levels, sigma / alpha = 0.02 and 10 (those of the VE path), in training,
 sampling and scoring: farther out, the errors of one parametrization or another are multiplied by what the paths' ends happen
@@ -35,10 +38,10 @@ from sklearn.neural_network import MLPClassifier
 
 import diffjax as dj
 from diffjax import couplings, likelihood, losses, schedules, times, training, weightings
-from diffjax.metrics import frechet_distance, sliced_wasserstein, wasserstein
-from diffjax.networks import MLP
+from diffjax.metrics import frechet_distance, kernel_distance, sliced_wasserstein, wasserstein
+from diffjax.networks import MLP, efficientnet_lite0
 from diffjax.process import log_prior
-from experiments import digits, images, toy2d
+from experiments import digits, image_quality, images, toy2d
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,8 +63,10 @@ class Settings:
     """training steps of each network in the plane"""
     digits_steps: int = 1000
     """training steps of each network on the digits"""
-    simulated_steps: int = 400
-    """training steps of maximum likelihood, each of which solves the flow and its adjoint"""
+    simulated_steps: int = 500
+    """training steps of maximum likelihood, which solves the flow and its adjoint in every one"""
+    simulated_batch: int = 64
+    """points a step of it"""
     batch: int = 256
     """points a step"""
     learning_rate: float = 2e-3
@@ -74,8 +79,11 @@ class Settings:
     """samples of a model that are scored"""
     nfe: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     """network evaluations of Heun's method; the limit takes 200"""
-    seed: int = 0
-    """of everything random"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """of networks, batches, and what is drawn in training: a row each, and their mean and spread in the tables; of those
+    that simulate the first alone"""
+    efficientnet: pathlib.Path | None = None
+    """the file of EfficientNet-Lite0's weights"""
 
 
 LEAST, MOST = 0.02, 10.0  # of sigma / alpha
@@ -192,12 +200,11 @@ def maximum_likelihood(kinetic_weight, jacobian_weight):
             kinetic_weight=kinetic_weight,
             jacobian_weight=jacobian_weight,
             log_prior=lambda x: log_prior(path.schedule, x, path.high),
-            probes=likelihood.exact_probes,
             start=path.low,
             end=path.high,
             solver=diffrax.Bosh3(),
-            stepsize_controller=diffrax.ConstantStepSize(),
-            dt0=0.1,
+            stepsize_controller=diffrax.PIDController(rtol=1e-2, atol=1e-2),
+            max_steps=256,
         )
         return flow.loss
 
@@ -244,7 +251,7 @@ OBJECTIVES = {
     "score, sliced, no variance reduction": score_matching(losses.sliced_score_matching, likelihood.gaussian_probes),
     "flow matching, optimal pairs": Objective(pair, VELOCITY, any_path=False, pairs=True),
     "maximum likelihood": maximum_likelihood(0.0, 0.0),
-    "maximum likelihood, regularized": maximum_likelihood(0.01, 0.01),
+    "maximum likelihood, regularized": maximum_likelihood(0.05, 0.05),
     "variational bound, learned schedule": Objective(bound, EPS, log_snr_t),
 }
 LEARNED_SCHEDULE = "variational bound, learned schedule"
@@ -254,23 +261,23 @@ PLANE_ALONE = ("score, implicit", "score, sliced", "maximum likelihood", "flow m
 
 def kind_of(name: str, settings: Settings) -> Kind:
     if name == "digits":
-        data = digits.load(settings.seed)
+        data = digits.load(0)
         network = functools.partial(MLP, 64, width=256, depth=4, num_classes=10)
         labels = data.train_labels.astype(np.int32), data.held_out_labels.astype(np.int32)
         return Kind(data.train, labels[0], data.held_out, labels[1], network, settings.digits_steps, data.levels)
-    points = [toy2d.points(name, n, settings.seed + i).astype(np.float32) for i, n in enumerate((20_000, 2000))]
+    points = [toy2d.points(name, n, i).astype(np.float32) for i, n in enumerate((20_000, 2000))]
     network = functools.partial(MLP, 2, width=64, depth=3)
     return Kind(points[0], None, points[1], None, network, settings.steps)
 
 
-def train(objective: Objective, path: Path | None, kind: Kind, settings: Settings):
+def train(objective: Objective, path: Path | None, kind: Kind, settings: Settings, seed: int):
     """The network's function, its averaged parameters, the path that it ended with, and the seconds."""
-    apply, network = training.functional(kind.network(rngs=nnx.Rngs(settings.seed)))
+    apply, network = training.functional(kind.network(rngs=nnx.Rngs(seed)))
     params = {"network": network}
     learned = path is None
     if learned:  # ends of half the log-SNR, beside the numbers between them
         ends = (-jnp.log(jnp.asarray(level)) for level in (LEAST, MOST))
-        params["schedule"] = schedules.init_monotone(jax.random.key(settings.seed)), *ends
+        params["schedule"] = schedules.init_monotone(jax.random.key(seed)), *ends
 
     def loss(params, key, batch):
         x0s, labels = batch if kind.labels is not None else (batch, None)
@@ -280,13 +287,15 @@ def train(objective: Objective, path: Path | None, kind: Kind, settings: Setting
         used = learned_path(params["schedule"]) if learned else path
         return batch_loss(objective, apply, params["network"], used, key, x0s, labels)
 
-    steps = settings.simulated_steps if objective.simulates else kind.steps
+    steps, batch = (
+        (settings.simulated_steps, settings.simulated_batch) if objective.simulates else (kind.steps, settings.batch)
+    )
     rate = optax.cosine_decay_schedule(settings.learning_rate, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     step = jax.jit(training.make_train_step(loss, optimizer, ema=training.power_ema()), donate_argnums=0)
     data = kind.train if kind.labels is None else (kind.train.astype(np.int32), kind.labels)
-    batches = training.in_memory(data, settings.batch, seed=settings.seed)
-    state = training.init_state(jax.random.key(settings.seed), params, optimizer)
+    batches = training.in_memory(data, batch, seed=seed)
+    state = training.init_state(jax.random.key(seed), params, optimizer)
     state = training.fit(state, step, batches, 2, progress=False)  # compiles
     begin = time.perf_counter()
     state = jax.block_until_ready(training.fit(state, step, batches, steps, progress=False))
@@ -335,6 +344,10 @@ def or_nan(log_densities, n: int):
         return np.asarray(log_densities(), np.float64)
     except RuntimeError:
         return np.full(n, np.nan)
+
+
+def or_none(value) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "levels", "times_each"))
@@ -394,8 +407,8 @@ def score(kind: Kind, distances, apply, params, path, objective: Objective, sett
     curves = {name: {n: distances[first](sampled(grid(name, path, n // 2))) for n in settings.nfe} for name in GRIDS}
     needed = {name: settles(curve, limits[first]) for name, curve in curves.items()}
     return {
-        "nll": float(nll.mean()),
-        "nll_standard_error": float(nll.std(ddof=1) / np.sqrt(len(nll))),
+        "nll": or_none(nll.mean()),
+        "nll_standard_error": or_none(nll.std(ddof=1) / np.sqrt(len(nll))),
         "bound": None if objective.simulates or objective.pairs else float(bound.mean()),
         "distances": limits,
         "nfe_to_1%": min((n for n in needed.values() if n is not None), default=None),
@@ -414,7 +427,7 @@ def settles(curve: dict[int, float], limit: float, tolerance: float = 0.01) -> i
 
 
 def distances_of(name: str, kind: Kind, settings: Settings):
-    """The sample distances of one kind of data, and what they are between data."""
+    """The sample distances of one kind of data by name, the first of them cheap, and what they are between data."""
     if kind.levels is None:
         data = kind.held_out[: settings.samples]
 
@@ -424,9 +437,9 @@ def distances_of(name: str, kind: Kind, settings: Settings):
         functions = {"sliced 1-Wasserstein": sliced, "2-Wasserstein": lambda x: wasserstein(x, data, 2)}
         others = kind.held_out[settings.samples :][: len(data)]
         return functions, {name: distance(others) for name, distance in functions.items()}
-    data = digits.load(settings.seed)
+    data = digits.load(0)
     held_out, own = images.pixels(data.held_out, data), images.pixels(data.train, data)
-    classifier = MLPClassifier((64, 32), max_iter=400, random_state=settings.seed).fit(own, data.train_labels)
+    classifier = MLPClassifier((64, 32), max_iter=400, random_state=0).fit(own, data.train_labels)
 
     def features(x):
         for weights, bias in list(zip(classifier.coefs_, classifier.intercepts_, strict=True))[:-1]:
@@ -440,11 +453,25 @@ def distances_of(name: str, kind: Kind, settings: Settings):
         "Fréchet (pixels)": lambda x: frechet_distance(as_pixels(x), held_out),
         "Fréchet (classifier)": lambda x: frechet_distance(features(as_pixels(x)), features(held_out)),
     }
-    return functions, {
+    between = {
         "Fréchet (pixels)": frechet_distance(own[: settings.samples], held_out),
         "Fréchet (classifier)": frechet_distance(features(own[: settings.samples]), features(held_out)),
         "classifier's accuracy": float(classifier.score(held_out, data.held_out_labels)),
     }
+    if settings.efficientnet is not None:  # 360 images are too few for a Fréchet distance of 1280 features
+        network = efficientnet_lite0(settings.efficientnet)
+
+        def seen(values):
+            return jnp.asarray(image_quality.features(network, values, data.levels, chunk=100))
+
+        reference = seen(data.held_out)
+
+        def kid(x):
+            return float(kernel_distance(jax.random.key(0), x, reference, size=len(reference)).value)
+
+        functions["KID (EfficientNet)"] = lambda x: kid(seen(images.to_images(x, data)))
+        between["KID (EfficientNet)"] = kid(seen(data.train[: settings.samples]))
+    return functions, between
 
 
 def variance_of_times(apply, params, path, parametrization, kind: Kind, settings: Settings, batches: int = 400):
@@ -506,7 +533,7 @@ def dequantization(kind: Kind, apply, params, path, parametrization, settings: S
 
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, 1000))
     step = jax.jit(training.make_train_step(loss, optimizer, ema=training.power_ema()), donate_argnums=0)
-    batches = training.in_memory((kind.train.astype(np.int32), kind.labels), settings.batch, seed=settings.seed)
+    batches = training.in_memory((kind.train.astype(np.int32), kind.labels), settings.batch, seed=0)
     state = training.init_state(jax.random.key(5), q0, optimizer)
     q = training.fit(state, step, batches, 1000, progress=False).ema
 
@@ -553,33 +580,55 @@ def dequantization(kind: Kind, apply, params, path, parametrization, settings: S
 
 
 def rows_of(name: str, settings: Settings):
-    for objective_name, objective in OBJECTIVES.items():
-        if settings.objectives and objective_name not in settings.objectives:
-            continue
-        if name == "digits" and objective_name.startswith(PLANE_ALONE):
-            continue
-        if objective_name == LEARNED_SCHEDULE:
-            yield objective_name, "learned VP", objective
-        else:
-            for path in settings.paths if objective.any_path else ("linear",):
-                yield objective_name, path, objective
+    """(objective, path, seed) of every row, the first seed of all before the others."""
+    for seed in settings.seeds:
+        for objective_name, objective in OBJECTIVES.items():
+            if settings.objectives and objective_name not in settings.objectives:
+                continue
+            if name == "digits" and objective_name.startswith(PLANE_ALONE):
+                continue
+            if objective.simulates and seed != settings.seeds[0]:
+                continue
+            if objective_name == LEARNED_SCHEDULE:
+                yield objective_name, "learned VP", seed
+            else:
+                for path in settings.paths if objective.any_path else ("linear",):
+                    yield objective_name, path, seed
+
+
+def by_model(rows) -> dict[tuple[str, str], list[dict]]:
+    """The rows of every objective and path, over the seeds."""
+    out: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        out.setdefault((row["objective"], row["path"]), []).append(row)
+    return out
+
+
+def spread(values, digits: int = 3) -> str:
+    """The mean, and the standard deviation if there are several."""
+    if any(value is None for value in values):
+        return "solver gave up" if all(value is None for value in values) else "solver gave up on some"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def table(rows) -> str:
     names = list(rows[0]["distances"])
-    head = ["objective", "path", "held-out NLL", "bound of the SDE", *names, "NFE to 1%", "training, s"]
+    head = ["objective", "path", "seeds", "held-out NLL", "bound of the SDE", *names, "NFE to 1%", "training, s"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows:
-        nll = f"{row['nll']:.3f} ± {row['nll_standard_error']:.3f}" if np.isfinite(row["nll"]) else "solver gave up"
-        cells = [row["objective"], row["path"], nll, "" if row["bound"] is None else f"{row['bound']:.3f}"]
-        cells += [f"{row['distances'][n]:.3f}" for n in names]
-        cells += ["more than 64" if row["nfe_to_1%"] is None else str(row["nfe_to_1%"]), f"{row['seconds']:.0f}"]
+    for (objective, path), several in by_model(rows).items():
+        needed = sorted(row["nfe_to_1%"] or np.inf for row in several)
+        needed = ["more than 64" if np.isinf(n) else f"{n:.0f}" for n in needed]
+        cells = [objective, path, str(len(several)), spread([row["nll"] for row in several])]
+        cells.append("" if several[0]["bound"] is None else spread([row["bound"] for row in several]))
+        cells += [spread([row["distances"][name] for row in several]) for name in names]
+        cells += [", ".join(needed), f"{np.median([row['seconds'] for row in several]):.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def figure(report, settings: Settings, path: pathlib.Path) -> None:
-    """Likelihood against the first distance, a panel a data set: a colour an objective, a marker a path."""
+    """Likelihood against the first distance, means over seeds, a panel a data set: colours are objectives, markers paths."""
     fig, axes = plt.subplots(
         1, len(report), figsize=(4.6 * len(report) + 2.6, 4.4), layout="constrained", squeeze=False
     )
@@ -587,11 +636,13 @@ def figure(report, settings: Settings, path: pathlib.Path) -> None:
     markers = dict(zip((*PATHS, "learned VP"), "os^vD", strict=True))
     for ax, (name, result) in zip(axes[0], report.items(), strict=True):
         first = next(iter(result["rows"][0]["distances"]))
-        nlls = np.array([row["nll"] for row in result["rows"]])
+        nlls = np.array([np.nan if row["nll"] is None else row["nll"] for row in result["rows"]])
         most = np.nanmedian(nlls) + 0.5  # what is worse stands at the edge
-        for row in result["rows"]:
-            style = {"color": colours[row["objective"]], "marker": markers[row["path"]]}
-            ax.plot(np.fmin(row["nll"], most), row["distances"][first], ls="", ms=6, mec="k", mew=0.3, **style)
+        for (objective, path_name), several in by_model(result["rows"]).items():
+            style = {"color": colours[objective], "marker": markers[path_name]}
+            nll = np.mean([np.inf if row["nll"] is None else row["nll"] for row in several])
+            distance = np.mean([row["distances"][first] for row in several])
+            ax.plot(min(nll, most), distance, ls="", ms=6, mec="k", mew=0.3, **style)
         ax.axhline(result["between_data"][first], color="k", ls=":", lw=1)
         units = "bits/dim" if name == "digits" else "nats"
         ax.set(
@@ -614,36 +665,61 @@ def figure(report, settings: Settings, path: pathlib.Path) -> None:
     plt.close(fig)
 
 
+def begin_or_continue(settings: Settings) -> dict:
+    """The report so far, by data set; empty unless the folder holds one of the same settings."""
+    free = {"out", "data", "paths", "objectives", "seeds", "efficientnet"}
+    own = {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
+    own = json.loads(json.dumps(own))
+    path = settings.out / "metrics.json"
+    if not path.exists():
+        return {"settings": own}
+    report = json.loads(path.read_text())
+    differ = [name for name, value in own.items() if report["settings"][name] != value]
+    if differ:
+        raise ValueError(f"{path}: it was begun with another value of {', '.join(differ)}; choose another --out")
+    return report
+
+
 def main(settings: Settings) -> dict:
     settings.out.mkdir(parents=True, exist_ok=True)
-    report = {}
+    report = begin_or_continue(settings)
     for name in settings.data:
         kind = kind_of(name, settings)
         distances, between_data = distances_of(name, kind, settings)
-        report[name] = {"rows": [], "between_data": between_data}
-        for objective_name, path, objective in rows_of(name, settings):
-            apply, params, used, seconds = train(objective, PATHS.get(path), kind, settings)
+        result = report.setdefault(name, {"rows": []})
+        result["between_data"] = between_data
+        done = {(row["objective"], row["path"], row["seed"]) for row in result["rows"]}
+        for objective_name, path, seed in rows_of(name, settings):
+            if (objective_name, path, seed) in done:
+                continue
+            objective = OBJECTIVES[objective_name]
+            apply, params, used, seconds = train(objective, PATHS.get(path), kind, settings, seed)
             scores = score(kind, distances, apply, params, used, objective, settings)
-            row = {"objective": objective_name, "path": path, "seconds": seconds} | scores
-            report[name]["rows"].append(row)
+            row = {"objective": objective_name, "path": path, "seed": seed, "seconds": seconds} | scores
             print(name, table([row]).splitlines()[-1], flush=True)
-            if objective_name == "noise (DDPM)" and name != "digits":
+            if seed == settings.seeds[0] and objective_name == "noise (DDPM)" and name != "digits":
                 variances = variance_of_times(apply, params, used, objective.parametrization, kind, settings)
-                report[name].setdefault("variance_of_times", {})[path] = variances
+                result.setdefault("variance_of_times", {})[path] = variances
                 base = variances["independent"]["variance"]
                 ratios = {draw: round(float(v["variance"] / base), 3) for draw, v in variances.items()}
                 print(f"  variance of the likelihood-weighted loss by the draw of the times: {ratios}", flush=True)
-            if objective_name == "velocity (flow matching)" and path == "linear" and name == "digits":
+            if (objective_name, path, seed) == (
+                "velocity (flow matching)",
+                "linear",
+                settings.seeds[0],
+            ) and kind.levels:
                 model = apply, params, used, objective.parametrization
-                report[name]["dequantization"] = dequantization(kind, *model, settings)
-                print(f"  bits/dim by dequantization: {report[name]['dequantization']}", flush=True)
-            (settings.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+                result["dequantization"] = dequantization(kind, *model, settings)
+                print(f"  bits/dim by dequantization: {result['dequantization']}", flush=True)
+            result["rows"].append(row)
+            (settings.out / "metrics.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
             jax.clear_caches()  # the programs of one model after the other would fill the memory
+    results = {name: report[name] for name in settings.data}
     text = []
-    for name, result in report.items():
+    for name, result in results.items():
         text += [f"## {name}\n", table(result["rows"]), f"\nBetween data: {result['between_data']}\n"]
     (settings.out / "report.md").write_text("\n".join(text) + "\n")
-    figure(report, settings, settings.out / "objectives.png")
+    figure(results, settings, settings.out / "objectives.png")
     print("\n".join(text))
     return report
 

@@ -1,6 +1,8 @@
 """The experiments' own code: reading data, the errors on the way, and the arithmetic behind the scores."""
 
+import dataclasses
 import gzip
+import json
 
 import jax
 import numpy as np
@@ -125,3 +127,32 @@ def test_a_normalized_target_has_unit_variance(path):
         estimate = as_denoiser(network, schedule, kind)(alpha * x0 + sigma * eps, t)
         np.testing.assert_allclose(estimate, (x0, eps), rtol=1e-9)
         np.testing.assert_allclose(np.mean(np.asarray(seen[0]) ** 2), 1, rtol=1e-12)
+
+
+def test_evaluations_until_the_distance_stays_settled():
+    curve = {2: 1.001, 4: 1.5, 8: 1.009, 16: 0.995}  # at 2 by chance
+    assert objectives.settles(curve, 1.0) == 8
+    assert objectives.settles(curve, 2.0) is None
+
+
+def test_seeds_are_summed_up_a_model():
+    distances = ({"d": 1.0}, {"d": 2.0})
+    rows = [
+        {"objective": "a", "path": "linear", "nll": nll, "bound": None, "distances": d, "nfe_to_1%": n, "seconds": 3.0}
+        for nll, d, n in zip((1.0, 3.0), distances, (None, 8), strict=True)
+    ]
+    last = objectives.table(rows).splitlines()[-1]
+    assert last == "| a | linear | 2 | 2.000 ± 1.414 |  | 1.500 ± 0.707 | 8, more than 64 | 3 |"
+    rows[1]["nll"] = None
+    assert "| solver gave up on some |" in objectives.table(rows)
+
+
+def test_a_report_is_continued_only_with_its_own_settings(tmp_path):
+    settings = objectives.Settings(out=tmp_path)
+    report = objectives.begin_or_continue(settings) | {"moons": {"rows": [1]}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    assert objectives.begin_or_continue(dataclasses.replace(settings, seeds=(7,), data=("digits",))) == report
+    with pytest.raises(
+        ValueError, match=r"metrics.json: it was begun with another value of steps; choose another --out"
+    ):
+        objectives.begin_or_continue(dataclasses.replace(settings, steps=7))
