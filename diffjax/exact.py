@@ -4,8 +4,11 @@ They are what a perfectly trained network would be, so a sampler, a likelihood o
 error of a network. Every one accepts x with any leading batch axes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._bind import bind
@@ -41,41 +44,52 @@ def gaussian(mean: Float[Array, " d"], cov: Float[Array, "d d"], schedule: Sched
         raise ValueError(f"mean: expected a vector, got shape {mean.shape}")
     if cov.shape != 2 * mean.shape:
         raise ValueError(f"cov: expected shape {2 * mean.shape} for a mean of shape {mean.shape}, got {cov.shape}")
-    return bind(_gaussian, mean, cov, *_spectrum(cov), schedule)
+    _check_covariances(cov, "cov")
+    return bind(_gaussian, mean, cov, schedule)
 
 
-def _spectrum(cov):
-    """The eigenvalues and eigenvectors of covariances (..., d, d); the latter only to solve with, not to differentiate.
+def _check_covariances(covs, name):
+    def size(values):
+        return 1e-5 * abs(values).max(-1, keepdims=True)
 
-    The derivative of eigenvectors is infinite where eigenvalues are equal.
-    """
-    check_that(lambda c: abs(c - c.mT) <= 1e-5 * abs(c).max(), f"cov: expected a symmetric matrix, got {cov}", cov)
-    values, vectors = jnp.linalg.eigh(cov)
-    check_that(
-        lambda v: v >= -1e-5 * abs(v).max(), f"cov: expected no negative eigenvalue, got eigenvalues {values}", values
-    )
-    return jnp.maximum(values, 0.0), jax.lax.stop_gradient(vectors)
+    def symmetric(covs):
+        flat, transposed = (c.reshape(*c.shape[:-2], -1) for c in (covs, covs.mT))
+        return abs(flat - transposed) <= size(flat)
+
+    def positive(covs):
+        values = np.linalg.eigvalsh(covs)
+        return values >= -size(values)
+
+    check_that(symmetric, f"{name}: expected symmetric, got {covs}", covs)
+    check_that(positive, f"{name}: expected no negative eigenvalue, got {covs}", covs)
 
 
-def _gaussian(mean, cov, variances, vectors, schedule, x, t):
+def _gaussian(mean, cov, schedule, x, t):
     _check_event(x, mean.shape, "mean")
     alpha, sigma, *_ = coefficients(schedule, t)
-    _, x0, eps = _gaussian_terms(mean, cov, variances, vectors, alpha, sigma, x)
+    _, x0, eps = _gaussian_terms(mean, cov, alpha, sigma, x)
     return Estimate(x0, eps)
 
 
-def _gaussian_terms(mean, cov, variances, vectors, alpha, sigma, x):
-    """Log N(x; alpha mean, alpha^2 cov + sigma^2 I) less a constant, and both posterior means; x is (..., d)."""
-    total = alpha**2 * variances + sigma**2
+def _gaussian_terms(mean, cov, alpha, sigma, x):
+    """Log N(x; alpha mean, alpha^2 cov + sigma^2 I) less a constant, and both posterior means; x is (..., d).
+
+    The spectrum does not depend on x and t: compilers take it out of a sampler's loop. The derivative by cov is that of the
+    linear system, as eigenvectors have none where eigenvalues are equal.
+    """
+    variances, vectors = jnp.linalg.eigh(cov)
+    vectors = jax.lax.stop_gradient(vectors)
+    total = alpha**2 * jnp.maximum(variances, 0.0) + sigma**2
     difference = x - jnp.broadcast_to(alpha * mean, x.shape)
+    dot = functools.partial(jnp.matmul, precision="highest")  # the residual is divided by sigma^2
 
     def solve(_, b):
-        return (b @ vectors / jnp.broadcast_to(total, b.shape)) @ vectors.T
+        return dot(dot(b, vectors) / jnp.broadcast_to(total, b.shape), vectors.T)
 
+    k = jax.lax.custom_linear_solve(lambda v: alpha**2 * dot(v, cov) + sigma**2 * v, difference, solve, symmetric=True)
     # x0 = mean + alpha cov K, by whichever of two ways does not multiply the rounding of K, of size 1 / sigma^2
-    k = jax.lax.custom_linear_solve(lambda v: alpha**2 * v @ cov + sigma**2 * v, difference, solve, symmetric=True)
     near = alpha > sigma
-    shrunk = jnp.where(near, (difference - sigma**2 * k) / jnp.where(near, alpha, 1.0), alpha * k @ cov)
+    shrunk = jnp.where(near, (difference - sigma**2 * k) / jnp.where(near, alpha, 1.0), alpha * dot(k, cov))
     log_density = -0.5 * (jnp.sum(difference * k, -1) + jnp.sum(jnp.log(total)))
     return log_density, jnp.broadcast_to(mean, x.shape) + shrunk, sigma * k
 
@@ -90,7 +104,7 @@ def gaussian_mixture(
     Args:
         weights: positive, of sum 1.
         means: the means.
-        covs: the covariances, positive definite.
+        covs: the covariances, positive definite. Second derivatives by them need distinct eigenvalues.
         schedule: the path.
 
     Returns:
@@ -118,14 +132,15 @@ def gaussian_mixture(
         f"weights: expected positive numbers of sum 1, got {weights}",
         weights,
     )
-    return bind(_mixture, jnp.log(weights), means, covs, *_spectrum(covs), schedule)
+    _check_covariances(covs, "covs")
+    return bind(_mixture, jnp.log(weights), means, covs, schedule)
 
 
-def _mixture(log_weights, means, covs, variances, vectors, schedule, x, t):
+def _mixture(log_weights, means, covs, schedule, x, t):
     _check_event(x, means.shape[1:], "means")
     alpha, sigma, *_ = coefficients(schedule, t)
-    terms = jax.vmap(_gaussian_terms, in_axes=(0, 0, 0, 0, None, None, None))
-    log_density, x0, eps = terms(means, covs, variances, vectors, alpha, sigma, x)  # (k, ...), (k, ..., d), (k, ..., d)
+    terms = jax.vmap(_gaussian_terms, in_axes=(0, 0, None, None, None))
+    log_density, x0, eps = terms(means, covs, alpha, sigma, x)  # (k, ...), (k, ..., d), (k, ..., d)
     responsibility = jax.nn.softmax(log_density + _trailing(log_weights, log_density), axis=0)[..., None]
     return Estimate(jnp.sum(responsibility * x0, 0), jnp.sum(responsibility * eps, 0))
 

@@ -159,7 +159,7 @@ def log_likelihood(
         start: the time of x. 0 where the velocity is finite there; above it for networks on VP paths.
         end: the time of the prior.
         **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`; the controller's tolerances
-            bound the error of the log density too.
+            bound the error of a step, that of the log density's integral too.
 
     Returns:
         The log density in nats, a scalar (an unbiased estimate of it, unless the probes are exact).
@@ -176,13 +176,13 @@ def log_likelihood(
     """
     x = as_float(x, "x")
     flow = bind(_with_divergence, probability_flow(denoise, schedule), probes(key, x))
-    with jax.default_matmul_precision("highest"):
-        x1, integral = integrate(flow, (x, jnp.zeros((), x.dtype)), start, end, **options)
+    x1, integral = integrate(flow, (x, jnp.zeros((), x.dtype)), start, end, **options)
     return log_prior(schedule, x1, end) + integral
 
 
 def _with_divergence(flow, z, t, state, args):
-    return divergence(lambda x: flow(t, x, args), state[0], z)
+    with jax.default_matmul_precision("highest"):  # here, where an adjoint that traces the field again finds it, too
+        return divergence(lambda x: flow(t, x, args), state[0], z)
 
 
 def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Array:

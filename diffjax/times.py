@@ -31,7 +31,7 @@ def uniform_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0)
     (3,)
     """
     _check_times(n, low, high)
-    return low + (high - low) * jax.random.uniform(key, (n,))
+    return _inside(low + (high - low) * jax.random.uniform(key, (n,)), low, high)
 
 
 def stratified_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
@@ -56,7 +56,7 @@ def stratified_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1
     Array([0, 1, 2, 3], dtype=int32)
     """
     _check_times(n, low, high)
-    return low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+    return _inside(low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n, low, high)
 
 
 def antithetic_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
@@ -82,7 +82,7 @@ def antithetic_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1
     """
     _check_times(n, low, high)
     ts = low + (high - low) * jax.random.uniform(key, (n - n // 2,))
-    return jnp.concatenate([ts, low + high - ts[: n // 2]])
+    return _inside(jnp.concatenate([ts, low + high - ts[: n // 2]]), low, high)
 
 
 def log_snr_times(
@@ -149,6 +149,12 @@ def log_normal_times(
     _check_times(n, 0.0, 1.0)
     check_number(std, "std", low=0)
     return jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(jax.random.normal(key, (n,)))
+
+
+def _inside(ts, low, high):
+    """In [low, high) in spite of rounding: a weighting may be infinite at high."""
+    high = jnp.asarray(high, ts.dtype)
+    return jnp.clip(ts, low, jnp.nextafter(high, jnp.zeros_like(high)))
 
 
 def _check_times(n, low, high):

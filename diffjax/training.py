@@ -188,7 +188,7 @@ def make_train_step(
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
 
     Raises:
-        ValueError: when traced, if the loss is not a scalar.
+        ValueError: when traced, if the loss is not a scalar, or the batch is empty.
 
     >>> def loss(params, key, batch):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -207,6 +207,9 @@ def make_train_step(
         return value, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        empty = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if 0 in jnp.shape(leaf)]
+        if empty:
+            raise ValueError(f"batch: expected examples, got an array of shape {empty[0]}")
         key, params = jax.random.fold_in(state.key, state.step), state.params
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))

@@ -65,7 +65,7 @@ def inverse_variance(schedule: Schedule, parametrization: Parametrization, t: Ti
 
 
 def likelihood(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
-    """`g^2` on the score error: half its mean over uniform t, times d, bounds the negative log-likelihood.
+    """`g^2` on the score error: half its mean over uniform t, times d, bounds the negative log-likelihood, up to a constant.
 
     Args:
         schedule: any schedule.

@@ -192,7 +192,9 @@ def _admitted() -> dict[str, Any]:
 def _read_zip(data: bytes) -> dict[str, np.ndarray]:
     """PREFIX/data.pkl is the pickle, PREFIX/data/KEY the bytes of a storage."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        if pickled is None:
+            raise ValueError("it is a zip archive, but not of torch.save: there is no data.pkl")
         prefix = pickled.removesuffix("data.pkl")
         if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
             raise ValueError("it is not little-endian")

@@ -62,10 +62,17 @@ def test_the_limits_of_the_entropic_coupling():
     plan = couplings.sinkhorn(couplings.squared_distances(x0, x1), 1e-3, 1e-6, 100_000)
     rows, columns = scipy.optimize.linear_sum_assignment(couplings.squared_distances(x0, x1))
     np.testing.assert_array_equal(jnp.argmax(plan.log_plan, 1)[rows], columns)
-    sharp = couplings.entropic(1e-3, 1e-6, 100_000)(jax.random.key(0), x0, x1)
+    sharp = couplings.entropic(1e-3, 1e-4, 100_000)(jax.random.key(0), x0, x1)
     np.testing.assert_array_equal(sharp, couplings.optimal(None, x0, x1))
     flat = couplings.sinkhorn(couplings.squared_distances(x0, x1), 1e9)
     np.testing.assert_allclose(jnp.exp(flat.log_plan), 1 / 64, rtol=1e-6)  # cost / eps = 1e-8
+
+
+def test_iterations_that_run_out_are_an_error():
+    """The columns of such a plan do not have the prior's marginal."""
+    x0, x1 = pairs(20)
+    with pytest.raises(ValueError, match=r"max_iterations: expected enough.*epsilon=0\.001, got 3 and an error of"):
+        couplings.entropic(1e-3, max_iterations=3)(jax.random.key(0), x0, x1)
 
 
 def test_entropic_partners_are_drawn_from_the_plan():

@@ -69,7 +69,7 @@ VALUES = {  # (call, what the message must say)
     ),
     "asymmetric": (
         lambda: exact.gaussian(x2, np.array([[1.0, 0.5], [0.0, 1.0]]), LINEAR),
-        r"cov: expected a symmetric",
+        r"cov: expected symmetric",
     ),
     "indefinite": (lambda: exact.gaussian(x2, np.diag([1.0, -1.0]), LINEAR), r"cov: expected no negative eigenvalue"),
     "weights": (

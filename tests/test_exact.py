@@ -42,10 +42,10 @@ def test_eps_is_the_score_and_x0_is_tweedies(kind, path):
 def test_at_the_ends():
     # at t = 0 the data are known, at t = 1 of the linear path nothing but their mean is
     cov = jnp.asarray(COVS[0])
-    for denoise in (gaussian(jnp.asarray(MEANS[0]), cov, schedules.linear()),):
-        np.testing.assert_allclose(denoise(jnp.asarray(XS), 0.0).x0, XS, rtol=1e-12)
-        np.testing.assert_allclose(denoise(jnp.asarray(XS), 1.0).x0, [MEANS[0]] * 3, rtol=1e-12)
-        np.testing.assert_allclose(denoise(jnp.asarray(XS), 1.0).eps, XS, rtol=1e-12)
+    denoise = gaussian(jnp.asarray(MEANS[0]), cov, schedules.linear())
+    np.testing.assert_allclose(denoise(jnp.asarray(XS), 0.0).x0, XS, rtol=1e-12)
+    np.testing.assert_allclose(denoise(jnp.asarray(XS), 1.0).x0, [MEANS[0]] * 3, rtol=1e-12)
+    np.testing.assert_allclose(denoise(jnp.asarray(XS), 1.0).eps, XS, rtol=1e-12)
     np.testing.assert_allclose(
         empirical(jnp.asarray(MEANS), schedules.linear())(jnp.asarray(XS), 0.0).x0, MEANS[[0, 0, 1]]
     )
@@ -73,6 +73,19 @@ def test_derivatives_by_the_covariance(cov, t):
 
     for value, expected in zip(*jax.jit(lambda: (derivatives(ours), derivatives(by_solve)))(), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_derivative_by_what_is_bound_is_the_function_s():
+    denoise = gaussian(jnp.asarray(MEANS[0]), jnp.asarray(COVS[0]), schedules.linear())
+    direction = jax.tree.map(lambda leaf: leaf * 0 + jnp.eye(2)[: leaf.ndim].reshape(leaf.shape), denoise)
+
+    @jax.jit
+    def moved(h):
+        return jax.tree.map(lambda leaf, d: leaf + h * d, denoise, direction)(XS[0], 0.4).x0
+
+    h = 1e-5
+    difference = (moved(h) - moved(-h)) / (2 * h)
+    np.testing.assert_allclose(jax.jvp(moved, (0.0,), (1.0,))[1], difference, rtol=1e-8)
 
 
 def test_a_mixture_s_derivatives_at_equal_eigenvalues():

@@ -5,11 +5,16 @@ import gzip
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
+import scipy.stats
 import tyro
+from flax import nnx
 
-from diffjax import likelihood
+from diffjax import exact, likelihood, training
+from diffjax.networks import MLP
 from diffjax.parametrizations import as_denoiser, target
 from experiments import couplings, digits, fashion_mnist, images, objectives, toy2d
 
@@ -156,3 +161,40 @@ def test_a_report_is_continued_only_with_its_own_settings(tmp_path):
         ValueError, match=r"metrics.json: it was begun with another value of steps; choose another --out"
     ):
         objectives.begin_or_continue(dataclasses.replace(settings, steps=7))
+
+
+def test_every_objective_trains_every_parameter():
+    apply, params = training.functional(MLP(2, width=8, depth=1, rngs=nnx.Rngs(0)))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))  # not as initialized: zeros block gradients
+    params = structure.unflatten([0.3 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
+    x0s = jnp.asarray(toy2d.points("moons", 8, 0))
+
+    @jax.jit
+    def gradients(params):
+        def of(objective):
+            path = objectives.PATHS["linear"]
+            return jax.grad(lambda p: objectives.batch_loss(objective, apply, p, path, jax.random.key(0), x0s, None))(
+                params
+            )
+
+        return {name: of(objective) for name, objective in objectives.OBJECTIVES.items()}
+
+    for name, gradient in gradients(params).items():
+        assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient)), name
+
+
+@pytest.mark.parametrize("path", ["linear", "VE"])
+def test_the_log_density_is_that_of_the_data_not_of_what_is_scaled(path):
+    """Of N(0.7, 0.3) x N(-0.4, 2), all in closed form; 1e-3 a step of the solver."""
+    mean, variances, x0 = np.array([0.7, -0.4]), np.array([0.3, 2.0]), np.array([0.9, -1.3])
+    used = objectives.PATHS[path]
+    denoise = exact.gaussian(jnp.asarray(mean), jnp.diag(jnp.asarray(variances)), used.schedule)
+    value = objectives.log_density(None, denoise, used, jnp.asarray(x0), likelihood.exact_probes)
+    low, high = (tuple(map(float, used.schedule(t))) for t in (used.low, used.high))
+    x1 = oracles.gaussian_flow(mean, variances, low, high, low[0] * x0)
+    (m, v), (m1, v1) = (oracles.gaussian_marginal(mean, variances, *at) for at in (low, high))
+    normal = scipy.stats.norm
+    density = normal.logpdf(low[0] * x0, m, np.sqrt(v)) + np.log(low[0])
+    bias = normal.logpdf(x1, 0, high[1]) - normal.logpdf(x1, m1, np.sqrt(v1))
+    np.testing.assert_allclose(value, np.sum(density + bias), atol=0.01)

@@ -235,10 +235,22 @@ def test_time_samplers():
     for times in (uniform_times, stratified_times, antithetic_times):
         ts = times(jax.random.key(0), n, low, high)
         assert low <= float(ts.min()) and float(ts.max()) < high
-        # mean and second moment of U[low, high) within five standard errors
+        # mean and second moment of U[low, high) within five standard errors of independent times
         assert abs(float(ts.mean()) - 0.55) < 5 * 0.7 / np.sqrt(12 * n)
+        second, fourth = ((high**k - low**k) / (k * (high - low)) for k in (3, 5))
+        assert abs(float((ts**2).mean()) - second) < 5 * np.sqrt((fourth - second**2) / n)
     part = np.floor((np.asarray(stratified_times(jax.random.key(1), 7, low, high)) - low) / (high - low) * 7)
     np.testing.assert_array_equal(part, np.arange(7))
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-24])  # the ends of float32's uniform numbers
+@pytest.mark.parametrize("times", [uniform_times, stratified_times, antithetic_times])
+def test_rounding_does_not_leave_the_interval(monkeypatch, times, u):
+    """(n - 1 + u) / n rounds to 1 for n = 4096, where many a weighting is infinite."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, u, jnp.float32))
+    with jax.enable_x64(False):
+        ts = np.asarray(times(jax.random.key(0), 4096, 1e-5, 1.0))
+    assert ts.dtype == np.float32 and ts.min() >= np.float32(1e-5) and ts.max() < 1
 
 
 def test_antithetic_times_cancel_what_is_odd():

@@ -404,6 +404,10 @@ def test_inception_score_in_closed_form():
     np.testing.assert_allclose(score(np.array([[a, 1 - a], [1 - a, a]])), 2 * a**a * (1 - a) ** (1 - a), rtol=1e-12)
 
 
+def test_the_inception_score_of_traced_nan_is_nan():
+    assert np.isnan(jax.jit(inception_score)(jnp.full((2, 3), jnp.nan)))
+
+
 def test_inception_score_of_splits():
     p = np.random.default_rng(0).dirichlet(np.ones(5), (3, 4))
     np.testing.assert_allclose(jax.jit(jax.vmap(inception_score))(p), [inception_score(rows) for rows in p], rtol=1e-12)
@@ -453,6 +457,17 @@ def test_jit_and_vmap_are_the_loop(name):
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-10), jax.jit(jax.vmap(PAIRS[name]))(x, y), expected
     )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_traced_nan_comes_out_as_nan(name):
+    x, y = normal(0, 7, 2), normal(1, 6, 2)
+    for pair in (
+        (x, np.where(np.arange(6)[:, None] == 2, np.nan, y)),
+        (np.where(np.arange(7)[:, None] == 2, np.nan, x), y),
+    ):
+        result = jax.tree.leaves(JITTED[name](*pair))
+        assert np.isnan(result[0]).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)

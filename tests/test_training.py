@@ -57,6 +57,12 @@ def test_one_step_of_gradient_descent_in_closed_form():
     assert int(state.step) == 1 and "skipped" not in metrics
 
 
+def test_an_empty_batch_is_refused():
+    """Its mean is NaN."""
+    with pytest.raises(ValueError, match=r"batch: expected examples, got an array of shape \(0, 3\)"):
+        make_train_step(squared_error, optax.sgd(0.1))(new(optax.sgd(0.1)), regression(0))
+
+
 def test_a_loss_may_return_metrics_and_must_be_a_scalar():
     optimizer = optax.sgd(0.1)
     step = make_train_step(lambda p, k, b: (squared_error(p, k, b), {"size": jnp.sum(p["w"] ** 2)}), optimizer)

@@ -32,7 +32,7 @@ def denoising(
         schedule: the path.
         parametrization: what the network predicts.
         x0: one example, of any shape.
-        t: its time, a scalar; at t > 0 every weighting is finite.
+        t: its time, a scalar; every weighting is finite at 0 < t < 1.
         weighting: the weight of the noise level.
 
     Returns:

@@ -100,14 +100,14 @@ def maximum_likelihood(
     x = as_float(x, "x")
     zero = jnp.zeros((), x.dtype)
     flow = bind(_with_integrals, network, probes(key, x))
-    with jax.default_matmul_precision("highest"):
-        x1, integral, kinetic, jacobian = integrate(flow, (x, zero, zero, zero), start, end, **options)
+    x1, integral, kinetic, jacobian = integrate(flow, (x, zero, zero, zero), start, end, **options)
     log_density = log_prior(x1) + integral
     loss = -log_density + kinetic_weight * kinetic + jacobian_weight * jacobian
     return FlowDensity(loss, log_density, kinetic, jacobian)
 
 
 def _with_integrals(network, z, t, state, args):
-    velocity, products = probe_products(lambda x: network(x, t), state[0], z)
-    divergence = jnp.vdot(products, z) / len(z)
+    with jax.default_matmul_precision("highest"):
+        velocity, products = probe_products(lambda x: network(x, t), state[0], z)
+        divergence = jnp.vdot(products, z) / len(z)
     return velocity, divergence, jnp.sum(velocity**2), jnp.sum(products**2) / len(z)

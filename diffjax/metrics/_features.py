@@ -38,6 +38,12 @@ def _flat(x, name, least):
     return x.reshape(len(x), -1)
 
 
+def nan_unless_finite(result, *arrays):
+    """The result, or NaN in its place: comparisons and counts would hide a traced NaN."""
+    finite = jnp.all(jnp.stack([jnp.isfinite(array).all() for array in arrays]))
+    return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), result)
+
+
 def map_rows(fn, x, y):
     """`fn(row, y)` for each row of x, a pytree, stacked; a few rows at a time, again in the backward pass."""
     n = len(jax.tree.leaves(x)[0])

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from diffjax._math import check_that
 
-from ._features import features, host_features, pair
+from ._features import features, host_features, nan_unless_finite, pair
 
 __all__ = ["classifier_accuracy_score", "inception_score"]
 
@@ -44,7 +44,7 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
     )
     check_that(lambda p: (p >= 0) & (abs(p.sum(1, keepdims=True) - 1) < 1e-2), message, p)
     marginal = jnp.mean(p, axis=0, keepdims=True)
-    return jnp.exp(jnp.mean(jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1)))
+    return nan_unless_finite(jnp.exp(jnp.mean(jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1))), p)
 
 
 def classifier_accuracy_score(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._features import map_rows, pair, squared_distances
+from ._features import map_rows, nan_unless_finite, pair, squared_distances
 
 __all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall"]
 
@@ -67,7 +67,8 @@ def precision_recall(real: Float[Array, "n *x"], generated: Float[Array, "m *x"]
         inside = map_rows(lambda row, centres: jnp.any(squared_distances(row, centres) <= radii), points, centres)
         return jnp.mean(inside, dtype=points.dtype)
 
-    return PrecisionRecall(share(generated, real, "real"), share(real, generated, "generated"))
+    both = PrecisionRecall(share(generated, real, "real"), share(real, generated, "generated"))
+    return nan_unless_finite(both, real, generated)
 
 
 def density_coverage(real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 5) -> DensityCoverage:
@@ -100,7 +101,7 @@ def density_coverage(real: Float[Array, "n *x"], generated: Float[Array, "m *x"]
 
     counts = map_rows(count, (real, _squared_radii(real, k, "real")), generated)
     density = jnp.mean(counts, dtype=real.dtype) * (len(real) / (k * len(generated)))
-    return DensityCoverage(density, jnp.mean(counts > 0, dtype=real.dtype))
+    return nan_unless_finite(DensityCoverage(density, jnp.mean(counts > 0, dtype=real.dtype)), real, generated)
 
 
 def _squared_radii(x, k, name):

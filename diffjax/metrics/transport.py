@@ -86,8 +86,8 @@ def sliced_wasserstein(
     origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))  # the distance does not depend on it
     on_x, on_y = (jnp.sort(jnp.matmul(a - origin, directions, precision="highest"), axis=0) for a in (x, y))
     total = jnp.mean(_monotone_cost(on_x, on_y, p))
-    positive = total > 0
-    return jnp.where(positive, jnp.where(positive, total, 1.0) ** (1 / p), 0.0)
+    zero = total == 0  # NaN is not
+    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, total) ** (1 / p))
 
 
 def _monotone_cost(x, y, p):
