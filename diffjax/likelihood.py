@@ -156,7 +156,8 @@ def log_likelihood(
         schedule: its path; the prior is N(0, sigma(end)^2 I).
         x: one sample, of any shape.
         probes: `(key, x) -> (n, *x.shape)`: `rademacher_probes`, `gaussian_probes`, `exact_probes` or your own.
-        start: the time of x. 0 where the velocity is finite there; above it for networks on VP paths.
+        start: the time of x. 0 where the velocity is finite there; above it for networks on VP paths. Where alpha(start) is
+            not about 1, the log density of data x0 is that of `x = alpha x0` plus `d log alpha`.
         end: the time of the prior.
         **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`; the controller's tolerances
             bound the error of a step, that of the log density's integral too.
