@@ -633,21 +633,27 @@ def figure(report, settings: Settings, path: pathlib.Path) -> None:
     markers = dict(zip((*PATHS, "learned VP"), "os^vD", strict=True))
     for ax, (name, result) in zip(axes[0], report.items(), strict=True):
         first = next(iter(result["rows"][0]["distances"]))
-        nlls = np.array([np.nan if row["nll"] is None else row["nll"] for row in result["rows"]])
-        most = np.nanmedian(nlls) + 0.5  # what is worse stands at the edge
-        for (objective, path_name), several in by_model(result["rows"]).items():
-            style = {"color": colours[objective], "marker": markers[path_name]}
-            nll = np.mean([np.inf if row["nll"] is None else row["nll"] for row in several])
-            distance = np.mean([row["distances"][first] for row in several])
-            ax.plot(min(nll, most), distance, ls="", ms=6, mec="k", mew=0.3, **style)
-        ax.axhline(result["between_data"][first], color="k", ls=":", lw=1)
+        models = by_model(result["rows"])
+        nlls = [np.mean([np.inf if row["nll"] is None else row["nll"] for row in rows]) for rows in models.values()]
+        distances = [np.mean([row["distances"][first] for row in rows]) for rows in models.values()]
+        most = np.median(nlls) + 0.25, 2 * np.median(distances)  # what is worse stands at the edge
+        for (objective, path_name), *point in zip(models, nlls, distances, strict=True):
+            style = {"color": colours[objective], "marker": markers[path_name], "clip_on": False, "zorder": 3}
+            ax.plot(*np.minimum(point, most), ls="", ms=6, mec="k", mew=0.3, **style)
+        between = result["between_data"][first]
+        ax.axhline(between, color="k", ls=":", lw=1)
         units = "bits/dim" if name == "digits" else "nats"
+        x, y = f"held-out negative log-likelihood ({units})", f"{first} distance of samples"
+        beyond = [
+            f"{m:.2f} or more at the edge" if np.max(v) > m else ""
+            for v, m in zip((nlls, distances), most, strict=True)
+        ]
+        x, y = (f"{label}\n{note}".strip() for label, note in zip((x, y), beyond, strict=True))
+        ax.set(title=name, xlabel=x, ylabel=y)
         ax.set(
-            title=name, xlabel=f"held-out negative log-likelihood ({units})", ylabel=f"{first} distance", yscale="log"
+            xlim=(min(nlls) - 0.02, min(max(nlls) + 0.02, most[0])),
+            ylim=(0.8 * between, min(1.05 * max(distances), most[1])),
         )
-        if not (nlls <= most).all():
-            ax.axvline(most, color="k", lw=0.5)
-            ax.text(most, ax.get_ylim()[1], f"{most:.2f} or more ", ha="right", va="top", fontsize=7)
         ax.grid(alpha=0.3, which="both")
     shown = {row["objective"] for result in report.values() for row in result["rows"]}
     handles = [
