@@ -153,7 +153,7 @@ def log_normal_times(
 
 def _inside(ts, low, high):
     """In [low, high) in spite of rounding: a weighting may be infinite at high."""
-    high = jnp.asarray(high, ts.dtype)
+    high = jax.lax.stop_gradient(jnp.asarray(high, ts.dtype))  # only rounded times are moved to it
     return jnp.clip(ts, low, jnp.nextafter(high, jnp.zeros_like(high)))
 
 
