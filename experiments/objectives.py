@@ -705,17 +705,14 @@ def main(settings: Settings) -> dict:
             scores = score(kind, distances, apply, params, used, objective, settings)
             row = {"objective": objective_name, "path": path, "seed": seed, "seconds": seconds} | scores
             print(name, table([row]).splitlines()[-1], flush=True)
-            if seed == settings.seeds[0] and objective_name == "noise (DDPM)" and name != "digits":
+            first = seed == settings.seeds[0]
+            if first and objective_name == "noise (DDPM)" and name != "digits":
                 variances = variance_of_times(apply, params, used, objective.parametrization, kind, settings)
                 result.setdefault("variance_of_times", {})[path] = variances
                 base = variances["independent"]["variance"]
                 ratios = {draw: round(float(v["variance"] / base), 3) for draw, v in variances.items()}
                 print(f"  variance of the likelihood-weighted loss by the draw of the times: {ratios}", flush=True)
-            if (objective_name, path, seed) == (
-                "velocity (flow matching)",
-                "linear",
-                settings.seeds[0],
-            ) and kind.levels:
+            if first and (objective_name, path) == ("velocity (flow matching)", "linear") and name == "digits":
                 model = apply, params, used, objective.parametrization
                 result["dequantization"] = dequantization(kind, *model, settings)
                 print(f"  bits/dim by dequantization: {result['dequantization']}", flush=True)
@@ -725,11 +722,11 @@ def main(settings: Settings) -> dict:
     results = {name: report[name] for name in settings.data}
     text = []
     for name, result in results.items():
-        data = f"{settings.samples} samples, {settings.digits_held_out if name == 'digits' else settings.held_out} held-out "
-        data += (
-            "examples for the likelihood; Fréchet distances in 64 pixels or 32 features of the classifier, KID in 1280."
-        )
-        text += [f"## {name}\n", table(result["rows"]), f"\n{data} Between data: {result['between_data']}\n"]
+        scored = f"{settings.samples} samples; {settings.held_out} held-out points for the likelihood."
+        if name == "digits":
+            scored = f"{settings.samples} samples; {settings.digits_held_out} held-out images for the likelihood. "
+            scored += "Features: 64 pixels, 32 of the classifier, 1280 of EfficientNet-Lite0."
+        text += [f"## {name}\n", table(result["rows"]), f"\n{scored} Between data: {result['between_data']}\n"]
     (settings.out / "report.md").write_text("\n".join(text) + "\n")
     figure(results, settings, settings.out / "objectives.png")
     print("\n".join(text))
