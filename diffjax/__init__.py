@@ -11,7 +11,7 @@ and with Flax, Optax and Orbax `couplings`, `networks`, `training`, `checkpoints
 
 from ._bind import bind
 from .grids import karras, quadratic, uniform, uniform_log_snr
-from .guidance import cfg
+from .guidance import cfg, clip_x0
 from .likelihood import bits_per_dim, log_likelihood
 from .losses import conditional_flow_matching, denoising
 from .parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning, reschedule, score, velocity
@@ -59,6 +59,7 @@ __all__ = [
     "bind",
     "bits_per_dim",
     "cfg",
+    "clip_x0",
     "conditional_flow_matching",
     "cosine",
     "ddim",

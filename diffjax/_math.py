@@ -24,6 +24,13 @@ def as_float(x, name: str):
     return jnp.asarray(x) if dtype.itemsize >= 4 else jnp.asarray(x, jnp.float32)
 
 
+def shown(values) -> str:
+    """An array for an error message: its first and last numbers, if there are many."""
+    if not is_concrete(values):
+        return str(values)
+    return np.array2string(np.asarray(values), threshold=8, edgeitems=3)
+
+
 def check_that(condition, message: str, *values) -> None:
     """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not looked at."""
     if is_concrete(*values) and not np.all(condition(*map(np.asarray, values))):

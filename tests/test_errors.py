@@ -37,6 +37,10 @@ VALUES = {  # (call, what the message must say)
     "cosine": (lambda: schedules.cosine(-0.1), r"s: expected.*got -0.1"),
     "a batch of betas": (lambda: schedules.linear_vp(np.array([0.1, -1.0]), np.array([1.0, 1.0])), r"beta_min"),
     "betas of one": (lambda: schedules.from_betas(np.array([0.1, 1.0])), r"betas: expected finite values in \[0, 1\)"),
+    "betas that are alphas_cumprod": (
+        lambda: schedules.from_betas(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))),
+        r"(?s)betas: expected the variances.{,200}alphas_cumprod.*1 - a /",
+    ),
     "betas of nan": (lambda: schedules.from_betas(np.array([0.1, nan])), r"betas"),
     "not vp": (lambda: schedules.to_betas(LINEAR, 3), r"schedule: expected a variance-preserving path"),
     "ascending grid": (lambda: run(x2, np.array([0.0, 1.0])), r"ts: expected times that descend.*got \[0. 1.\]"),

@@ -1,5 +1,6 @@
 """Classifier-free guidance of Gaussians: the guided score is that of a Gaussian again (1.39)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -7,7 +8,7 @@ import pytest
 
 from diffjax import schedules
 from diffjax.exact import gaussian
-from diffjax.guidance import cfg
+from diffjax.guidance import cfg, clip_x0
 from diffjax.parametrizations import score
 
 
@@ -23,3 +24,46 @@ def test_guided_score_is_the_sum_of_1_42(scale):
     np.testing.assert_allclose(score(guided, schedule, jnp.asarray(x), t), (1 - scale) * u + scale * c, rtol=1e-10)
     x0, eps = guided(jnp.asarray(x), t)
     np.testing.assert_allclose(alpha * x0 + sigma * eps, x, rtol=1e-12)
+
+
+def _two(schedule):
+    return [gaussian(mean * jnp.ones(3), jnp.eye(3), schedule) for mean in (1.0, 0.0)]
+
+
+def test_one_scale_a_sample_is_the_scalar_scale_of_each():
+    schedule, xs = schedules.linear(), jnp.arange(6.0).reshape(2, 3)
+    scales = jnp.array([1.0, 4.0])
+    together = cfg(*_two(schedule), scales[:, None])(xs, 0.5)
+    for i in range(2):
+        alone = cfg(*_two(schedule), scales[i])(xs[i], 0.5)
+        np.testing.assert_allclose(together.x0[i], alone.x0, rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 1)])  # (3,) would broadcast to x, along the wrong axis
+def test_a_scale_that_does_not_fit_x_is_an_error(shape):
+    guided = cfg(*_two(schedules.linear()), jnp.ones(shape))
+    with pytest.raises(ValueError, match=r"scale: expected a scalar.*got shape.*vmap"):
+        jax.jit(guided)(jnp.zeros((2, 3)), 0.5)
+
+
+@pytest.mark.parametrize("t", [1e-6, 0.3, 1.0])
+def test_clipped_estimates_lie_in_the_range_and_still_add_up_to_x(t):
+    schedule, x = schedules.linear(), jnp.array([0.4, 5.0, -7.0])
+    raw = gaussian(jnp.zeros(3), 4 * jnp.eye(3), schedule)
+    x0, eps = clip_x0(raw, schedule)(x, t)
+    np.testing.assert_allclose(x0, np.clip(raw(x, t).x0, -1.0, 1.0), rtol=0)
+    alpha, sigma = schedule(t)
+    np.testing.assert_allclose(alpha * x0 + sigma * eps, x, rtol=1e-9)
+
+
+def test_what_needs_no_clipping_is_left_alone_also_at_sigma_0():
+    schedule, x = schedules.linear(), jnp.array([0.4, -0.2, 0.1])
+    raw = gaussian(jnp.zeros(3), jnp.eye(3), schedule)
+    for t in (0.0, 0.5, 1.0):
+        for clipped, plain in zip(clip_x0(raw, schedule)(x, t), raw(x, t), strict=True):
+            np.testing.assert_array_equal(clipped, plain)
+
+
+def test_bounds_of_the_data_are_ordered():
+    with pytest.raises(ValueError, match=r"low, high: expected low < high, got low=1.0, high=-1.0"):
+        clip_x0(_two(schedules.linear())[0], schedules.linear(), 1.0, -1.0)

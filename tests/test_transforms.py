@@ -404,6 +404,11 @@ ROWS = {
         _denoise,
         (0.4, -0.2, 2.0),
     ),
+    "clip_x0": Row(
+        lambda a, low: guidance.clip_x0(_gaussian(a, 0.7, schedules.linear()), schedules.linear(), low, 0.9),
+        _denoise,
+        (0.4, -0.2),
+    ),
     "unweighted": Row(lambda: bind(weightings.unweighted), _weighted, (), OPEN),
     "inverse_variance": Row(lambda: bind(weightings.inverse_variance), _weighted, (), OPEN),
     "likelihood": Row(lambda: bind(weightings.likelihood), _weighted, (), OPEN),

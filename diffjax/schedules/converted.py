@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
-from .._math import as_float, check_that, safe_sqrt
+from .._math import as_float, check_that, safe_sqrt, shown
 from ..typing import Schedule
 
 __all__ = ["from_betas", "from_sde", "to_betas"]
@@ -25,7 +25,8 @@ def from_betas(betas: Float[Array, " n"]) -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: if betas is not a non-empty vector, or a concrete value is outside [0, 1) or not finite.
+        ValueError: if betas is not a non-empty vector, or a concrete value is outside [0, 1) or not finite, or
+            concrete values look like `alphas_cumprod`.
 
     Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 4; Lu et al. 2022 (arXiv 2206.00927), appendix D.1.
 
@@ -39,7 +40,13 @@ def from_betas(betas: Float[Array, " n"]) -> Schedule:
         raise ValueError(f"betas: expected a non-empty vector, got shape {betas.shape}")
     check_that(
         lambda b: (b >= 0) & (b < 1),
-        f"betas: expected finite values in [0, 1), got {betas}",
+        f"betas: expected finite values in [0, 1), got {shown(betas)}",
+        betas,
+    )
+    check_that(
+        lambda b: (b.size < 3) | (b[0] < 0.9) | np.any(np.diff(b) >= 0),
+        f"betas: expected the variances beta_i of the steps, got {shown(betas)}, which descend from "
+        "almost 1 as alphas_cumprod does; its betas are 1 - a / jnp.concatenate([jnp.ones(1), a[:-1]])",
         betas,
     )
     log_alphas = jnp.concatenate([jnp.zeros_like(betas[:1]), 0.5 * jnp.cumsum(jnp.log1p(-betas))])
