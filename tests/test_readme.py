@@ -66,3 +66,23 @@ def test_the_added_sampler_is_of_second_order():
     ends = [dj.sample(jax.random.key(0), sampler, jnp.array([1.5]), dj.uniform(n, end=end)) for n in (64, 128)]
     errors = [abs(float(x[0]) - exact) for x in ends]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+def test_a_restarted_step_has_the_variance_of_its_rounds():
+    names = {"dj": dj, "jax": jax, "jnp": jnp}
+    exec(PROGRAMS[4], names)
+    schedule, t, s, n = dj.gvp(), 0.7, 0.3, 100_000
+    sampler = dj.ddim(gaussian(jnp.zeros(1), jnp.eye(1), schedule), schedule)
+    step, x = jnp.array([t, s]), jnp.zeros((n, 1))
+
+    def variance(count):
+        restarted = names["restart"](sampler, schedule, count)
+        return float(jax.jit(dj.sample)(jax.random.key(0), restarted, x, step).var())
+
+    # For N(0, 1) on this path x_t is N(0, 1) at every t. DDIM multiplies x by cos(pi (t - s) / 2), and going back
+    # to t multiplies the variance by the ratio of the alphas squared and fills it up to 1.
+    shrink, ratio = math.cos(math.pi * (t - s) / 2) ** 2, (math.cos(math.pi * t / 2) / math.cos(math.pi * s / 2)) ** 2
+    exact = 0.0
+    for count in range(3):
+        assert variance(count) == pytest.approx(exact, abs=4 * exact * math.sqrt(2 / n))  # 4 standard errors
+        exact = shrink * (1 - ratio + ratio * exact)
