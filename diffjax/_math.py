@@ -26,21 +26,31 @@ def as_float(x, name: str):
 
 def shown(values) -> str:
     """An array for an error message: its first and last numbers, if there are many."""
-    if not is_concrete(values):
+    if not is_concrete(values) or np.ndim(values) == 0:
         return str(values)
     return np.array2string(np.asarray(values), threshold=8, edgeitems=3)
 
 
 def check_that(condition, message: str, *values) -> None:
-    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not looked at."""
+    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not looked at.
+
+    Each `{}` of the message stands for one of the values, in their order.
+    """
     if is_concrete(*values) and not np.all(condition(*map(np.asarray, values))):
-        raise ValueError(message)
+        raise ValueError(message.format(*map(shown, values)))
 
 
 def check_number(value, name: str, low: float = -math.inf, high: float = math.inf) -> None:
     """Raises ValueError unless the value, where it is concrete, is finite and in [low, high]."""
-    message = f"{name}: expected a finite number in [{low}, {high}], got {value}"
+    message = f"{name}: expected a finite number in [{low}, {high}], got {{}}"
     check_that(lambda v: np.isfinite(v) & (v >= low) & (v <= high), message, value)
+
+
+def as_scalar(value, name: str):
+    """The value, if it is a scalar: a vector of them would be spread over the axes of a sample."""
+    if jnp.ndim(value):
+        raise ValueError(f"{name}: expected a scalar, got shape {jnp.shape(value)}; to try many values, vmap over them")
+    return value
 
 
 @jax.custom_jvp

@@ -60,8 +60,8 @@ def _check_covariances(covs, name):
         values = np.linalg.eigvalsh(covs)
         return values >= -size(values)
 
-    check_that(symmetric, f"{name}: expected symmetric, got {covs}", covs)
-    check_that(positive, f"{name}: expected no negative eigenvalue, got {covs}", covs)
+    check_that(symmetric, name + ": expected symmetric, got {}", covs)
+    check_that(positive, name + ": expected no negative eigenvalue, got {}", covs)
 
 
 def _gaussian(mean, cov, schedule, x, t):
@@ -129,7 +129,7 @@ def gaussian_mixture(
         raise ValueError(f"covs: expected shape {(k, d, d)} for means of shape {means.shape}, got {covs.shape}")
     check_that(
         lambda w: (w > 0) & (abs(w.sum() - 1) < 1e-3),
-        f"weights: expected positive numbers of sum 1, got {weights}",
+        "weights: expected positive numbers of sum 1, got {}",
         weights,
     )
     _check_covariances(covs, "covs")
@@ -169,7 +169,8 @@ def empirical(data: Float[Array, "n *event"], schedule: Schedule) -> Denoiser:
     data = as_float(data, "data")
     if not data.size or not data.ndim:
         raise ValueError(f"data: expected at least one point, got an array of shape {data.shape}")
-    check_that(jnp.isfinite, f"data: expected finite values, got {jnp.sum(~jnp.isfinite(data))} that are not", data)
+    bad = jnp.sum(~jnp.isfinite(data))
+    check_that(lambda bad: bad == 0, "data: expected finite values, got {} that are not", bad)
     return bind(_empirical, data, schedule)
 
 

@@ -17,7 +17,7 @@ import lineax
 from jaxtyping import Array
 
 from ._bind import bind
-from ._math import safe_sqrt
+from ._math import as_scalar, safe_sqrt
 from .parametrizations import score, velocity
 from .schedules import diffusion_squared, drift
 from .typing import Denoiser, Schedule, Time
@@ -127,7 +127,18 @@ def reverse_sde(denoise: Denoiser, schedule: Schedule, amplitude: Callable[[Sche
 
 def reverse_drift(denoise: Denoiser, schedule: Schedule, amplitude, x: Array, t: Time) -> Array:
     """The drift of (1.19) in increasing t: `velocity - a^2 score / 2`."""
-    return velocity(denoise, schedule, x, t) - 0.5 * amplitude(schedule, t) ** 2 * score(denoise, schedule, x, t)
+    a = noise_amplitude(amplitude, schedule, t)
+    return velocity(denoise, schedule, x, t) - 0.5 * a**2 * score(denoise, schedule, x, t)
+
+
+def noise_amplitude(amplitude, schedule: Schedule, t: Time) -> Array:
+    """`amplitude(schedule, t)`, a scalar."""
+    if not callable(amplitude):
+        raise ValueError(
+            f"amplitude: expected a function (schedule, t) -> a, got {amplitude}; a constant one is "
+            "lambda schedule, t: 0.5"
+        )
+    return as_scalar(amplitude(schedule, t), "amplitude")
 
 
 def _reverse_drift(denoise, schedule, amplitude, tau, x, args):
@@ -135,7 +146,7 @@ def _reverse_drift(denoise, schedule, amplitude, tau, x, args):
 
 
 def _reverse_diffusion(schedule, amplitude, tau, x, args):
-    return _isotropic(amplitude(schedule, 1 - tau), x)
+    return _isotropic(noise_amplitude(amplitude, schedule, 1 - tau), x)
 
 
 def _isotropic(scale, x):

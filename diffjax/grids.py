@@ -128,7 +128,7 @@ def _interpolate(n, start, end, warp, unwarp):
         raise ValueError(f"n: expected at least 1 step, got {n}")
     check_that(
         lambda start, end: (0 <= end) & (end < start) & (start <= 1),
-        f"start, end: expected 0 <= end < start <= 1, got start={start}, end={end}",
+        "start, end: expected 0 <= end < start <= 1, got start={}, end={}",
         start,
         end,
     )
@@ -141,12 +141,12 @@ def _check_log_snr(schedule, start, end):
     if is_concrete(start, end):
         inside = jax.vmap(lambda t: half_log_snr(schedule, t))(jnp.linspace(end, start, 65)[1:-1])
         check_that(
-            lambda v: np.diff(v) < 0, f"schedule: expected a log-SNR that decreases in t, got {2 * inside}", inside
+            lambda v: np.diff(v) < 0, "schedule: expected a log-SNR that decreases in t, got half log-SNRs {}", inside
         )
     for name, t in (("start", start), ("end", end)):
         value = half_log_snr(schedule, t)
         check_that(
             jnp.isfinite,
-            f"{name}: the schedule's log-SNR at {name}={t} is {value}; expected a time inside, where it is finite",
+            f"{name}: the schedule's log-SNR at {name}={t} is {{}}; expected a time inside, where it is finite",
             value,
         )

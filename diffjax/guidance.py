@@ -80,7 +80,7 @@ def clip_x0(denoise: Denoiser, schedule: Schedule, low: float | Array = -1.0, hi
     >>> denoise(jnp.array([2.0]), 0.5)  # without clipping, x0 = 3.2 and eps = 0.8
     Estimate(x0=Array([1.], dtype=float32), eps=Array([3.], dtype=float32))
     """
-    message = f"low, high: expected low < high, got low={low}, high={high}"
+    message = "low, high: expected low < high, got low={}, high={}"
     check_that(lambda low, high: low < high, message, low, high)
     return bind(_clip_x0, denoise, schedule, low, high)
 

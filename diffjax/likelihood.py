@@ -274,7 +274,7 @@ def variational_dequantize(
     for name, array in (("mean", mean), ("scale", scale)):
         if array.shape not in ((), values.shape):
             raise ValueError(f"{name}: expected a scalar or the shape of values, {values.shape}, got {array.shape}")
-    check_that(lambda s: s > 0, f"scale: expected positive numbers, got {scale}", scale)
+    check_that(lambda s: s > 0, "scale: expected positive numbers, got {}", scale)
     eps = jax.random.normal(key, values.shape, jnp.result_type(mean, scale))
     logit = mean + scale * eps
     log_slope = jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit)  # of u by its logit, u (1 - u)
@@ -354,9 +354,7 @@ def _check_values(values, levels):
         raise ValueError(f"values: expected integers, got dtype {values.dtype}")
     if levels < 2:
         raise ValueError(f"levels: expected at least 2, got {levels}")
-    check_that(
-        lambda v: (v >= 0) & (v < levels), f"values: expected integers in [0, {levels}), got others among them", values
-    )
+    check_that(lambda v: (v >= 0) & (v < levels), f"values: expected integers in [0, {levels}), got {{}}", values)
     return values
 
 

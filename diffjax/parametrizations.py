@@ -168,14 +168,25 @@ def as_denoiser(network: Network, schedule: Schedule, parametrization: Parametri
         `denoise(x, t) -> Estimate(x0, eps)`.
 
     Raises:
-        ValueError: when the denoiser is called, if the network's output has another shape than x.
+        ValueError: if the parametrization is not one; when the denoiser is called, if the network's output has
+            another shape than x.
 
     >>> def network(x, t):  # for data that are all zero, eps = x / sigma
     ...     return x / t
     >>> as_denoiser(network, linear(), EPS)(jnp.array([0.5]), 0.25)
     Estimate(x0=Array([0.], dtype=float32), eps=Array([2.], dtype=float32))
     """
+    check_parametrization(parametrization)
     return bind(_denoise, network, schedule, parametrization)
+
+
+def check_parametrization(parametrization) -> None:
+    """Raises ValueError unless it is a `Parametrization`."""
+    if not isinstance(parametrization, Parametrization):
+        raise ValueError(
+            "parametrization: expected X0, EPS, SCORE, V, VELOCITY or edm_preconditioning(sigma_data), as in "
+            f"diffjax.EPS, got {parametrization!r}"
+        )
 
 
 def _denoise(network, schedule, parametrization, x, t):
@@ -186,6 +197,7 @@ def _denoise(network, schedule, parametrization, x, t):
 
 def output(network, schedule, parametrization, x, t):
     """The network's raw output at x_t = x, shown what its parametrization says, in at least float32."""
+    check_parametrization(parametrization)
     c_in, c_noise = parametrization.inputs(schedule, t)
     out = network(c_in * x, c_noise)
     if jnp.shape(out) != jnp.shape(x):

@@ -145,7 +145,7 @@ def solve_sde(
     True
     """
     _check_span(t, s)
-    check_that(lambda t, s: s < t, f"s: expected a time before t={t}, got s={s}", t, s)
+    check_that(lambda t, s: s < t, "s: expected a time before t={}, got s={}", t, s)
     x = as_float(x, "x")
     tau0, tau1 = 1 - jnp.asarray(t, float), 1 - jnp.asarray(s, float)
     noise = diffrax.VirtualBrownianTree(
@@ -158,4 +158,4 @@ def solve_sde(
 
 def _check_span(t, s):
     for name, time in (("t", t), ("s", s)):
-        check_that(lambda v: (v >= 0) & (v <= 1), f"{name}: expected a time in [0, 1], got {time}", time)
+        check_that(lambda v: (v >= 0) & (v <= 1), f"{name}: expected a time in [0, 1], got {{}}", time)

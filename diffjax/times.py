@@ -115,7 +115,7 @@ def log_snr_times(
     """
     _check_times(n, low, high)
     start, end = half_log_snr(schedule, low), half_log_snr(schedule, high)
-    message = f"low, high: expected times of finite log-SNR, got half log-SNRs {start} at {low} and {end} at {high}"
+    message = f"low, high: expected times of finite log-SNR, got half log-SNRs {{}} at {low} and {{}} at {high}"
     check_that(lambda start, end: np.isfinite(start) & np.isfinite(end), message, start, end)
     values = end + (start - end) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
     ts = jax.vmap(lambda value: half_log_snr_inverse(schedule, value))(values)
@@ -160,5 +160,5 @@ def _inside(ts, low, high):
 def _check_times(n, low, high):
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
-    message = f"low, high: expected 0 <= low < high <= 1, got low={low}, high={high}"
+    message = "low, high: expected 0 <= low < high <= 1, got low={}, high={}"
     check_that(lambda low, high: (0 <= low) & (low < high) & (high <= 1), message, low, high)

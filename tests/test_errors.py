@@ -8,6 +8,7 @@ import pytest
 from diffjax import exact, grids, likelihood, losses, process, samplers, schedules, solve, times, weightings
 from diffjax.parametrizations import EPS, as_denoiser, edm_preconditioning
 
+KEY_0 = jax.random.key(0)
 KEY = 0  # no key is looked at before the error
 LINEAR = schedules.linear()
 nan, inf = np.nan, np.inf
@@ -26,6 +27,23 @@ def run(x, ts):
 
 
 x2 = np.zeros(2)
+ones2 = np.ones(2)
+
+
+def run_with(make, *args, **kwargs):
+    """A sampler made with the given numbers, run on two samples that a vector of two would be spread over."""
+    denoise = exact.gaussian(jnp.zeros(2), jnp.eye(2), LINEAR)
+    return samplers.sample(KEY_0, make(denoise, LINEAR, *args, **kwargs), jnp.zeros((2, 2)), grids.uniform(2, 0.9))
+
+
+def corrector(denoise, schedule, snr):
+    return samplers.predictor_corrector(samplers.ddim(denoise, schedule), denoise, schedule, snr)
+
+
+def bridge(denoise, schedule, amplitude):
+    return samplers.bridge_sampler(lambda x, t: x, lambda x, t: -x, amplitude)
+
+
 VALUES = {  # (call, what the message must say)
     "negative beta": (lambda: schedules.linear_vp(-0.1, 20.0), r"beta_min.*got -0.1"),
     "nan beta": (lambda: schedules.linear_vp(0.1, nan), r"beta_max.*finite.*got nan"),
@@ -42,6 +60,46 @@ VALUES = {  # (call, what the message must say)
         r"(?s)betas: expected the variances.{,200}alphas_cumprod.*1 - a /",
     ),
     "betas of nan": (lambda: schedules.from_betas(np.array([0.1, nan])), r"betas"),
+    "a schedule that is not called": (
+        lambda: schedules.half_log_snr(schedules.linear_vp, 0.5),
+        r"schedule: expected a schedule, got linear_vp, the function that makes one; call it, as in linear_vp\(\)",
+    ),
+    "bound, and at its end": (
+        lambda: samplers.sample(KEY_0, samplers.ddim(lambda x, t: (x, x), schedules.edm), x2, grids.uniform(2)),
+        r"schedule: expected a schedule, got edm",
+    ),
+    "of no numbers": (lambda: process.perturb(schedules.linear, x2, x2, 0.5), r"schedule: .* got linear,"),
+    "a sampler that is not called": (
+        lambda: samplers.sample(KEY, samplers.ddim, x2, grids.uniform(2)),
+        r"sampler: expected a Sampler\(init, step\), such as the result of ddim\(denoise, schedule\), got ddim",
+    ),
+    "a parametrization by name": (
+        lambda: as_denoiser(lambda x, t: x, LINEAR, "eps"),
+        r"parametrization: expected X0, EPS, .* diffjax.EPS, got 'eps'",
+    ),
+    "in a loss": (
+        lambda: losses.denoising(KEY_0, lambda x, t: x, LINEAR, "eps", x2, 0.5),
+        r"parametrization: expected X0, EPS, .* got 'eps'",
+    ),
+    "many eta": (lambda: run_with(samplers.ddim, ones2), r"eta: expected a scalar, got shape \(2,\); .* vmap"),
+    "many churn": (lambda: run_with(samplers.edm_sampler, 0.1 * ones2), r"churn: expected a scalar, got shape \(2,\)"),
+    "many scales of noise": (
+        lambda: run_with(samplers.edm_sampler, 0.1, noise_scale=ones2),
+        r"noise_scale: expected a scalar, got shape \(2,\)",
+    ),
+    "many tau": (lambda: run_with(samplers.sde_dpm_solver_2m, ones2), r"tau: expected a scalar, got shape \(2,\)"),
+    "many tau of SA": (lambda: run_with(samplers.sa_solver, 2, ones2), r"tau: expected a scalar, got shape \(2,\)"),
+    "many snr": (lambda: run_with(corrector, 0.1 * ones2), r"snr: expected a scalar, got shape \(2,\)"),
+    "many amplitudes": (lambda: run_with(bridge, ones2), r"amplitude: expected a scalar, got shape \(2,\)"),
+    "a number as the amplitude": (
+        lambda: run_with(samplers.euler_maruyama, 0.5),
+        r"amplitude: expected a function \(schedule, t\) -> a, got 0.5; a constant one is lambda",
+    ),
+    "amplitudes": (
+        lambda: run_with(samplers.euler_maruyama, lambda schedule, t: ones2),
+        r"amplitude: expected a scalar, got shape \(2,\)",
+    ),
+    "a long grid": (lambda: run(x2, np.linspace(0, 1, 500)), r"got \[0\. .* \.\.\. .* 1\. *\]$"),
     "not vp": (lambda: schedules.to_betas(LINEAR, 3), r"schedule: expected a variance-preserving path"),
     "ascending grid": (lambda: run(x2, np.array([0.0, 1.0])), r"ts: expected times that descend.*got \[0. 1.\]"),
     "standing grid": (lambda: run(x2, np.array([1.0, 0.5, 0.5])), r"ts: expected times that descend"),
@@ -79,6 +137,10 @@ VALUES = {  # (call, what the message must say)
     "weights": (
         lambda: exact.gaussian_mixture(np.ones(2), np.zeros((2, 1)), np.ones((2, 1, 1)), LINEAR),
         r"weights: .*sum 1",
+    ),
+    "a large covariance": (
+        lambda: exact.gaussian(np.zeros(500), np.diag(-np.ones(500)), LINEAR),
+        r"(?s)cov: expected no negative eigenvalue, got \[\[.{,400}$",
     ),
     "nan in data": (lambda: exact.empirical(np.array([[1.0], [nan]]), LINEAR), r"data: expected finite values, got 1"),
     "levels": (lambda: likelihood.dequantize(KEY, np.array([256]), 256), r"values: expected integers in \[0, 256\)"),

@@ -191,7 +191,7 @@ def _parameters(ts, numbers, steps):
     ts = as_float(ts, "ts")
     if ts.ndim != 1 or ts.size < 2:
         raise ValueError(f"ts: expected a vector of at least 2 times, got shape {ts.shape}")
-    check_that(lambda ts: ts[1:] < ts[:-1], f"ts: expected times that descend, got {ts}", ts)
+    check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend, got {}", ts)
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
 

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
-from .._math import phis, safe_sqrt
+from .._math import as_scalar, phis, safe_sqrt
 from ..schedules import half_log_snr
 from ..schedules.coefficients import alpha_sigma, log_ratio
 from ..typing import Denoiser, Estimate, History, Sampler, Schedule, State, Time
@@ -286,6 +286,7 @@ def _noise(tau, t, s):
     """The standard deviations of the noise at s: what is kept, and what is drawn anew (if any ever is)."""
     if tau is None:
         return s.sigma, None
+    tau = as_scalar(tau, "tau")
     h, finite = _log_snr_step(t, s)
     exponent = jnp.where(finite, jnp.square(tau) * h, jnp.where(jnp.equal(tau, 0), 0.0, jnp.inf))
     return s.sigma * jnp.exp(-exponent), s.sigma * safe_sqrt(-jnp.expm1(-2 * exponent))

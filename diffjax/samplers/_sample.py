@@ -76,6 +76,11 @@ def trajectory(
 
 def _run(key, sampler, x, ts, scan, keep):
     x, ts = as_float(x, "x"), _check_grid(ts)
+    if not (hasattr(sampler, "init") and hasattr(sampler, "step")):
+        raise ValueError(
+            "sampler: expected a Sampler(init, step), such as the result of ddim(denoise, schedule), got "
+            f"{getattr(sampler, '__name__', repr(sampler))}"
+        )
 
     def body(state, inputs):
         i, t, s = inputs
@@ -91,8 +96,8 @@ def _check_grid(ts):
     ts = as_float(ts, "ts")
     if ts.ndim != 1 or ts.size < 2:
         raise ValueError(f"ts: expected a vector of at least 2 times, got shape {ts.shape}")
-    check_that(lambda ts: (ts >= 0) & (ts <= 1), f"ts: expected times in [0, 1], got {ts}", ts)
-    check_that(lambda ts: ts[1:] < ts[:-1], f"ts: expected times that descend from prior (1) to data (0), got {ts}", ts)
+    check_that(lambda ts: (ts >= 0) & (ts <= 1), "ts: expected times in [0, 1], got {}", ts)
+    check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend from prior (1) to data (0), got {}", ts)
     return ts
 
 

@@ -126,9 +126,9 @@ def dpm_solver_adaptive(
 
 
 def _check_adaptive(schedule, t, s, rtol, atol, first_step):
-    check_that(lambda t, s: (0 <= s) & (s < t) & (t <= 1), f"t, s: expected 0 <= s < t <= 1, got t={t}, s={s}", t, s)
+    check_that(lambda t, s: (0 <= s) & (s < t) & (t <= 1), "t, s: expected 0 <= s < t <= 1, got t={}, s={}", t, s)
     for name, time in (("t", t), ("s", s)):
         value = half_log_snr(schedule, time)
-        check_that(jnp.isfinite, f"{name}: expected a time of finite log-SNR, got {name}={time} with {value}", value)
+        check_that(jnp.isfinite, f"{name}: expected a time of finite log-SNR, got {name}={time} with {{}}", value)
     for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step)):
-        check_that(lambda v: v > 0, f"{name}: expected a positive number, got {value}", value)
+        check_that(lambda v: v > 0, f"{name}: expected a positive number, got {{}}", value)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
-from .._math import check_number, is_concrete, safe_sqrt
+from .._math import as_scalar, check_number, is_concrete, safe_sqrt
 from ..process import posterior
 from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Estimate, Sampler, Schedule
@@ -56,7 +56,7 @@ def _ddim(denoise, schedule, key, x, t, s):
 
 def _ddim_stochastic(denoise, schedule, eta, key, x, t, s):
     alpha, sigma = alpha_sigma(schedule, s)
-    fresh = eta * posterior(schedule, s, t).std
+    fresh = as_scalar(eta, "eta") * posterior(schedule, s, t).std
     kept = safe_sqrt(jnp.maximum((sigma - fresh) * (sigma + fresh), 0.0))
     return towards(denoise(x, t), alpha, kept) + fresh * jax.random.normal(key, x.shape, x.dtype)
 

@@ -260,6 +260,6 @@ def _planned_step(denoise, first, stages, key, state, t, s):
 def _check_ratios(*ratios):
     for i, r in enumerate(ratios):
         check_number(r, f"r{i + 1}", 0, 1)
-        check_that(lambda r: r > 0, f"r{i + 1}: expected a number in (0, 1], got {r}", r)
+        check_that(lambda r: r > 0, f"r{i + 1}: expected a number in (0, 1], got {{}}", r)
     if len(ratios) == 2:
-        check_that(lambda a, b: a < b, f"r1, r2: expected r1 < r2, got r1={ratios[0]}, r2={ratios[1]}", *ratios)
+        check_that(lambda a, b: a < b, "r1, r2: expected r1 < r2, got r1={}, r2={}", *ratios)

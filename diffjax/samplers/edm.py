@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
-from .._math import check_number, is_concrete, safe_sqrt
+from .._math import as_scalar, check_number, is_concrete, safe_sqrt
 from ..schedules import coefficients, half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
 from ._sample import one_step
@@ -77,9 +77,9 @@ def _heun_step(denoise, schedule, key, x, t, s):
 def _churned_step(denoise, schedule, churn, noise_min, noise_max, noise_scale, key, x, t, s):
     alpha, sigma, *_ = coefficients(schedule, t)
     level = sigma / alpha
-    raised = jnp.where((noise_min <= level) & (level <= noise_max), (1 + churn) * level, level)
+    raised = jnp.where((noise_min <= level) & (level <= noise_max), (1 + as_scalar(churn, "churn")) * level, level)
     t_raised = jnp.where(raised > level, half_log_snr_inverse(schedule, -jnp.log(raised)), t)
     alpha_raised, sigma_raised, *_ = coefficients(schedule, t_raised)
     added = alpha_raised * safe_sqrt(jnp.maximum((sigma_raised / alpha_raised) ** 2 - level**2, 0.0))
-    z = jax.random.normal(key, x.shape, x.dtype)
-    return _heun_step(denoise, schedule, None, x * alpha_raised / alpha + added * noise_scale * z, t_raised, s)
+    z = as_scalar(noise_scale, "noise_scale") * jax.random.normal(key, x.shape, x.dtype)
+    return _heun_step(denoise, schedule, None, x * alpha_raised / alpha + added * z, t_raised, s)

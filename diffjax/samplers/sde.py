@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._bind import bind
-from .._math import check_number
-from ..flows import diffusion, reverse_drift
+from .._math import as_scalar, check_number
+from ..flows import diffusion, noise_amplitude, reverse_drift
 from ..schedules import coefficients
 from ..typing import Denoiser, Network, Sampler, Schedule, Time
 from ._sample import one_step
@@ -45,7 +45,7 @@ def euler_maruyama(
 
 def _euler_maruyama(denoise, schedule, amplitude, key, x, t, s):
     drift = reverse_drift(denoise, schedule, amplitude, x, t)
-    return _diffuse(key, x, drift, amplitude(schedule, t), t, s)
+    return _diffuse(key, x, drift, noise_amplitude(amplitude, schedule, t), t, s)
 
 
 def _diffuse(key, x, drift, amplitude, t, s):
@@ -81,6 +81,7 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
 
 
 def _bridge_step(velocity, score, amplitude, key, x, t, s):
+    amplitude = as_scalar(amplitude, "amplitude")
     return _diffuse(key, x, velocity(x, t) - 0.5 * amplitude**2 * score(x, t), amplitude, t, s)
 
 
@@ -125,6 +126,6 @@ def _predictor_corrector(predict, denoise, schedule, snr, key, state, t, s):
 
 def _langevin(denoise, schedule, snr, key, x, t):
     # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may be 0/0
-    sigma = coefficients(schedule, t).sigma
+    sigma, snr = coefficients(schedule, t).sigma, as_scalar(snr, "snr")
     eps = denoise(x, jnp.where(sigma > 0, t, 1.0)).eps
     return x + 2 * snr * sigma * (jax.random.normal(key, x.shape, x.dtype) - snr * eps)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from .._math import as_float, bisect, from_right
@@ -141,6 +142,11 @@ def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) ->
 def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
     """What the schedule returns at a scalar time, checked: two scalars of at least float32."""
     t = _time(t)
+    maker = _maker(schedule)
+    if maker:
+        raise ValueError(
+            f"schedule: expected a schedule, got {maker}, the function that makes one; call it, as in {maker}()"
+        )
     out = schedule(t)
     if not (isinstance(out, tuple) and len(out) == 2 and all(jnp.shape(o) == () for o in out)):
         raise ValueError(
@@ -148,6 +154,13 @@ def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
         )
     alpha, sigma = out
     return as_float(alpha + 0 * t, "alpha"), as_float(sigma + 0 * t, "sigma")
+
+
+def _maker(schedule) -> str | None:
+    """The name of the public function of this package that was given in place of the schedule that it returns."""
+    fn = schedule.func if isinstance(schedule, Partial) and not schedule.args else schedule
+    name, module = getattr(fn, "__name__", "_"), getattr(fn, "__module__", None) or ""
+    return name if module.startswith(__package__) and not name.startswith("_") else None
 
 
 def log_ratio(alpha: Array, sigma: Array) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
-from .._math import as_float, check_that, safe_sqrt, shown
+from .._math import as_float, check_that, safe_sqrt
 from ..typing import Schedule
 
 __all__ = ["from_betas", "from_sde", "to_betas"]
@@ -40,12 +40,12 @@ def from_betas(betas: Float[Array, " n"]) -> Schedule:
         raise ValueError(f"betas: expected a non-empty vector, got shape {betas.shape}")
     check_that(
         lambda b: (b >= 0) & (b < 1),
-        f"betas: expected finite values in [0, 1), got {shown(betas)}",
+        "betas: expected finite values in [0, 1), got {}",
         betas,
     )
     check_that(
         lambda b: (b.size < 3) | (b[0] < 0.9) | np.any(np.diff(b) >= 0),
-        f"betas: expected the variances beta_i of the steps, got {shown(betas)}, which descend from "
+        "betas: expected the variances beta_i of the steps, got {}, which descend from "
         "almost 1 as alphas_cumprod does; its betas are 1 - a / jnp.concatenate([jnp.ones(1), a[:-1]])",
         betas,
     )

@@ -70,7 +70,7 @@ def monotone_vp(network: MonotoneNetwork, high: float | Array = 6.65, low: float
     >>> round(float(half_log_snr(schedule, 0.0)), 3), round(float(half_log_snr(schedule, 1.0)), 3)
     (6.0, -3.0)
     """
-    message = f"high, low: expected finite numbers with low < high, got high={high}, low={low}"
+    message = "high, low: expected finite numbers with low < high, got high={}, low={}"
     check_that(lambda high, low: np.isfinite(high) & np.isfinite(low) & (low < high), message, high, low)
     return bind(_monotone_vp, network, high, low)
 

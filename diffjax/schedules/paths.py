@@ -96,7 +96,7 @@ def ve(sigma_min: float | Array = 0.01, sigma_max: float | Array = 50.0) -> Sche
     check_number(sigma_max, "sigma_max", low=0)
     check_that(
         lambda a, b: (0 < a) & (a < b),
-        f"sigma_min: expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}",
+        "sigma_min: expected 0 < sigma_min < sigma_max, got sigma_min={}, sigma_max={}",
         sigma_min,
         sigma_max,
     )
@@ -203,7 +203,7 @@ def _check_betas(beta_min, beta_max):
     check_number(beta_max, "beta_max", low=0)
     check_that(
         lambda a, b: (a <= b) & (b > 0),
-        f"beta_min: expected 0 <= beta_min <= beta_max, beta_max > 0; got beta_min={beta_min}, beta_max={beta_max}",
+        "beta_min: expected 0 <= beta_min <= beta_max, beta_max > 0; got beta_min={}, beta_max={}",
         beta_min,
         beta_max,
     )
