@@ -131,7 +131,7 @@ def reverse_drift(denoise: Denoiser, schedule: Schedule, amplitude, x: Array, t:
     return velocity(denoise, schedule, x, t) - 0.5 * a**2 * score(denoise, schedule, x, t)
 
 
-def noise_amplitude(amplitude, schedule: Schedule, t: Time) -> Array:
+def noise_amplitude(amplitude: Callable[[Schedule, Time], Array], schedule: Schedule, t: Time) -> Array:
     """`amplitude(schedule, t)`, a scalar."""
     if not callable(amplitude):
         raise ValueError(

@@ -160,7 +160,7 @@ def _maker(schedule) -> str | None:
     """The name of the public function of this package that was given in place of the schedule that it returns."""
     fn = schedule.func if isinstance(schedule, Partial) and not schedule.args else schedule
     name, module = getattr(fn, "__name__", "_"), getattr(fn, "__module__", None) or ""
-    return name if module.startswith(__package__) and not name.startswith("_") else None
+    return name if module.startswith("diffjax.schedules") and not name.startswith("_") else None
 
 
 def log_ratio(alpha: Array, sigma: Array) -> Array:
