@@ -2,7 +2,8 @@
 
 Every capability is a plain function; a configured capability is that function with its data bound (`bind`), hence a pytree
 that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary argument. Time runs from data, t = 0, to
-the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`.
+the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`. A number such as (1.18) is that of an equation of the book chapter
+that this library implements; docs/equations.md lists them all.
 
 Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `times`, `process`,
 `parametrizations`, `exact`, `flows`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`, `solve`, `likelihood`,
