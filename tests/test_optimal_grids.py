@@ -653,16 +653,16 @@ ERRORS = {  # (call, what the message must say)
     "beyond 1": (lambda: solver_errors(DOWN + 0.2, DOWN), r"ts: expected times in \[0, 1\], got \[1.1"),
     "swinging": (
         lambda: elbo_table(KEY, None, swinging, DOWN, None),
-        r"schedule: expected a log-SNR that increases along ts, got \[.*\]",
+        r"schedule: expected a log-SNR that increases along ts, got half log-SNRs \[.*\]",
     ),
     "xs": (lambda: solver_errors(DOWN, np.zeros((2, 4, 2))), r"xs: expected one batch for each of the 3 times, got 2"),
     "klub at 1": (
         lambda: klub_table(KEY, None, LINEAR, np.array([1.0, 0.5]), None),
-        r"ts: expected times of finite log-SNR, got log-SNRs \[-inf",
+        r"ts: expected times of finite log-SNR, got half log-SNRs \[-inf",
     ),
     "klub at 0": (
         lambda: klub_table(KEY, None, LINEAR, np.array([0.5, 0.0]), None),
-        r"ts: expected times of finite log-SNR, got log-SNRs \[ *0. +inf\]",
+        r"ts: expected times of finite log-SNR, got half log-SNRs \[ *0. +inf\]",
     ),
     "learn ascending": (lambda: learn(DOWN[::-1]), r"ts: expected times that descend, got \[0.1 0.5 0.9\]"),
     "learn one": (lambda: learn(DOWN[:1]), r"ts: expected a vector of at least 2 times, got shape \(1,\)"),
