@@ -25,6 +25,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from diffjax._bind import bind
 from diffjax._loop import fit
+from diffjax._math import check_number, check_that
 
 __all__ = [
     "TrainState",
@@ -46,7 +47,8 @@ class TrainState(NamedTuple):
     params: Any
     """The parameters, a pytree of arrays."""
     ema: Any
-    """Their moving average, of the same structure: what to sample with."""
+    """Their moving average, of the same structure: what to sample with. It is float32 or better whatever the dtype of
+    the parameters. `optax.tree.cast_like(state.ema, state.params)` has their dtype."""
     opt_state: Any
     """The state of the optax optimizer."""
     step: Array
@@ -106,7 +108,7 @@ def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransfor
     >>> state.ema, int(state.step)
     ({'w': Array([1., 1.], dtype=float32)}, 0)
     """
-    params, ema = jax.tree.map(jnp.array, params), jax.tree.map(jnp.array, params)
+    params, ema = jax.tree.map(jnp.array, params), jax.tree.map(lambda p: jnp.array(_accurate(p)), params)
     key = jax.random.wrap_key_data(jnp.array(jax.random.key_data(key)), impl=jax.random.key_impl(key))
     return TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
@@ -114,54 +116,61 @@ def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransfor
 def constant_ema(decay: float) -> Partial:
     """An average that forgets at a constant rate: `ema <- decay ema + (1 - decay) params`.
 
+    Args:
+        decay: a number in [0, 1].
+
     Returns:
-        The decay as a function of the number of the step, which counts from 1.
+        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`.
 
     Raises:
         ValueError: if decay is not in [0, 1].
 
-    >>> constant_ema(0.999)(1)
-    0.999
+    >>> constant_ema(0.75)(0.0, 1.0, 1)
+    0.25
     """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"constant_ema: decay must lie in [0, 1], got {decay}")
-    return bind(_constant_ema, decay)
+    check_number(decay, "decay", 0, 1)
+    return bind(_move, 1 - decay)
 
 
-def _constant_ema(decay, step):
-    return decay
+def _move(weight, average, params, step):
+    return average + weight * (params - average)
 
 
 def power_ema(gamma: float = 6.94) -> Partial:
     """The power-function average, whose weights grow as step^gamma and so stretch with the length of the run.
 
-    `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al. 2024, https://arxiv.org/abs/2312.02696, equation 2). The
-    weights' standard deviation relative to the run's length is `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10
-    for gamma = 6.94 and 0.05 for 16.97.
+    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al. 2024,
+    https://arxiv.org/abs/2312.02696, equation 2). The weights' standard deviation relative to the run's length is
+    `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and 0.05 for 16.97.
+
+    Args:
+        gamma: a number above -1.
 
     Returns:
-        The decay as a function of the number of the step, which counts from 1. The first step replaces the average.
+        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`. The steps
+        count from 1. The first step replaces the average.
 
     Raises:
         ValueError: if gamma <= -1.
 
-    >>> power_ema(1.0)(jnp.array(2))
-    Array(0.25, dtype=float32, ...)
+    >>> power_ema(1.0)(0.0, 1.0, 2)  # 1 - decay
+    Array(0.75, dtype=float32, ...)
     """
-    if not gamma > -1:
-        raise ValueError(f"power_ema: gamma must be above -1, got {gamma}")
+    check_that(lambda g: g > -1, f"gamma: expected a number above -1, got {gamma}", gamma)
     return bind(_power_ema, gamma)
 
 
-def _power_ema(gamma, step):
-    return (1 - 1 / step) ** (gamma + 1)
+def _power_ema(gamma, average, params, step):
+    # 1 - decay, which is of the order of 1 / step: a decay near 1 would lose its digits.
+    weight = -jnp.expm1((gamma + 1) * jnp.log1p(-1 / step))
+    return _move(weight, average, params, step)
 
 
 def make_train_step(
     loss: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     *,
-    ema: Callable[[Array], Any] = constant_ema(0.999),  # noqa: B008 (a pure function)
+    ema: Callable[[Array, Array, Array], Any] = constant_ema(0.999),  # noqa: B008 (a pure function)
     skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
@@ -171,14 +180,15 @@ def make_train_step(
 
         g      = grad loss(params, key, batch)
         params = params + optimizer(g)
-        ema    = ema + (1 - decay(k)) (params - ema)
+        ema    = ema(ema, params, k)
 
     It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it.
 
     Args:
         loss: `loss(params, key, batch)` returns a scalar, or a scalar and a dict of scalar metrics.
         optimizer: any optax transformation, clipping and learning-rate schedule included.
-        ema: the decay as a function of k: `constant_ema(decay)`, `power_ema(gamma)`, or your own.
+        ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
+            `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
         skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and opt_state as they
             were (and sets the metric "skipped" to 1, which is 0 otherwise).
         axis_name: a mapped axis (of `pmap`, `shard_map` or `vmap`) that shards the batch, while the state is replicated.
@@ -221,11 +231,11 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema(state.step + 1)
-        average = jax.tree.map(lambda e, p: e + (1 - jnp.asarray(decay, e.dtype)) * (p - e), state.ema, params)
+        average = jax.tree.map(functools.partial(_average, ema, state.step + 1), state.ema, params)
         new = TrainState(params, average, opt_state, state.step + 1, state.key)
 
-        metrics["grad_norm"] = optax.tree.norm(grads)  # the same expression as in optax's clipping: computed once
+        # In float32 this is the same expression as in optax's clipping, so it is computed once.
+        metrics["grad_norm"] = optax.tree.norm(jax.tree.map(_accurate, grads))
         if skip_nonfinite:
             ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
             params, average, opt_state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new[:3], state[:3])
@@ -234,6 +244,17 @@ def make_train_step(
         return new, metrics
 
     return step
+
+
+def _accurate(x):
+    """The array in float32 or better: a sum of many terms loses all of them in bfloat16."""
+    x = jnp.asarray(x)
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def _average(ema, step, average, params):
+    average = _accurate(average)
+    return jnp.asarray(ema(average, jnp.asarray(params, average.dtype), step), average.dtype)
 
 
 def _device_varying(params, axis_name):
