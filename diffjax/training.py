@@ -12,6 +12,7 @@ jitted function, and optax, the average and Orbax need to know nothing of module
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
@@ -102,15 +104,17 @@ def _apply(graph, params, *args, **kwargs):
 def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; the average starts at the parameters.
 
-    It holds copies, so a step that donates its state leaves the caller's key and parameters alive.
+    All its arrays are copies, those of the optimizer's state included. So a step that donates its state leaves the
+    caller's key and parameters alive, and gives no buffer away twice.
 
     >>> state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
     >>> state.ema, int(state.step)
     ({'w': Array([1., 1.], dtype=float32)}, 0)
     """
-    params, ema = jax.tree.map(jnp.array, params), jax.tree.map(lambda p: jnp.array(_accurate(p)), params)
-    key = jax.random.wrap_key_data(jnp.array(jax.random.key_data(key)), impl=jax.random.key_impl(key))
-    return TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    ema = jax.tree.map(_accurate, params)
+    key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
+    state = TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)  # not weakly typed, else a step retraces
 
 
 def constant_ema(decay: float) -> Partial:
@@ -186,7 +190,9 @@ def make_train_step(
 
     Args:
         loss: `loss(params, key, batch)` returns a scalar, or a scalar and a dict of scalar metrics.
-        optimizer: any optax transformation, clipping and learning-rate schedule included.
+        optimizer: an optax transformation, clipping and learning-rate schedule included. Its update gets what it asks
+            for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and `grad_fn`, so line searches and
+            optimizers that adapt to the loss work, too.
         ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
             `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
         skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and opt_state as they
@@ -198,7 +204,8 @@ def make_train_step(
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
 
     Raises:
-        ValueError: when traced, if the loss is not a scalar, or the batch is empty.
+        ValueError: when traced, if the loss is not a scalar, the batch is empty, or an update of the optimizer is not a
+            whole step (`optax.MultiSteps`, say) or needs another gradient than that of the mean loss.
 
     >>> def loss(params, key, batch):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -220,6 +227,7 @@ def make_train_step(
         empty = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if 0 in jnp.shape(leaf)]
         if empty:
             raise ValueError(f"batch: expected examples, got an array of shape {empty[0]}")
+        _check_optimizer(state.opt_state)
         key, params = jax.random.fold_in(state.key, state.step), state.params
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -229,7 +237,13 @@ def make_train_step(
         if axis_name is not None:
             metrics, grads = jax.lax.pmean((metrics, grads), axis_name)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        def value_fn(params, obj_fn=None, grad_fn=None):  # a line search hands it the extra arguments of its neighbours
+            return objective(params, jax.random.clone(key), batch)[0]
+
+        grad_fn = lambda params, _: jax.grad(value_fn)(params)  # noqa: E731
+        extra = {"value": value, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
+        extra = _accepted(optimizer.update, extra)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         average = jax.tree.map(functools.partial(_average, ema, state.step + 1), state.ema, params)
         new = TrainState(params, average, opt_state, state.step + 1, state.key)
@@ -248,13 +262,41 @@ def make_train_step(
 
 def _accurate(x):
     """The array in float32 or better: a sum of many terms loses all of them in bfloat16."""
-    x = jnp.asarray(x)
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def _average(ema, step, average, params):
     average = _accurate(average)
     return jnp.asarray(ema(average, jnp.asarray(params, average.dtype), step), average.dtype)
+
+
+_UNFIT = {
+    optax.MultiStepsState: "use accumulate=k of make_train_step and a batch k times as large",
+    optax.ApplyEvery: "use accumulate=k of make_train_step and a batch k times as large",
+    optax.contrib.SAMState: "use optax.contrib.sam(..., opaque_mode=True)",
+    optax.LookaheadState: "it wants the gradient of `params.fast` alone; the average of the state does its work",
+    optax.contrib.DifferentiallyPrivateAggregateState: "it wants the gradient of each example; write this step by hand",
+}
+
+
+def _check_optimizer(opt_state):
+    """One update must be one step of gradient descent: each call moves the average and the count by one."""
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, tuple(_UNFIT))):
+        for kind, way_out in _UNFIT.items():
+            opaque = isinstance(part, optax.contrib.SAMState) and part.cache is None
+            if isinstance(part, kind) and not opaque:
+                raise ValueError(
+                    f"optimizer: expected one that takes a whole step at each update, from the gradient of the mean loss, "
+                    f"got one with the state {kind.__name__}: {way_out}"
+                )
+
+
+def _accepted(update, extra):
+    """Those of optax's extra arguments that an update takes."""
+    parameters = inspect.signature(update).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return extra
+    return {name: value for name, value in extra.items() if name in parameters}
 
 
 def _device_varying(params, axis_name):

@@ -96,6 +96,20 @@ def test_donating_the_state_spares_the_parameters_and_the_key_of_the_caller():
     step(after, regression())
 
 
+def test_a_step_traces_once_from_weakly_typed_parameters():
+    optimizer, traces = optax.adam(0.1), []
+
+    def loss(params, key, batch):
+        traces.append(1)
+        return jnp.sum(params**2)
+
+    step = jax.jit(make_train_step(loss, optimizer))
+    params = jnp.full(3, 0.5)
+    state, _ = step(init_state(jax.random.key(0), params, optimizer), None)
+    step(state, None)
+    assert params.weak_type and len(traces) == 1
+
+
 def averaged(ema, steps=12):
     """The average of params 1, 2, 3, ..., starting at 0, after each step."""
     count = optax.GradientTransformation(
@@ -183,7 +197,7 @@ def test_averages_refuse_what_is_none():
     for decay in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"decay: expected a finite number in \[0, 1\], got"):
             constant_ema(decay)
-    with pytest.raises(ValueError, match="gamma: expected a number above -1, got -1.0"):
+    with pytest.raises(ValueError, match=r"gamma: expected a number above -1, got -1.0"):
         power_ema(-1.0)
 
 
