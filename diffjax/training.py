@@ -175,8 +175,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     ema: Callable[[Array, Array, Array], Any] = constant_ema(0.999),  # noqa: B008 (a pure function)
+    accumulate: int = 1,
     skip_nonfinite: bool = False,
-    axis_name: str | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """One step of gradient descent with a moving average, as a pure function `(state, batch) -> (state, metrics)`.
 
@@ -195,17 +195,20 @@ def make_train_step(
             optimizers that adapt to the loss work, too.
         ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
             `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
+        accumulate: the number k of micro-batches into which the batch is split, to save memory. Loss, metrics and
+            gradient are means over them, so for a loss that is a mean over the batch the step is the same as with k = 1,
+            but for the noise: each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the examples
+            i, i + k, i + 2 k, ..., so a batch that is sharded over devices stays where it is.
         skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and opt_state as they
             were (and sets the metric "skipped" to 1, which is 0 otherwise).
-        axis_name: a mapped axis (of `pmap`, `shard_map` or `vmap`) that shards the batch, while the state is replicated.
-            Loss, metrics and gradients are averaged over it, and each of its devices draws its own noise.
 
     Returns:
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
 
     Raises:
-        ValueError: when traced, if the loss is not a scalar, the batch is empty, or an update of the optimizer is not a
-            whole step (`optax.MultiSteps`, say) or needs another gradient than that of the mean loss.
+        ValueError: if accumulate is not a positive integer; when traced, if the loss is not a scalar, the batch is empty
+            or cannot be split, or an update of the optimizer is not a whole step (`optax.MultiSteps`, say) or needs
+            another gradient than that of the mean loss.
 
     >>> def loss(params, key, batch):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -215,6 +218,8 @@ def make_train_step(
     >>> state.params, state.ema
     ({'w': Array([0.25, 0.25], dtype=float32)}, {'w': Array([0.125, 0.125], dtype=float32)})
     """
+    if not (isinstance(accumulate, int | np.integer) and accumulate >= 1):
+        raise ValueError(f"accumulate: expected a positive integer, got {accumulate}")
 
     def objective(params, key, batch):
         value = loss(params, key, batch)
@@ -224,24 +229,24 @@ def make_train_step(
         return value, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        empty = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if 0 in jnp.shape(leaf)]
-        if empty:
-            raise ValueError(f"batch: expected examples, got an array of shape {empty[0]}")
         _check_optimizer(state.opt_state)
-        key, params = jax.random.fold_in(state.key, state.step), state.params
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            params = _device_varying(params, axis_name)
-        (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, key, batch)
-        metrics = {**metrics, "loss": value}
-        if axis_name is not None:
-            metrics, grads = jax.lax.pmean((metrics, grads), axis_name)
+        _check_batch(batch, accumulate)
+        key = jax.random.fold_in(state.key, state.step)
+
+        def gradient(params):
+            part = lambda *args: jax.value_and_grad(objective, has_aux=True)(params, *args)  # noqa: E731
+            (value, metrics), grads = _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
+            return {**metrics, "loss": value}, optax.tree.cast_like(grads, params)
 
         def value_fn(params, obj_fn=None, grad_fn=None):  # a line search hands it the extra arguments of its neighbours
-            return objective(params, jax.random.clone(key), batch)[0]
+            part = lambda *args: objective(params, *args)[0]  # noqa: E731
+            return _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
 
-        grad_fn = lambda params, _: jax.grad(value_fn)(params)  # noqa: E731
-        extra = {"value": value, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
+        metrics, grads = gradient(state.params)
+        extra = {
+            **{"value": metrics["loss"], "grad": grads, "value_fn": value_fn, "obj_fn": value_fn},
+            "grad_fn": lambda params, _: gradient(params)[1],
+        }
         extra = _accepted(optimizer.update, extra)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
@@ -299,9 +304,37 @@ def _accepted(update, extra):
     return {name: value for name, value in extra.items() if name in parameters}
 
 
-def _device_varying(params, axis_name):
-    """Keeps a gradient per device: else shard_map would sum it over the axis already, and pmap would not."""
-    return jax.tree.map(lambda p: jax.lax.pcast(p, axis_name, to="varying"), params)
+def _check_batch(batch, parts):
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        shape = jnp.shape(leaf)
+        if 0 in shape:
+            raise ValueError(f"batch: expected examples, got an array of shape {shape}")
+        if parts > 1 and (not shape or shape[0] % parts):
+            raise ValueError(
+                f"batch: expected a leading size that is a multiple of accumulate={parts}, "
+                f"got shape {shape} at batch{jax.tree_util.keystr(path)}"
+            )
+
+
+def _mean_over_parts(fn, parts):
+    """The mean of `fn(key, batch)`, a pytree, over parts of the batch, one after the other."""
+    if parts == 1:
+        return fn
+
+    def mean(key, batch):
+        # Neighbours go to different parts: the rows of each device stay on it.
+        split = jax.tree.map(lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0), batch)
+
+        def add(total, part):
+            i, batch = part
+            new = jax.checkpoint(fn, prevent_cse=False)(jax.random.fold_in(key, i), batch)
+            return jax.tree.map(lambda t, x: t + jnp.asarray(x, t.dtype) / parts, total, new), None
+
+        first = jax.tree.map(lambda x: x[0], split)
+        zeros = jax.tree.map(lambda x: _accurate(jnp.zeros_like(x)), jax.eval_shape(fn, key, first))
+        return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+
+    return mean
 
 
 def in_memory(arrays: Any, batch_size: int, *, seed: int = 0) -> Callable[[int], Any]:
