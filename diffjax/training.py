@@ -12,6 +12,7 @@ jitted function, and optax, the average and Orbax need to know nothing of module
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 
 from diffjax._bind import bind
 from diffjax._loop import fit
+from diffjax._math import check_number, check_that
 
 __all__ = [
     "TrainState",
@@ -46,7 +49,8 @@ class TrainState(NamedTuple):
     params: Any
     """The parameters, a pytree of arrays."""
     ema: Any
-    """Their moving average, of the same structure: what to sample with."""
+    """Their moving average, of the same structure: what to sample with. It is float32 or better whatever the dtype of
+    the parameters. `optax.tree.cast_like(state.ema, state.params)` has their dtype."""
     opt_state: Any
     """The state of the optax optimizer."""
     step: Array
@@ -100,70 +104,79 @@ def _apply(graph, params, *args, **kwargs):
 def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; the average starts at the parameters.
 
-    It holds copies, so a step that donates its state leaves the caller's key and parameters alive.
+    All its arrays are copies, those of the optimizer's state included. So a step that donates its state leaves the
+    caller's key and parameters alive, and gives no buffer away twice.
 
     >>> state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
     >>> state.ema, int(state.step)
     ({'w': Array([1., 1.], dtype=float32)}, 0)
     """
-    params, ema = jax.tree.map(jnp.array, params), jax.tree.map(jnp.array, params)
-    key = jax.random.wrap_key_data(jnp.array(jax.random.key_data(key)), impl=jax.random.key_impl(key))
-    return TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    ema = jax.tree.map(_accurate, params)
+    key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
+    state = TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)  # not weakly typed, else a step retraces
 
 
 def constant_ema(decay: float) -> Partial:
     """An average that forgets at a constant rate: `ema <- decay ema + (1 - decay) params`.
 
+    Args:
+        decay: a number in [0, 1].
+
     Returns:
-        The decay as a function of the number of the step, which counts from 1.
+        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`.
 
     Raises:
         ValueError: if decay is not in [0, 1].
 
-    >>> constant_ema(0.999)(1)
-    0.999
+    >>> constant_ema(0.75)(0.0, 1.0, 1)
+    0.25
     """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"constant_ema: decay must lie in [0, 1], got {decay}")
-    return bind(_constant_ema, decay)
+    check_number(decay, "decay", 0, 1)
+    return bind(_move, 1 - decay)
 
 
-def _constant_ema(decay, step):
-    return decay
+def _move(weight, average, params, step):
+    return average + weight * (params - average)
 
 
 def power_ema(gamma: float = 6.94) -> Partial:
     """The power-function average, whose weights grow as step^gamma and so stretch with the length of the run.
 
-    `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al. 2024, https://arxiv.org/abs/2312.02696, equation 2). The
-    weights' standard deviation relative to the run's length is `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10
-    for gamma = 6.94 and 0.05 for 16.97.
+    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al. 2024,
+    https://arxiv.org/abs/2312.02696, equation 2). The weights' standard deviation relative to the run's length is
+    `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and 0.05 for 16.97.
+
+    Args:
+        gamma: a number above -1.
 
     Returns:
-        The decay as a function of the number of the step, which counts from 1. The first step replaces the average.
+        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`. The steps
+        count from 1. The first step replaces the average.
 
     Raises:
         ValueError: if gamma <= -1.
 
-    >>> power_ema(1.0)(jnp.array(2))
-    Array(0.25, dtype=float32, ...)
+    >>> power_ema(1.0)(0.0, 1.0, 2)  # 1 - decay
+    Array(0.75, dtype=float32, ...)
     """
-    if not gamma > -1:
-        raise ValueError(f"power_ema: gamma must be above -1, got {gamma}")
+    check_that(lambda g: g > -1, f"gamma: expected a number above -1, got {gamma}", gamma)
     return bind(_power_ema, gamma)
 
 
-def _power_ema(gamma, step):
-    return (1 - 1 / step) ** (gamma + 1)
+def _power_ema(gamma, average, params, step):
+    # 1 - decay, which is of the order of 1 / step: a decay near 1 would lose its digits.
+    weight = -jnp.expm1((gamma + 1) * jnp.log1p(-1 / step))
+    return _move(weight, average, params, step)
 
 
 def make_train_step(
     loss: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     *,
-    ema: Callable[[Array], Any] = constant_ema(0.999),  # noqa: B008 (a pure function)
+    ema: Callable[[Array, Array, Array], Any] = constant_ema(0.999),  # noqa: B008 (a pure function)
+    accumulate: int = 1,
     skip_nonfinite: bool = False,
-    axis_name: str | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """One step of gradient descent with a moving average, as a pure function `(state, batch) -> (state, metrics)`.
 
@@ -171,24 +184,31 @@ def make_train_step(
 
         g      = grad loss(params, key, batch)
         params = params + optimizer(g)
-        ema    = ema + (1 - decay(k)) (params - ema)
+        ema    = ema(ema, params, k)
 
     It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it.
 
     Args:
         loss: `loss(params, key, batch)` returns a scalar, or a scalar and a dict of scalar metrics.
-        optimizer: any optax transformation, clipping and learning-rate schedule included.
-        ema: the decay as a function of k: `constant_ema(decay)`, `power_ema(gamma)`, or your own.
+        optimizer: an optax transformation, clipping and learning-rate schedule included. Its update gets what it asks
+            for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and `grad_fn`, so line searches and
+            optimizers that adapt to the loss work, too.
+        ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
+            `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
+        accumulate: the number k of micro-batches into which the batch is split, to save memory. Loss, metrics and
+            gradient are means over them, so for a loss that is a mean over the batch the step is the same as with k = 1,
+            but for the noise: each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the examples
+            i, i + k, i + 2 k, ..., so a batch that is sharded over devices stays where it is.
         skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and opt_state as they
             were (and sets the metric "skipped" to 1, which is 0 otherwise).
-        axis_name: a mapped axis (of `pmap`, `shard_map` or `vmap`) that shards the batch, while the state is replicated.
-            Loss, metrics and gradients are averaged over it, and each of its devices draws its own noise.
 
     Returns:
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
 
     Raises:
-        ValueError: when traced, if the loss is not a scalar, or the batch is empty.
+        ValueError: if accumulate is not a positive integer; when traced, if the loss is not a scalar, the batch is empty
+            or cannot be split, or an update of the optimizer is not a whole step (`optax.MultiSteps`, say) or needs
+            another gradient than that of the mean loss.
 
     >>> def loss(params, key, batch):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -198,6 +218,8 @@ def make_train_step(
     >>> state.params, state.ema
     ({'w': Array([0.25, 0.25], dtype=float32)}, {'w': Array([0.125, 0.125], dtype=float32)})
     """
+    if not (isinstance(accumulate, int | np.integer) and accumulate >= 1):
+        raise ValueError(f"accumulate: expected a positive integer, got {accumulate}")
 
     def objective(params, key, batch):
         value = loss(params, key, batch)
@@ -207,25 +229,32 @@ def make_train_step(
         return value, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        empty = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if 0 in jnp.shape(leaf)]
-        if empty:
-            raise ValueError(f"batch: expected examples, got an array of shape {empty[0]}")
-        key, params = jax.random.fold_in(state.key, state.step), state.params
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            params = _device_varying(params, axis_name)
-        (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, key, batch)
-        metrics = {**metrics, "loss": value}
-        if axis_name is not None:
-            metrics, grads = jax.lax.pmean((metrics, grads), axis_name)
+        _check_optimizer(state.opt_state)
+        _check_batch(batch, accumulate)
+        key = jax.random.fold_in(state.key, state.step)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        def gradient(params):
+            part = lambda *args: jax.value_and_grad(objective, has_aux=True)(params, *args)  # noqa: E731
+            (value, metrics), grads = _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
+            return {**metrics, "loss": value}, optax.tree.cast_like(grads, params)
+
+        def value_fn(params, obj_fn=None, grad_fn=None):  # a line search hands it the extra arguments of its neighbours
+            part = lambda *args: objective(params, *args)[0]  # noqa: E731
+            return _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
+
+        metrics, grads = gradient(state.params)
+        extra = {
+            **{"value": metrics["loss"], "grad": grads, "value_fn": value_fn, "obj_fn": value_fn},
+            "grad_fn": lambda params, _: gradient(params)[1],
+        }
+        extra = _accepted(optimizer.update, extra)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        decay = ema(state.step + 1)
-        average = jax.tree.map(lambda e, p: e + (1 - jnp.asarray(decay, e.dtype)) * (p - e), state.ema, params)
+        average = jax.tree.map(functools.partial(_average, ema, state.step + 1), state.ema, params)
         new = TrainState(params, average, opt_state, state.step + 1, state.key)
 
-        metrics["grad_norm"] = optax.tree.norm(grads)  # the same expression as in optax's clipping: computed once
+        # In float32 this is the same expression as in optax's clipping, so it is computed once.
+        metrics["grad_norm"] = optax.tree.norm(jax.tree.map(_accurate, grads))
         if skip_nonfinite:
             ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
             params, average, opt_state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new[:3], state[:3])
@@ -236,9 +265,76 @@ def make_train_step(
     return step
 
 
-def _device_varying(params, axis_name):
-    """Keeps a gradient per device: else shard_map would sum it over the axis already, and pmap would not."""
-    return jax.tree.map(lambda p: jax.lax.pcast(p, axis_name, to="varying"), params)
+def _accurate(x):
+    """The array in float32 or better: a sum of many terms loses all of them in bfloat16."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _average(ema, step, average, params):
+    average = _accurate(average)
+    return jnp.asarray(ema(average, jnp.asarray(params, average.dtype), step), average.dtype)
+
+
+_UNFIT = {
+    optax.MultiStepsState: "use accumulate=k of make_train_step and a batch k times as large",
+    optax.ApplyEvery: "use accumulate=k of make_train_step and a batch k times as large",
+    optax.contrib.SAMState: "use optax.contrib.sam(..., opaque_mode=True)",
+    optax.LookaheadState: "it wants the gradient of `params.fast` alone; the average of the state does its work",
+    optax.contrib.DifferentiallyPrivateAggregateState: "it wants the gradient of each example; write this step by hand",
+}
+
+
+def _check_optimizer(opt_state):
+    """One update must be one step of gradient descent: each call moves the average and the count by one."""
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, tuple(_UNFIT))):
+        for kind, way_out in _UNFIT.items():
+            opaque = isinstance(part, optax.contrib.SAMState) and part.cache is None
+            if isinstance(part, kind) and not opaque:
+                raise ValueError(
+                    f"optimizer: expected one that takes a whole step at each update, from the gradient of the mean loss, "
+                    f"got one with the state {kind.__name__}: {way_out}"
+                )
+
+
+def _accepted(update, extra):
+    """Those of optax's extra arguments that an update takes."""
+    parameters = inspect.signature(update).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return extra
+    return {name: value for name, value in extra.items() if name in parameters}
+
+
+def _check_batch(batch, parts):
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        shape = jnp.shape(leaf)
+        if 0 in shape:
+            raise ValueError(f"batch: expected examples, got an array of shape {shape}")
+        if parts > 1 and (not shape or shape[0] % parts):
+            raise ValueError(
+                f"batch: expected a leading size that is a multiple of accumulate={parts}, "
+                f"got shape {shape} at batch{jax.tree_util.keystr(path)}"
+            )
+
+
+def _mean_over_parts(fn, parts):
+    """The mean of `fn(key, batch)`, a pytree, over parts of the batch, one after the other."""
+    if parts == 1:
+        return fn
+
+    def mean(key, batch):
+        # Neighbours go to different parts: the rows of each device stay on it.
+        split = jax.tree.map(lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0), batch)
+
+        def add(total, part):
+            i, batch = part
+            new = jax.checkpoint(fn, prevent_cse=False)(jax.random.fold_in(key, i), batch)
+            return jax.tree.map(lambda t, x: t + jnp.asarray(x, t.dtype) / parts, total, new), None
+
+        first = jax.tree.map(lambda x: x[0], split)
+        zeros = jax.tree.map(lambda x: _accurate(jnp.zeros_like(x)), jax.eval_shape(fn, key, first))
+        return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+
+    return mean
 
 
 def in_memory(arrays: Any, batch_size: int, *, seed: int = 0) -> Callable[[int], Any]:

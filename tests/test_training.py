@@ -2,15 +2,19 @@
 
 import json
 import os
+import pathlib
+import re
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from diffjax._bind import bind
 from diffjax.training import (
@@ -95,6 +99,20 @@ def test_donating_the_state_spares_the_parameters_and_the_key_of_the_caller():
     step(after, regression())
 
 
+def test_a_step_traces_once_from_weakly_typed_parameters():
+    optimizer, traces = optax.adam(0.1), []
+
+    def loss(params, key, batch):
+        traces.append(1)
+        return jnp.sum(params**2)
+
+    step = jax.jit(make_train_step(loss, optimizer))
+    params = jnp.full(3, 0.5)
+    state, _ = step(init_state(jax.random.key(0), params, optimizer), None)
+    step(state, None)
+    assert params.weak_type and len(traces) == 1
+
+
 def averaged(ema, steps=12):
     """The average of params 1, 2, 3, ..., starting at 0, after each step."""
     count = optax.GradientTransformation(
@@ -128,18 +146,61 @@ def test_power_average_has_the_weights_of_its_closed_form(gamma):
 def test_power_average_has_the_width_of_the_paper(gamma, std):
     n = 4000
     k = np.arange(1, n + 1.0)
-    decay = np.array(jax.vmap(power_ema(gamma))(jnp.arange(1, n + 1)))
-    weights = (1 - decay) * np.append(np.cumprod(decay[:0:-1])[::-1], 1.0)
+    weights = np.array(power_ema(gamma)(jnp.zeros(n), jnp.ones(n), jnp.arange(1, n + 1)))  # 1 - decay
+    weights *= np.append(np.cumprod((1 - weights)[:0:-1])[::-1], 1.0)
     np.testing.assert_allclose(weights.sum(), 1)
     mean = np.sum(weights * k / n)
     np.testing.assert_allclose(np.sqrt(np.sum(weights * (k / n - mean) ** 2)), std, rtol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_average_of_half_precision_parameters_follows_the_exact_recursion(dtype):
+    """The parameters are 2 from the first step on, the average starts at 0."""
+    jump = optax.stateless(lambda g, p: jax.tree.map(lambda x: 2 - x, p))
+    step = make_train_step(lambda p, k, b: jnp.sum(p["w"]), jump, ema=constant_ema(0.999))
+    start = init_state(jax.random.key(0), {"w": jnp.zeros(2, dtype)}, jump)
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, length=3000))(start)
+    np.testing.assert_array_equal(state.params["w"], 2)
+    assert state.params["w"].dtype == dtype and state.ema["w"].dtype == jnp.float32
+    np.testing.assert_allclose(state.ema["w"], 2 * (1 - 0.999**3000), rtol=1e-5)  # 1.9006
+
+
+def test_an_average_that_came_in_half_precision_goes_on_in_float32():
+    optimizer = optax.sgd(0.0)
+    state = init_state(jax.random.key(0), jnp.full(2, 2, jnp.bfloat16), optimizer)
+    state = state._replace(ema=jnp.zeros(2, jnp.bfloat16))
+    state, _ = make_train_step(lambda p, k, b: jnp.sum(p), optimizer, ema=constant_ema(0.999))(state, None)
+    assert state.ema.dtype == jnp.float32
+    np.testing.assert_allclose(state.ema, 0.002, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [6.94, 16.97])
+def test_the_power_average_keeps_the_digits_of_its_weight_in_float32(gamma):
+    """The weight of the new parameters is `1 - (1 - 1 / k)^(gamma + 1)`."""
+    steps = [1, 2, 3, 10, 1000, 10**5, 2_500_000, 5_000_000, 10**7]
+    with mpmath.workdps(50), jax.enable_x64(False):
+        exact = [float(1 - (1 - mpmath.mpf(1) / k) ** (mpmath.mpf(gamma) + 1)) for k in steps]
+        optimizer = optax.sgd(0.0)
+        step = jax.jit(make_train_step(lambda p, k, b: 0 * p, optimizer, ema=power_ema(gamma)))
+        state = init_state(jax.random.key(0), jnp.ones(()), optimizer)._replace(ema=jnp.zeros(()))
+        weights = [step(state._replace(step=jnp.int32(k - 1)), None)[0].ema for k in steps]
+    np.testing.assert_allclose(weights, exact, rtol=1e-6)
+
+
+def test_the_gradient_norm_of_half_precision_parameters_does_not_overflow():
+    optimizer = optax.sgd(1e-3)
+    state = init_state(jax.random.key(0), jnp.zeros(100, jnp.float16), optimizer)
+    step = make_train_step(lambda p, k, b: 300 * jnp.sum(p), optimizer, skip_nonfinite=True)
+    state, metrics = step(state, None)
+    np.testing.assert_allclose(metrics["grad_norm"], 3000, rtol=1e-6)
+    assert int(metrics["skipped"]) == 0
+
+
 def test_averages_refuse_what_is_none():
     for decay in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"decay: expected a finite number in \[0, 1\], got"):
             constant_ema(decay)
-    with pytest.raises(ValueError, match="gamma must be above -1"):
+    with pytest.raises(ValueError, match=r"gamma: expected a number above -1, got -1.0"):
         power_ema(-1.0)
 
 
@@ -160,6 +221,91 @@ def test_a_step_that_is_not_finite_is_skipped_if_asked(loss):
     assert not np.isfinite(after.params["w"]).all()
 
 
+def test_one_update_of_several_micro_batches_is_one_step():
+    """Gradient descent on (w - 1)^2 from 0: w = 1 - 0.8^n after n updates, of which the average has its closed form."""
+    optimizer = optax.sgd(0.1)
+    loss = lambda params, key, batch: jnp.mean((params - batch) ** 2)  # noqa: E731
+    step = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.9), accumulate=4))
+    state = init_state(jax.random.key(0), jnp.zeros(()), optimizer)
+    for _ in range(10):
+        state, _ = step(state, jnp.ones(4))
+    assert int(state.step) == 10
+    np.testing.assert_allclose(state.params, 1 - 0.8**10)
+    expected = 1 - 0.9**10 - 0.1 * sum(0.9 ** (10 - n) * 0.8**n for n in range(1, 11))
+    np.testing.assert_allclose(expected, 0.4583, atol=1e-4)
+    np.testing.assert_allclose(state.ema, expected)
+
+
+@pytest.mark.parametrize("name", ["adam", "polyak_sgd", "lbfgs", "sam", "sophia"])
+def test_micro_batches_take_the_step_of_their_union(name):
+    inner = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+    optimizer = {
+        "adam": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1)),
+        "polyak_sgd": optax.polyak_sgd(),
+        "lbfgs": optax.lbfgs(),
+        "sam": optax.contrib.sam(optax.sgd(0.1), inner, opaque_mode=True),
+        "sophia": optax.contrib.sophia(0.1),
+    }[name]
+    loss = lambda *args: (squared_error(*args), {"first": args[2]["x"][:, 0].mean()})  # noqa: E731
+    start, batch = new(optimizer), regression(12)
+    expected = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.75)))(start, batch)
+    got = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.75), accumulate=4))(start, batch)
+    assert_trees_agree(got, expected)
+
+
+def assert_trees_agree(got, expected, rtol=1e-12):
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_each_micro_batch_draws_its_own_noise():
+    optimizer = optax.sgd(0.1)
+    got, _ = jax.jit(make_train_step(noisy, optimizer, accumulate=4))(new(optimizer), regression())
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    noise = np.mean([jax.random.normal(jax.random.fold_in(key, i), (3,)) for i in range(4)], axis=0)
+    quiet, _ = make_train_step(squared_error, optimizer)(new(optimizer), regression())
+    np.testing.assert_allclose(got.params["w"], quiet.params["w"] - 0.1 * noise, rtol=1e-9)
+
+
+def test_gradients_accumulate_in_float32():
+    """Each of 1024 micro-batches has the gradient 1. In bfloat16 a sum of 1 / 1024 each ends at 1 / 4."""
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(lambda p, k, b: p * b.mean(), optimizer, accumulate=1024)
+    state, metrics = step(init_state(jax.random.key(0), jnp.zeros((), jnp.bfloat16), optimizer), jnp.ones(1024))
+    assert state.params.dtype == jnp.bfloat16
+    np.testing.assert_array_equal((state.params, metrics["grad_norm"]), (-1, 1))
+
+
+def test_micro_batches_need_less_memory():
+    def loss(params, key, batch):
+        for layer in params:
+            batch = jnp.tanh(batch @ layer)
+        return jnp.mean(batch**2)
+
+    optimizer = optax.sgd(0.1)
+    state, batch = init_state(jax.random.key(0), jnp.ones((8, 16, 16)), optimizer), jnp.ones((4096, 16))
+    memory = [
+        jax.jit(make_train_step(loss, optimizer, accumulate=k)).lower(state, batch).compile().memory_analysis()
+        for k in (1, 16)
+    ]
+    assert memory[1].temp_size_in_bytes < memory[0].temp_size_in_bytes / 4
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    optimizer = optax.sgd(0.1)
+    for accumulate in (0, -1, 2.0, None):
+        with pytest.raises(ValueError, match=f"accumulate: expected a positive integer, got {accumulate}"):
+            make_train_step(squared_error, optimizer, accumulate=accumulate)
+    step = make_train_step(squared_error, optimizer, accumulate=3)
+    with pytest.raises(ValueError, match=r"multiple of accumulate=3, got shape \(8, 3\) at batch\['x'\]"):
+        step(new(optimizer), regression(8))
+    with pytest.raises(ValueError, match=r"multiple of accumulate=3, got shape \(\) at batch\['i'\]"):
+        step(new(optimizer), {"i": 0, **regression(9)})
+
+
 def test_a_step_that_is_finite_is_not_changed_by_skipping():
     optimizer = optax.adam(0.1)
     plain, _ = make_train_step(squared_error, optimizer)(new(optimizer), regression())
@@ -169,48 +315,31 @@ def test_a_step_that_is_finite_is_not_changed_by_skipping():
         np.testing.assert_array_equal(a, b)
 
 
-def sharded(step, check_vma):
-    mesh = jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
-    return jax.shard_map(step, mesh=mesh, in_specs=(P(), P("devices")), out_specs=P(), check_vma=check_vma)
+@pytest.fixture(scope="module")
+def on_devices():
+    """The losses and states of one run, with different numbers of devices."""
+    worker = pathlib.Path(__file__).parent / "devices_worker.py"
+    out = subprocess.run([sys.executable, worker], capture_output=True, text=True, check=True).stdout
+    return json.loads(out)
 
 
-def mapped(step):
-    def run(state, batch):
-        batch = jax.tree.map(lambda a: a.reshape(4, -1, *a.shape[1:]), batch)
-        return jax.tree.map(lambda a: a[0], jax.pmap(step, "devices", in_axes=(None, 0))(state, batch))
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "spread",
-    [lambda step: sharded(step, True), lambda step: sharded(step, False), mapped],
-    ids=["shard_map", "shard_map-unchecked", "pmap"],
-)
-@pytest.mark.parametrize("skip", [False, True])
-def test_four_devices_take_the_step_of_one(spread, skip):
-    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1))
-    expected = make_train_step(squared_error, optimizer, skip_nonfinite=skip)(new(optimizer), regression())
-    step = make_train_step(squared_error, optimizer, skip_nonfinite=skip, axis_name="devices")
-    got = (
-        jax.jit(spread(step))(new(optimizer), regression())
-        if spread is not mapped
-        else spread(step)(new(optimizer), regression())
-    )
-    for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_allclose(b, a, rtol=1e-12, err_msg=jax.tree_util.keystr(path))
+@pytest.mark.parametrize("placed", ["data 2", "data 8", "fsdp 8", "data 2, model 4", "micro data 8"])
+def test_any_number_of_devices_trains_the_model_of_one(on_devices, placed):
+    losses, state = on_devices[placed]
+    expected_losses, expected_state = on_devices["micro one" if placed.startswith("micro") else "one"]
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-12)
+    for name, leaf in state.items():
+        np.testing.assert_allclose(leaf, expected_state[name], rtol=1e-12, atol=1e-14, err_msg=name)
 
 
-def test_each_device_draws_its_own_noise():
+def test_micro_batches_leave_the_examples_on_their_devices():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     optimizer = optax.sgd(0.1)
-    step = sharded(make_train_step(noisy, optimizer, axis_name="devices"), True)
-    got, _ = jax.jit(step)(new(optimizer), regression())
-    key = jax.random.fold_in(jax.random.key(0), 0)
-    noise = np.mean([jax.random.normal(jax.random.fold_in(key, i), (3,)) for i in range(4)], axis=0)
-    quiet, _ = make_train_step(squared_error, optimizer)(new(optimizer), regression())
-    np.testing.assert_allclose(got.params["w"], quiet.params["w"] - 0.1 * noise, rtol=1e-9)
+    batch = jax.device_put(regression(16), jax.NamedSharding(mesh, jax.P("data")))
+    state = jax.device_put(new(optimizer), jax.NamedSharding(mesh, jax.P()))
+    program = jax.jit(make_train_step(squared_error, optimizer, accumulate=2)).lower(state, batch).compile().as_text()
+    assert "all-reduce(" in program
+    assert not re.search(r"all-to-all\(|all-gather\(|collective-permute\(", program)
 
 
 def test_functional_is_the_module_and_back():
