@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._bind import bind
+from ._calls import call_denoiser
 from ._math import check_that
 from .schedules.coefficients import alpha_sigma
 from .typing import Denoiser, Estimate, Schedule
@@ -51,7 +52,8 @@ def _cfg(conditional, unconditional, scale, x, t) -> Estimate:
             f"scale: expected a scalar, or one scale a sample with as many axes as x of shape "
             f"{x.shape}, got shape {shape}; to try many scales, vmap over them"
         )
-    return jax.tree.map(lambda c, u: u + scale * (c - u), conditional(x, t), unconditional(x, t))
+    c, u = call_denoiser(conditional, x, t, "conditional"), call_denoiser(unconditional, x, t, "unconditional")
+    return jax.tree.map(lambda c, u: u + scale * (c - u), c, u)
 
 
 def clip_x0(denoise: Denoiser, schedule: Schedule, low: float | Array = -1.0, high: float | Array = 1.0) -> Denoiser:
@@ -87,7 +89,7 @@ def clip_x0(denoise: Denoiser, schedule: Schedule, low: float | Array = -1.0, hi
 
 def _clip_x0(denoise, schedule, low, high, x, t) -> Estimate:
     alpha, sigma = alpha_sigma(schedule, t)
-    x0, eps = denoise(x, t)
+    x0, eps = call_denoiser(denoise, x, t)
     clipped = jnp.clip(x0, low, high)
     # A difference of estimates, not (x - alpha x0) / sigma: eps keeps its digits where nothing is
     # clipped.

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._bind import bind
+from ._calls import call_denoiser, call_network
 from ._math import as_float, check_number, from_right
 from .schedules import coefficients, half_log_snr, half_log_snr_inverse
 from .typing import Denoiser, Estimate, Network, Schedule, Time
@@ -199,12 +200,7 @@ def output(network, schedule, parametrization, x, t):
     """The network's raw output at x_t = x, shown what its parametrization says, in at least float32."""
     check_parametrization(parametrization)
     c_in, c_noise = parametrization.inputs(schedule, t)
-    out = network(c_in * x, c_noise)
-    if jnp.shape(out) != jnp.shape(x):
-        raise ValueError(
-            f"network: it returned {jnp.shape(out)} for x of shape {jnp.shape(x)}; expected the same shape"
-        )
-    return as_float(out, "network output")
+    return as_float(call_network(network, c_in * x, c_noise), "network output")
 
 
 def solve(schedule, parametrization, t):
@@ -240,7 +236,7 @@ def score(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:
     Array([-3.], dtype=float32)
     """
     t = from_right(t)
-    return -denoise(x, t).eps / coefficients(schedule, t).sigma
+    return -call_denoiser(denoise, x, t).eps / coefficients(schedule, t).sigma
 
 
 def velocity(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:
@@ -265,7 +261,7 @@ def velocity(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:
     """
     t = from_right(t)
     *_, dalpha, dsigma = coefficients(schedule, t)
-    x0, eps = denoise(x, t)
+    x0, eps = call_denoiser(denoise, x, t)
     return dalpha * x0 + dsigma * eps
 
 
@@ -296,4 +292,5 @@ def _rescheduled(denoise, trained_on, sample_with, x, t):
     t_trained = half_log_snr_inverse(trained_on, half_log_snr(sample_with, t))
     alpha, sigma, *_ = coefficients(sample_with, t)
     alpha_trained, sigma_trained, *_ = coefficients(trained_on, t_trained)
-    return denoise(x * jnp.hypot(alpha_trained, sigma_trained) / jnp.hypot(alpha, sigma), t_trained)
+    x = x * jnp.hypot(alpha_trained, sigma_trained) / jnp.hypot(alpha, sigma)
+    return call_denoiser(denoise, x, t_trained)

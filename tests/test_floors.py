@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "diffjax"
 FLOORS = [
-    {"_bind", "typing", "_math"},
+    {"_bind", "typing", "_math", "_calls"},
     {"schedules", "grids", "times", "process"},
     {"parametrizations", "exact", "flows", "guidance"},
     {"weightings", "losses", "samplers", "solve", "likelihood", "optimal_grids"},
@@ -67,6 +67,15 @@ def test_the_core_does_not_print_log_or_jit(path):
         if isinstance(node, (ast.Name, ast.Attribute)):
             name = node.id if isinstance(node, ast.Name) else node.attr
             assert name not in {"print", "logging", "jit", "pmap"}, f"line {node.lineno}: {name}"
+
+
+@EACH
+def test_denoisers_and_networks_are_called_where_their_result_is_checked(path):
+    if FLOOR[module_of(path)] == 4 or module_of(path) == "_calls":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"denoise", "network"}, f"line {node.lineno}: use _calls.call_{node.func.id}..."
 
 
 def test_the_import_of_the_core_is_light():

@@ -63,6 +63,38 @@ def test_drift_and_diffusion_are_those_of_the_table(name):
     np.testing.assert_allclose(g2, [float(exact_g2(mp.mpf(t))) for t in ts], rtol=1e-10)
 
 
+NEAR = np.logspace(-7, -0.31, 27).astype(np.float32)
+NEAR_THE_ENDS = np.concatenate([NEAR, 1 - NEAR])
+
+
+@ROWS
+def test_drift_diffusion_and_log_snr_keep_their_digits_near_both_ends_in_float32(name):
+    # A few roundings of 6e-8 each. The log-SNR crosses 0, so its error is measured against 1 there.
+    schedule, (alpha, sigma, exact_f, exact_g2, _) = make(name), oracles.TABLE[name]
+    values = at(
+        lambda t: (drift(schedule, t), diffusion_squared(schedule, t), half_log_snr(schedule, t)), NEAR_THE_ENDS
+    )
+    assert {v.dtype for v in values} == {jnp.dtype(np.float32)}
+    times = [mp.mpf(float(t)) for t in NEAR_THE_ENDS]
+    for value, exact, floor in zip(
+        values, (exact_f, exact_g2, lambda t: mp.log(alpha(t) / sigma(t))), (0, 0, 1), strict=True
+    ):
+        expected = [exact(t) for t in times]
+        errors = [abs(mp.mpf(float(v)) - e) / (abs(e) + floor + 1e-30) for v, e in zip(value, expected, strict=True)]
+        assert max(errors) < 1e-6, NEAR_THE_ENDS[np.argmax(errors)]
+
+
+@pytest.mark.parametrize("betas", [np.linspace(1e-4, 0.02, 1000), np.array([1e-6, 0.9, 0.01])])
+def test_the_drift_of_given_betas_keeps_its_digits_in_float32(betas):
+    # Within step i, log alpha is a straight line that falls by -log(1 - beta_i) / 2 in a time of 1 / n.
+    n = len(betas)
+    ts = ((np.arange(n) + 0.37) / n).astype(np.float32)
+    schedule = from_betas(jnp.asarray(betas, jnp.float32))
+    f, g2 = at(lambda t: (drift(schedule, t), diffusion_squared(schedule, t)), ts)
+    np.testing.assert_allclose(f, 0.5 * n * np.log1p(-betas), rtol=1e-6)
+    np.testing.assert_allclose(g2, -n * np.log1p(-betas), rtol=1e-6)
+
+
 @ROWS
 def test_the_ends(name):
     schedule = make(name)

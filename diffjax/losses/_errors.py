@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from .._calls import call_network
 from .._math import as_float
 
 __all__ = ["mean_squared_error"]
@@ -9,11 +10,7 @@ __all__ = ["mean_squared_error"]
 
 def mean_squared_error(network, goal, x, t):
     """`|network(x, t) - goal|^2`, a mean over the elements of x."""
-    out = network(x, t)
-    if jnp.shape(out) != jnp.shape(x):
-        raise ValueError(
-            f"network: it returned {jnp.shape(out)} for x of shape {jnp.shape(x)}; expected the same shape"
-        )
+    out = call_network(network, x, t)
     if jnp.shape(goal) != jnp.shape(x):
         raise ValueError(f"expected a goal of the shape of x, {jnp.shape(x)}, got {jnp.shape(goal)}")
     return jnp.mean((as_float(out, "network's output") - as_float(goal, "goal")) ** 2)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
+from .._calls import call_network
 from .._math import as_float
 from ..likelihood import Probes, probe_products, rademacher_probes
 from ..solve import integrate
@@ -108,6 +109,6 @@ def maximum_likelihood(
 
 def _with_integrals(network, z, t, state, args):
     with jax.default_matmul_precision("highest"):
-        velocity, products = probe_products(lambda x: network(x, t), state[0], z)
+        velocity, products = probe_products(lambda x: call_network(network, x, t), state[0], z)
         divergence = jnp.vdot(products, z) / len(z)
     return velocity, divergence, jnp.sum(velocity**2), jnp.sum(products**2) / len(z)

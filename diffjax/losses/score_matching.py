@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._calls import call_network
 from ..likelihood import divergence
 from ..typing import Network, Time
 from ._errors import mean_squared_error
@@ -73,7 +74,7 @@ def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[A
     >>> implicit_score_matching(lambda x, t: -x, x, 0.5, exact_probes(None, x)).round(4)  # (5 - 2 * 2) / 2
     Array(0.5, dtype=float32)
     """
-    score, trace = divergence(lambda x: network(x, t), x, probes)
+    score, trace = divergence(lambda x: call_network(network, x, t), x, probes)
     return (jnp.sum(score**2) + 2 * trace) / x.size
 
 
@@ -101,5 +102,5 @@ def sliced_score_matching(network: Network, x: Array, t: Time, probes: Float[Arr
     >>> sliced_score_matching(lambda x, t: -x, x, 0.5, jnp.array([[1.0, -1.0]]))  # (1 - 2 * 2) / 2
     Array(-1.5, dtype=float32)
     """
-    score, trace = divergence(lambda x: network(x, t), x, probes)
+    score, trace = divergence(lambda x: call_network(network, x, t), x, probes)
     return (jnp.mean(jax.vmap(lambda z: jnp.vdot(z, score) ** 2)(probes)) + 2 * trace) / x.size

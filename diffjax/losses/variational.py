@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
+from .._calls import call_denoiser
 from .._math import as_float
 from ..process import perturb
 from ..schedules import coefficients, diffusion_squared
@@ -114,7 +115,7 @@ def variational_bound(
         Nats; `likelihood.bits_per_dim(-bound, d)` makes bits per dimension of it.
 
     Raises:
-        ValueError: if the denoiser fits not the shape of x0.
+        ValueError: if the denoiser does not return an `Estimate` of the shape of x0.
 
     Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 11, 15 and 17-18.
 
@@ -127,7 +128,7 @@ def variational_bound(
     x0 = as_float(x0, "x0")
     noise_key, reconstruction_key = jax.random.split(key)
     eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
-    error = jnp.sum((eps - denoise(perturb(schedule, x0, eps, t), t).eps) ** 2)
+    error = jnp.sum((eps - call_denoiser(denoise, perturb(schedule, x0, eps, t), t).eps) ** 2)
     slope = 0.5 * diffusion_squared(schedule, t) / coefficients(schedule, t).sigma ** 2
     first, last = coefficients(schedule, start), coefficients(schedule, end)
     prior = 0.5 * jnp.sum((last.alpha / last.sigma * x0) ** 2)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._calls import call_denoiser
 from .._math import as_float, check_that
 from ..process import Transition, transition
 from ..schedules import coefficients, half_log_snr
@@ -54,7 +55,7 @@ def elbo_table(
     def mean_errors(key, t):
         alpha, sigma, *_ = coefficients(schedule, t)
         eps = jax.random.normal(key, x0.shape, x0.dtype)
-        estimate = denoise(alpha * x0 + sigma * eps, t)
+        estimate = call_denoiser(denoise, alpha * x0 + sigma * eps, t)
         return [jnp.sum(error**2) / len(x0) for error in (eps - estimate.eps, x0 - estimate.x0)]
 
     keys = jax.random.split(key, len(ts) - 1)
@@ -109,7 +110,7 @@ def klub_table(
     def forward(x, inputs):  # from the data to the prior
         key, t, scale, std = inputs
         x = scale * x + std * jax.random.normal(key, x.shape, x.dtype)
-        return x, denoise(x, t).x0
+        return x, call_denoiser(denoise, x, t).x0
 
     back = ts[::-1]
     first = Transition(*coefficients(schedule, back[0])[:2])

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
+from .._calls import call_denoiser
 from .._math import as_scalar, phis, safe_sqrt
 from ..schedules import half_log_snr
 from ..schedules.coefficients import alpha_sigma, log_ratio
@@ -256,7 +257,7 @@ def _no_corrected_history(schedule, empty, x, t):
 
 
 def _multistep(denoise, schedule, interpolation, tau, gains, key, state, t, s):
-    estimate = denoise(state.x, t)
+    estimate = call_denoiser(denoise, state.x, t)
     t, s = places(schedule, t, s)
     u = interpolation.variable(t)
     history = _remember(state.memory, interpolation.predict(estimate), u)
@@ -267,7 +268,7 @@ def _multistep(denoise, schedule, interpolation, tau, gains, key, state, t, s):
 
 
 def _corrected_multistep(denoise, schedule, interpolation, tau, corrector, key, state, t, s):
-    estimate = denoise(state.x, t)
+    estimate = call_denoiser(denoise, state.x, t)
     before, last = state.memory.last_step
     t, s = places(schedule, t, s)
     u = interpolation.variable(t)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
+from .._calls import call_denoiser
 from .._math import as_scalar, check_number, is_concrete, safe_sqrt
 from ..process import posterior
 from ..schedules.coefficients import alpha_sigma
@@ -51,14 +52,14 @@ def towards(estimate: Estimate, alpha: Array, sigma: Array) -> Array:
 
 
 def _ddim(denoise, schedule, key, x, t, s):
-    return towards(denoise(x, t), *alpha_sigma(schedule, s))
+    return towards(call_denoiser(denoise, x, t), *alpha_sigma(schedule, s))
 
 
 def _ddim_stochastic(denoise, schedule, eta, key, x, t, s):
     alpha, sigma = alpha_sigma(schedule, s)
     fresh = as_scalar(eta, "eta") * posterior(schedule, s, t).std
     kept = safe_sqrt(jnp.maximum((sigma - fresh) * (sigma + fresh), 0.0))
-    return towards(denoise(x, t), alpha, kept) + fresh * jax.random.normal(key, x.shape, x.dtype)
+    return towards(call_denoiser(denoise, x, t), alpha, kept) + fresh * jax.random.normal(key, x.shape, x.dtype)
 
 
 def ddpm(denoise: Denoiser, schedule: Schedule) -> Sampler:
@@ -85,4 +86,4 @@ def ddpm(denoise: Denoiser, schedule: Schedule) -> Sampler:
 
 def _ddpm(denoise, schedule, key, x, t, s):
     x_weight, x0_weight, std = posterior(schedule, s, t)
-    return x_weight * x + x0_weight * denoise(x, t).x0 + std * jax.random.normal(key, x.shape, x.dtype)
+    return x_weight * x + x0_weight * call_denoiser(denoise, x, t).x0 + std * jax.random.normal(key, x.shape, x.dtype)

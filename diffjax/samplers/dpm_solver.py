@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._bind import bind
+from .._calls import call_denoiser
 from .._math import check_number, check_that, phis
 from ..grids import uniform_log_snr
 from ..schedules import half_log_snr_inverse
@@ -86,7 +87,7 @@ def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
 
 def _stage(denoise, predict, x, start, first, time, target, weight):
     """One stage: x at the target, and the estimate at the beginning of its step."""
-    estimate = denoise(x, time)
+    estimate = call_denoiser(denoise, x, time)
     start = jax.tree.map(lambda new, old: jnp.where(first, new, old), estimate, start)
     difference = predict(estimate) - predict(start)
     return towards(start, target.alpha, target.sigma) + weight * difference, start, difference

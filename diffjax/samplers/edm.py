@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
+from .._calls import call_denoiser
 from .._math import as_scalar, check_number, is_concrete, safe_sqrt
 from ..schedules import coefficients, half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
@@ -66,10 +67,10 @@ def edm_sampler(
 def _heun_step(denoise, schedule, key, x, t, s):
     alpha_t, sigma_t, *_ = coefficients(schedule, t)
     alpha_s, sigma_s, *_ = coefficients(schedule, s)
-    x0, eps = denoise(x, t)
+    x0, eps = call_denoiser(denoise, x, t)
     x_euler = alpha_s * x0 + sigma_s * eps  # Euler in sigma / alpha is DDIM
     more = sigma_s > 0
-    eps_next = denoise(x_euler, jnp.where(more, s, t)).eps
+    eps_next = call_denoiser(denoise, x_euler, jnp.where(more, s, t)).eps
     half_step = 0.5 * (sigma_s - alpha_s * sigma_t / alpha_t)
     return x_euler + jnp.where(more, half_step, 0.0) * (eps_next - eps)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._bind import bind
+from .._calls import call_denoiser, call_network
 from .._math import as_scalar, check_number
 from ..flows import diffusion, noise_amplitude, reverse_drift
 from ..schedules import coefficients
@@ -82,7 +83,8 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
 
 def _bridge_step(velocity, score, amplitude, key, x, t, s):
     amplitude = as_scalar(amplitude, "amplitude")
-    return _diffuse(key, x, velocity(x, t) - 0.5 * amplitude**2 * score(x, t), amplitude, t, s)
+    drift = call_network(velocity, x, t, "velocity") - 0.5 * amplitude**2 * call_network(score, x, t, "score")
+    return _diffuse(key, x, drift, amplitude, t, s)
 
 
 def predictor_corrector(
@@ -127,5 +129,5 @@ def _predictor_corrector(predict, denoise, schedule, snr, key, state, t, s):
 def _langevin(denoise, schedule, snr, key, x, t):
     # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may be 0/0
     sigma, snr = coefficients(schedule, t).sigma, as_scalar(snr, "snr")
-    eps = denoise(x, jnp.where(sigma > 0, t, 1.0)).eps
+    eps = call_denoiser(denoise, x, jnp.where(sigma > 0, t, 1.0)).eps
     return x + 2 * snr * sigma * (jax.random.normal(key, x.shape, x.dtype) - snr * eps)

@@ -49,12 +49,16 @@ def from_betas(betas: Float[Array, " n"]) -> Schedule:
         "almost 1 as alphas_cumprod does; its betas are 1 - a / jnp.concatenate([jnp.ones(1), a[:-1]])",
         betas,
     )
-    log_alphas = jnp.concatenate([jnp.zeros_like(betas[:1]), 0.5 * jnp.cumsum(jnp.log1p(-betas))])
-    return bind(_from_betas, log_alphas)
+    steps = 0.5 * jnp.log1p(-betas)
+    starts = jnp.concatenate([jnp.zeros_like(steps[:1]), jnp.cumsum(steps)[:-1]])
+    return bind(_from_betas, starts, steps)
 
 
-def _from_betas(log_alphas, t):
-    log_alpha = jnp.interp(t, jnp.linspace(0.0, 1.0, log_alphas.size), log_alphas)
+def _from_betas(starts, steps, t):
+    # A difference of two sums would lose the digits of the slope: the steps are kept beside them.
+    n = steps.size
+    i = jnp.clip(jnp.floor(t * n).astype(int), 0, n - 1)
+    log_alpha = starts[i] + (t * n - i) * steps[i]
     return jnp.exp(log_alpha), safe_sqrt(-jnp.expm1(2 * log_alpha))
 
 

@@ -166,7 +166,12 @@ def gvp() -> Schedule:
 
 
 def _gvp(t):
-    return jnp.sin(0.5 * jnp.pi * (1 - t)), jnp.sin(0.5 * jnp.pi * t)  # cos(pi/2) is not 0 in floats; sin(0) is
+    # Each half of the path has an angle that is small at its end. So alpha(1) is exactly 0, and
+    # near both ends the derivatives keep their digits, too.
+    first = t < 0.5
+    angle = 0.5 * jnp.pi * jnp.where(first, t, 1 - t)
+    near, far = jnp.cos(angle), jnp.sin(angle)
+    return jnp.where(first, near, far), jnp.where(first, far, near)
 
 
 def cosine(s: float | Array = 0.008) -> Schedule:
@@ -192,10 +197,14 @@ def cosine(s: float | Array = 0.008) -> Schedule:
 
 def _cosine(s, t):
     b = 0.5 * jnp.pi * s / (1 + s)
-    a = (0.5 * jnp.pi - b) * t
-    alpha = jnp.sin((0.5 * jnp.pi - b) * (1 - t)) / jnp.cos(b)
-    # 1 - cos^2(a + b) / cos^2(b) = sin(a) sin(a + 2 b) / cos^2(b), without the cancellation
-    return alpha, safe_sqrt(jnp.sin(a) * jnp.sin(a + 2 * b)) / jnp.cos(b)
+    length = 0.5 * jnp.pi - b
+    a = length * t
+    # Each half of the path has formulas of its own, which keep their digits and those of their
+    # derivatives. sigma^2 = 1 - cos^2(a + b) / cos^2(b) = sin(a) sin(a + 2 b) / cos^2(b)
+    first = t < 0.5
+    alpha = jnp.where(first, jnp.cos(a + b), jnp.sin(length * (1 - t))) / jnp.cos(b)
+    near_data = jnp.sin(a) * jnp.sin(a + 2 * b) / jnp.cos(b) ** 2
+    return alpha, safe_sqrt(jnp.where(first, near_data, 1 - alpha**2))
 
 
 def _check_betas(beta_min, beta_max):
