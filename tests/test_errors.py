@@ -7,6 +7,7 @@ import pytest
 
 from diffjax import exact, grids, likelihood, losses, process, samplers, schedules, solve, times, weightings
 from diffjax.parametrizations import EPS, as_denoiser, edm_preconditioning
+from diffjax.typing import Estimate
 
 KEY_0 = jax.random.key(0)
 KEY = 0  # no key is looked at before the error
@@ -65,7 +66,7 @@ VALUES = {  # (call, what the message must say)
         r"schedule: expected a schedule, got linear_vp, the function that makes one; call it, as in linear_vp\(\)",
     ),
     "bound, and at its end": (
-        lambda: samplers.sample(KEY_0, samplers.ddim(lambda x, t: (x, x), schedules.edm), x2, grids.uniform(2)),
+        lambda: samplers.sample(KEY_0, samplers.ddim(lambda x, t: Estimate(x, x), schedules.edm), x2, grids.uniform(2)),
         r"schedule: expected a schedule, got edm",
     ),
     "of no numbers": (lambda: process.perturb(schedules.linear, x2, x2, 0.5), r"schedule: .* got linear,"),
