@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from diffjax import networks
 from diffjax._bind import bind
 from diffjax.networks import MLP, DiT, UNet
 from diffjax.networks._layers import time_features
@@ -37,6 +38,25 @@ def trained(kind):
     return jax.tree.unflatten(
         structure, [jnp.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)]
     )
+
+
+NETWORKS = [kind for kind in map(networks.__dict__.get, networks.__all__) if isinstance(kind, type)]
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_every_norm_has_unit_output_where_the_mean_is_3000_standard_deviations(kind):
+    network = nnx.eval_shape(lambda: build(kind) if kind in SHAPES else kind(rngs=nnx.Rngs(0)))
+    norms = [module for _, module in nnx.iter_modules(network) if hasattr(module, "use_fast_variance")]
+    assert norms
+    initial = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+    normalize = jax.jit(lambda norm, x, **settings: norm(x, **settings), static_argnames="use_running_average")
+    for norm in norms:
+        norm = jax.tree.map_with_path(lambda path, leaf: jnp.full(leaf.shape, initial[path[0].name], leaf.dtype), norm)
+        grouped = isinstance(norm, nnx.GroupNorm)
+        width = norm.num_groups * norm.group_size if grouped else norm.num_features
+        training = {"use_running_average": False} if isinstance(norm, nnx.BatchNorm) else {}
+        x = jnp.asarray(np.random.default_rng(0).normal(3000, 1, (4, 4, 4, width)), jnp.float32)
+        assert np.asarray(normalize(norm, x, **training), float).std() == pytest.approx(1, rel=0.01)
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import Attention, Embedding, apply_flat, modulate, zero_linear
+from diffjax.networks._layers import Attention, Embedding, apply_flat, layer_norm, modulate, zero_linear
 
 __all__ = ["DiT", "patchify", "unpatchify"]
 
@@ -72,7 +72,7 @@ class DiT(nnx.Module):
         self.inputs = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, expansion, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.modulation = zero_linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.outputs = zero_linear(width, inputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None) -> Array:
@@ -95,9 +95,9 @@ class Block(nnx.Module):
 
     def __init__(self, width: int, heads: int, expansion: int, *, dtype=None, rngs: nnx.Rngs):
         self.modulation = zero_linear(width, 6 * width, dtype=dtype, rngs=rngs)
-        self.norm1 = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(expansion * width, width, dtype=dtype, rngs=rngs)
 

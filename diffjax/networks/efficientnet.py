@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import apply_images
+from diffjax.networks._layers import apply_images, batch_norm
 from diffjax.weights import load_tensors, read_tensors
 
 __all__ = ["EfficientNetLite0", "efficientnet_lite0"]
@@ -73,14 +73,14 @@ class EfficientNetLite0(nnx.Module):
 
     def __init__(self, size: int = 96, *, rngs: nnx.Rngs):
         self.size = size
-        self.conv_stem, self.bn0 = _conv(3, 32, 3, strides=2, rngs=rngs), _norm(32, rngs=rngs)
+        self.conv_stem, self.bn0 = _conv(3, 32, 3, strides=2, rngs=rngs), batch_norm(32, rngs=rngs)
         inputs, blocks = 32, []
         for repeats, kernel, stride, expansion, outputs in _STAGES:
             for i in range(repeats):
                 blocks.append(Block(inputs, outputs, kernel, 1 if i else stride, expansion, rngs=rngs))
                 inputs = outputs
         self.blocks = nnx.List(blocks)
-        self.conv_head, self.bn1 = _conv(320, 1280, 1, rngs=rngs), _norm(1280, rngs=rngs)
+        self.conv_head, self.bn1 = _conv(320, 1280, 1, rngs=rngs), batch_norm(1280, rngs=rngs)
         self.fc = nnx.Linear(1280, 1000, precision="highest", rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -101,10 +101,10 @@ class Block(nnx.Module):
         width = expansion * inputs
         self.residual = stride == 1 and inputs == outputs
         self.expand_conv = _conv(inputs, width, 1, rngs=rngs) if expansion > 1 else None
-        self.bn0 = _norm(width, rngs=rngs) if expansion > 1 else None
+        self.bn0 = batch_norm(width, rngs=rngs) if expansion > 1 else None
         self.depthwise_conv = _conv(width, width, kernel, strides=stride, feature_group_count=width, rngs=rngs)
-        self.bn1 = _norm(width, rngs=rngs)
-        self.project_conv, self.bn2 = _conv(width, outputs, 1, rngs=rngs), _norm(outputs, rngs=rngs)
+        self.bn1 = batch_norm(width, rngs=rngs)
+        self.project_conv, self.bn2 = _conv(width, outputs, 1, rngs=rngs), batch_norm(outputs, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """(n, height, width, inputs) -> (n, height / stride, width / stride, outputs)."""
@@ -118,7 +118,3 @@ class Block(nnx.Module):
 
 def _conv(inputs: int, outputs: int, kernel: int, *, rngs: nnx.Rngs, **settings) -> nnx.Conv:
     return nnx.Conv(inputs, outputs, (kernel, kernel), use_bias=False, precision="highest", **settings, rngs=rngs)
-
-
-def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(channels, epsilon=1e-3, use_running_average=True, rngs=rngs)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import apply_images
+from diffjax.networks._layers import apply_images, batch_norm
 from diffjax.weights import load_tensors, read_tensors
 
 __all__ = ["InceptionV3", "inception_v3"]
@@ -95,7 +95,7 @@ class ConvNorm(nnx.Module):
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         settings = {"strides": strides, "padding": padding, "use_bias": False, "precision": "highest"}
         self.conv = nnx.Conv(inputs, outputs, kernel, **settings, rngs=rngs)
-        self.bn = nnx.BatchNorm(outputs, epsilon=1e-3, use_running_average=True, rngs=rngs)
+        self.bn = batch_norm(outputs, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """(n, height, width, inputs) -> (n, height', width', outputs)."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import Embedding, apply_polymorphic, modulate, zero_linear
+from diffjax.networks._layers import Embedding, apply_polymorphic, layer_norm, modulate, zero_linear
 
 __all__ = ["MLP"]
 
@@ -59,7 +59,7 @@ class MLP(nnx.Module):
         self.inputs = nnx.Linear(dim, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(width, expansion, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.modulation = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.outputs = zero_linear(width, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None) -> Array:
@@ -79,7 +79,7 @@ class Block(nnx.Module):
 
     def __init__(self, width: int, expansion: int, *, dtype=None, rngs: nnx.Rngs):
         self.modulation = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
         self.out = zero_linear(expansion * width, width, dtype=dtype, rngs=rngs)
 

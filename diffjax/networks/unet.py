@@ -1,6 +1,5 @@
 """A U-Net for images, in the manner of ADM."""
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import Attention, Embedding, apply_flat, modulate
+from diffjax.networks._layers import Attention, Embedding, apply_flat, group_norm, modulate
 
 __all__ = ["UNet"]
 
@@ -98,7 +97,7 @@ class UNet(nnx.Module):
             if i > 0:
                 up[-1].append(conv(c, c))
         self.down, self.up = nnx.List(down), nnx.List(up)
-        self.norm = _group_norm(c, dtype=dtype, rngs=rngs)
+        self.norm = group_norm(c, dtype=dtype, rngs=rngs)
         self.outputs = _zero_conv(c, shape[-1], dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None) -> Array:
@@ -126,13 +125,13 @@ class Block(nnx.Module):
     """A residual block, followed by self-attention where `heads` > 0."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
-        self.norm1 = _group_norm(inputs, dtype=dtype, rngs=rngs)
+        self.norm1 = group_norm(inputs, dtype=dtype, rngs=rngs)
         self.conv1 = nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs)
         self.modulation = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
-        self.norm2 = _group_norm(outputs, dtype=dtype, rngs=rngs)
+        self.norm2 = group_norm(outputs, dtype=dtype, rngs=rngs)
         self.conv2 = _zero_conv(outputs, outputs, dtype=dtype, rngs=rngs)
         self.skip = nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
-        self.norm3 = _group_norm(outputs, dtype=dtype, rngs=rngs) if heads else None
+        self.norm3 = group_norm(outputs, dtype=dtype, rngs=rngs) if heads else None
         zeros = nnx.initializers.zeros
         self.attention = Attention(outputs, heads, out_init=zeros, dtype=dtype, rngs=rngs) if heads else None
 
@@ -154,11 +153,6 @@ def _upsample(x: Array) -> Array:
     n, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, channels))
     return x.reshape(n, 2 * height, 2 * width, channels)
-
-
-def _group_norm(channels: int, *, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """At most 32 groups of at least 4 channels."""
-    return nnx.GroupNorm(channels, num_groups=math.gcd(channels, min(32, channels // 4)), dtype=dtype, rngs=rngs)
 
 
 def _zero_conv(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
