@@ -60,12 +60,12 @@ def test_dtypes_and_an_empty_batch(kind, features):
 
 @KINDS
 def test_refusals(kind, features):
-    with pytest.raises(ValueError, match=r"x must be images \(\.\.\., height, width, 3\), got shape \(2, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"x: expected images \(\.\.\., height, width, 3\), got shape \(2, 3, 8, 8\)"):
         structure(kind)(jnp.zeros((2, 3, 8, 8)))
     with pytest.raises(ValueError, match=r"got shape \(8, 3\)"):
         structure(kind)(jnp.zeros((8, 3)))
-    with pytest.raises(ValueError, match=r"x must be floating-point, with values in \[0, 1\], got uint8"):
+    with pytest.raises(ValueError, match=r"x: expected a floating-point dtype, with values in \[0, 1\], got uint8"):
         structure(kind)(jnp.zeros((8, 8, 3), jnp.uint8))
     for value in (-1.0, 1.1, jnp.nan):
-        with pytest.raises(ValueError, match=r"x must have values in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"x: expected values in \[0, 1\]"):
             structure(kind)(jnp.full((8, 8, 3), value))

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffjax import networks
 from diffjax._bind import bind
-from diffjax.networks import MLP, DiT, UNet
+from diffjax.networks import MLP, DiT, UNet, _layers
 from diffjax.networks._layers import time_features
 from diffjax.networks.dit import patchify, positions, unpatchify
 from diffjax.training import functional
@@ -20,8 +21,9 @@ KINDS = pytest.mark.parametrize("kind", SHAPES, ids=lambda kind: kind.__name__)
 CLASSES = 3
 
 
-def build(kind, num_classes=CLASSES, dtype=None):
-    rngs, settings = nnx.Rngs(0), {"width": 8, "num_classes": num_classes, "dtype": dtype}
+def build(kind, num_classes=CLASSES, dtype=None, dropout=0.0):
+    rngs = nnx.Rngs(0)
+    settings = {"width": 8, "num_classes": num_classes, "dtype": dtype, "dropout": dropout}
     if kind is MLP:
         return MLP(5, depth=2, **settings, rngs=rngs)
     if kind is UNet:
@@ -30,9 +32,9 @@ def build(kind, num_classes=CLASSES, dtype=None):
 
 
 @functools.cache
-def trained(kind):
+def trained(kind, dropout=0.0):
     """As if trained: no layer is zero."""
-    leaves, structure = jax.tree.flatten(nnx.eval_shape(lambda: build(kind)))
+    leaves, structure = jax.tree.flatten(nnx.eval_shape(lambda: build(kind, dropout=dropout)))
     random = np.random.default_rng(0)
     values = [random.normal(0, 1 / np.sqrt(leaf.size // leaf.shape[-1] + 1), leaf.shape) for leaf in leaves]
     return jax.tree.unflatten(
@@ -180,40 +182,148 @@ def test_bound_split_and_merged_it_is_the_same_function(kind):
 def test_refusals(kind):
     x, t, cond = inputs(kind)
     network, shape = trained(kind), SHAPES[kind]
-    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., .*got \(7,\)"):
+    with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., .*got \(7,\)"):
         jax.eval_shape(network, jnp.zeros(7), 0.5)
-    with pytest.raises(ValueError, match="x must be floating-point, got int"):
+    with pytest.raises(ValueError, match="x: expected a floating-point dtype, got int"):
         jax.eval_shape(network, jnp.zeros(shape, int), 0.5)
-    with pytest.raises(ValueError, match=r"t must be a scalar or have x's leading shape \(2, 3\), got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"t: expected a scalar or x's leading shape \(2, 3\), got shape \(3,\)"):
         jax.eval_shape(network, x, t[0])
-    with pytest.raises(ValueError, match=r"cond must be a scalar or have x's leading shape \(2, 3\), got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"cond: expected a scalar or x's leading shape \(2, 3\), got shape \(2,\)"):
         jax.eval_shape(network, x, t, cond[:, 0])
-    with pytest.raises(ValueError, match="cond must be integer labels, got dtype float"):
+    with pytest.raises(ValueError, match="cond: expected integer labels, got dtype float"):
         jax.eval_shape(network, x, t, t)
     for label in (-1, CLASSES + 1):
-        with pytest.raises(ValueError, match=rf"cond must lie in \[0, 3\].*got {label}"):
+        with pytest.raises(ValueError, match=rf"cond: expected labels in \[0, 3\].*got {label}"):
             jax.eval_shape(lambda x, label=label: network(x, 0.5, label), x)
     plain = nnx.eval_shape(lambda: build(kind, num_classes=None))
     assert plain.null is None
-    with pytest.raises(ValueError, match="cond was given, but the network was built without num_classes"):
+    with pytest.raises(ValueError, match="cond: expected None, as the network was built without num_classes"):
         jax.eval_shape(plain, x, t, cond)
-    with pytest.raises(ValueError, match="num_classes must be at least 1"):
+    with pytest.raises(ValueError, match="num_classes: expected a positive integer, got 0"):
         nnx.eval_shape(lambda: build(kind, num_classes=0))
+
+
+def test_what_a_constructor_refuses():
+    for make, message in (
+        (
+            lambda: MLP(2, rngs=jax.random.key(0)),
+            r"rngs: expected a flax.nnx.Rngs, such as nnx.Rngs\(0\) or nnx.Rngs\(key\)",
+        ),
+        (lambda: UNet((8, 8, 1), rngs=0), "rngs: expected a flax.nnx.Rngs.*got int"),
+        (lambda: DiT((8, 8, 1), rngs=None), "rngs: expected a flax.nnx.Rngs.*got NoneType"),
+        (lambda: UNet((32,), rngs=nnx.Rngs(0)), r"shape: expected \(height, width, channels\).*got \(32,\).* MLP"),
+        (lambda: UNet((8, 8, 8, 1), rngs=nnx.Rngs(0)), r"shape: expected .*, got \(8, 8, 8, 1\)"),
+        (lambda: DiT(32, rngs=nnx.Rngs(0)), r"shape: expected .*, got 32"),
+        (lambda: MLP(0, rngs=nnx.Rngs(0)), "dim: expected a positive integer, got 0"),
+        (lambda: MLP(2.0, rngs=nnx.Rngs(0)), "dim: expected a positive integer, got 2.0"),
+        (lambda: MLP(2, dropout=1.0, rngs=nnx.Rngs(0)), r"dropout: expected a probability in \[0, 1\), got 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nnx.eval_shape(make)
+
+
+@KINDS
+def test_a_traced_label_outside_the_table_gives_nan(kind):
+    x, network = inputs(kind)[0], trained(kind)
+    out = call(network, x, 0.3, jnp.array([[0, -1, 2], [CLASSES, CLASSES + 1, 1]]))
+    bad = np.array([[False, True, False], [False, True, False]])
+    np.testing.assert_array_equal(np.isnan(out).reshape(2, 3, -1).all(-1), bad)
+    np.testing.assert_array_equal(np.isfinite(out).reshape(2, 3, -1).all(-1), ~bad)
+
+
+@KINDS
+def test_explicit_axes_and_checked_shards_are_the_plain_call(kind):
+    x, t, cond = inputs(kind)
+    x, t, cond = (jnp.concatenate([a, a]).reshape(4, 3, *a.shape[2:]) for a in (x, t, cond))
+    network, spec = trained(kind), PartitionSpec("data")
+
+    def loss(network, x, t, cond):
+        return jnp.mean(network(x, t, cond) ** 2)
+
+    plain = jax.jit(jax.value_and_grad(loss))(network, x, t, cond)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = [jax.device_put(a, NamedSharding(mesh, spec)) for a in (x, t, cond)]
+        held = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
+        out = call(held, *sharded)
+        assert jax.typeof(out).sharding.spec[0] == "data"
+        np.testing.assert_allclose(out, call(network, x, t, cond), atol=1e-12)
+        explicit = jax.jit(jax.value_and_grad(loss))(held, *sharded)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def shard(network, x, t, cond):
+        varying = jax.tree.map(lambda p: jax.lax.pcast(p, "data", to="varying"), network)
+        return jax.lax.pmean(jax.value_and_grad(loss)(varying, x, t, cond), "data")
+
+    mapped = jax.jit(
+        jax.shard_map(shard, mesh=mesh, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=PartitionSpec())
+    )
+    for other in (explicit, mapped(network, x, t, cond)):
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)  # float32 parameters
+
+
+@KINDS
+def test_without_a_key_nothing_is_dropped(kind):
+    x, t, cond = inputs(kind)
+    dropping, plain = trained(kind, dropout=0.5), trained(kind)
+    np.testing.assert_array_equal(call(dropping, x, t, cond), call(plain, x, t, cond))
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(plain(x, t, cond, key), plain(x, t, cond))  # a rate of 0
+    assert jax.tree.structure(nnx.state(dropping)) == jax.tree.structure(nnx.state(plain))  # no state of its own
+
+
+@KINDS
+def test_each_key_drops_others(kind):
+    x, t, cond = inputs(kind)
+    network = trained(kind, dropout=0.5)
+    keyed = jax.jit(lambda key, x: network(x, t, cond, key))
+    one, two = (jax.random.key(seed) for seed in (0, 1))
+    np.testing.assert_array_equal(keyed(one, x), keyed(one, x))
+    assert float(jnp.mean(abs(keyed(one, x) - keyed(two, x)))) > 1e-3
+    rows = jnp.broadcast_to(x[:1, :1], x.shape)  # the entries of a batch are dropped independently
+    out = jax.jit(lambda key: network(rows, 0.3, 1, key))(one)
+    assert float(jnp.std(out, axis=(0, 1)).mean()) > 1e-3
+    keys = [jax.random.key(seed) for seed in (2, 3)]
+    mapped = jax.jit(jax.vmap(lambda key, x: network(x, 0.3, 1, key)))(jnp.stack(keys), x)
+    np.testing.assert_allclose(mapped[1], jax.jit(network)(x[1], 0.3, 1, jax.random.key(3)), atol=1e-12)
+
+
+def test_dropout_has_the_expectation_of_its_input_and_the_variance_of_a_mask():
+    x, rate = jnp.full(200_000, 3.0), 0.2
+    out = _layers.dropout(x, rate, jax.random.key(0))
+    # Each entry is x / (1 - r) with probability 1 - r: mean x, variance x^2 r / (1 - r).
+    variance = 9 * rate / (1 - rate)
+    assert abs(float(out.mean()) - 3) < 4 * np.sqrt(variance / x.size)
+    np.testing.assert_allclose(float(out.var()), variance, rtol=0.02)
+    np.testing.assert_allclose(np.unique(out), [0.0, 3 / 0.8])
+
+
+def test_one_key_for_a_whole_call():
+    network = trained(MLP, dropout=0.5)
+    with pytest.raises(ValueError, match=r"key: expected one jax.random.key .* got key<fry>\[2\]; map the call"):
+        network(jnp.zeros((2, 5)), 0.5, 1, jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match=r"key: expected one jax.random.key .* got int"):
+        network(jnp.zeros((2, 5)), 0.5, 1, 0)
 
 
 def test_sizes_that_do_not_divide():
     for shape, settings, message in (
-        ((6, 8, 1), {"multipliers": (1, 1, 1)}, "cannot be halved for 3 levels"),
-        ((8, 8, 1), {"attention": (7,)}, r"attention must name resolutions among \[8, 4, 2\], got \(7,\)"),
-        ((8, 8, 1), {"width": 6}, "width must be a multiple of 4, got 6"),
+        (
+            (6, 8, 1),
+            {"multipliers": (1, 1, 1)},
+            r"shape: expected height and width divisible by .*, got \(6, 8, 1\)",
+        ),
+        ((8, 8, 1), {"attention": (7,)}, r"attention: expected resolutions among \[8, 4, 2\], got \(7,\)"),
+        ((8, 8, 1), {"width": 6}, "width: expected a multiple of 4, got 6"),
     ):
         with pytest.raises(ValueError, match=message):
             UNet(shape, **settings, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="patch must divide"):
+    with pytest.raises(ValueError, match="patch: expected a divisor"):
         DiT((8, 7, 1), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="heads must divide the width 16, got 3"):
+    with pytest.raises(ValueError, match="heads: expected a divisor of the width 16, got 3"):
         nnx.eval_shape(lambda: DiT((8, 8, 1), width=16, heads=3, rngs=nnx.Rngs(0)))
-    with pytest.raises(ValueError, match="width must be even"):
+    with pytest.raises(ValueError, match="width: expected an even number"):
         MLP(2, width=5, rngs=nnx.Rngs(0))
 
 

@@ -128,7 +128,7 @@ def test_inception(tmp_path):
 @pytest.mark.parametrize("size", [299, 20])
 def test_images_are_resized_as_pytorch_fid_does(size):
     image = np.random.default_rng(0).uniform(size=(2, 32, 40, 3))
-    got = apply_images(lambda x: x.reshape(len(x), -1), size, jnp.asarray(image)).reshape(2, size, size, 3)
+    got = apply_images(lambda _, x: x.reshape(len(x), -1), None, size, jnp.asarray(image)).reshape(2, size, size, 3)
     image = torch.tensor(image).permute(0, 3, 1, 2)
     want = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)
     np.testing.assert_allclose(got, want.permute(0, 2, 3, 1), atol=1e-14)

@@ -1,16 +1,18 @@
-"""What the networks share: flattening of batch axes, the time and class embedding, self-attention."""
+"""What the networks share: checks, batch axes, embeddings, norms, dropout, self-attention."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from numbers import Integral, Real
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
-from diffjax._math import check_that
+from diffjax._math import as_float, check_that, is_concrete
 
 __all__ = [
     "Attention",
@@ -19,66 +21,166 @@ __all__ = [
     "apply_images",
     "apply_polymorphic",
     "batch_norm",
+    "check_image_shape",
+    "check_settings",
+    "dropout",
     "group_norm",
+    "keys_from",
     "layer_norm",
     "modulate",
     "time_features",
     "zero_linear",
 ]
 
-_FREQUENCIES = (
-    1.0,
-    256.0,
-)  # radians per unit of t: slow enough for t in [-3, 3], fine enough to resolve 1/256 of [0, 1]
+# Radians per unit of t: slow enough for t in [-3, 3], fine enough to resolve 1/256 of [0, 1].
+_FREQUENCIES = (1.0, 256.0)
 
 
-def apply_polymorphic(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond) -> Array:
-    """`forward(x, t, cond)` for x of any leading axes, in x's dtype but at least float32.
+def check_settings(rngs, *, num_classes: int | None = None, dropout: float = 0.0, **sizes: int) -> None:
+    """Raises ValueError if a setting that the constructors share is not what it should be."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(
+            f"rngs: expected a flax.nnx.Rngs, such as nnx.Rngs(0) or nnx.Rngs(key), got {type(rngs).__name__}"
+        )
+    if num_classes is not None:
+        sizes["num_classes"] = num_classes
+    for name, size in sizes.items():
+        if not (isinstance(size, Integral) and size >= 1):
+            raise ValueError(f"{name}: expected a positive integer, got {size!r}")
+    if not (isinstance(dropout, Real) and 0 <= dropout < 1):
+        raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
 
-    `forward` gets t and cond either with x's leading axes or, where they were scalars, with axes of length 1 in their
-    place: an embedding shared by the batch is computed once.
+
+def check_image_shape(shape) -> tuple[int, int, int]:
+    """The shape as a tuple; raises ValueError unless it is (height, width, channels)."""
+    sizes = tuple(shape) if np.ndim(shape) else (shape,)
+    if len(sizes) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        raise ValueError(
+            "shape: expected (height, width, channels) of one image, three positive integers, "
+            f"got {shape}; for vectors there is MLP"
+        )
+    return sizes
+
+
+def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
+    """`forward(network, x, t, cond, key)` for x of any leading axes, in at least float32.
+
+    `forward` gets t and cond either with x's leading axes or, where they were scalars, with axes of
+    length 1 in their place: an embedding shared by the batch is computed once.
     """
-    x = jnp.asarray(x)
+    x = as_float(jnp.asarray(x), "x")
     split = x.ndim - len(shape)
     if split < 0 or x.shape[split:] != shape:
-        raise ValueError(f"x must have shape (..., {', '.join(map(str, shape))}), got {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating-point, got {x.dtype}")
-    lead, dtype = x.shape[:split], jnp.promote_types(x.dtype, jnp.float32)
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"x: expected shape (..., {expected}), got {x.shape}")
+    lead = x.shape[:split]
 
     def aligned(name: str, value):
         if value.shape not in ((), lead):
-            raise ValueError(f"{name} must be a scalar or have x's leading shape {lead}, got shape {value.shape}")
+            raise ValueError(f"{name}: expected a scalar or x's leading shape {lead}, got shape {value.shape}")
         return value.reshape(value.shape or (1,) * split)
 
-    t = aligned("t", jnp.asarray(t, dtype))
-    if cond is not None:  # numbers stay concrete under jit, so that they can be checked
-        cond = aligned("cond", cond if isinstance(cond, jax.Array) else np.asarray(cond))
-    return forward(x, t, cond).astype(dtype)
+    t = aligned("t", jnp.asarray(t, x.dtype))
+    if cond is not None:
+        cond = aligned("cond", _labels(cond, network.null))
+    if key is not None:
+        key = _one_key(key) if network.dropout else None
+    return _with_auto_axes(forward, network, x, t, cond, key).astype(x.dtype)
 
 
-def apply_flat(forward: Callable[..., Array], shape: tuple[int, ...], x, t, cond) -> Array:
+def apply_flat(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
     """As `apply_polymorphic`, for a `forward` that wants one batch axis (convolutions do)."""
 
-    def flat(x, t, cond):
+    def flat(network, x, t, cond, key):
         rows = [None if value is None else value.reshape(value.size) for value in (t, cond)]
-        return forward(x.reshape(-1, *shape), *rows).reshape(x.shape)
+        return forward(network, x.reshape(-1, *shape), *rows, key).reshape(x.shape)
 
-    return apply_polymorphic(flat, shape, x, t, cond)
+    return apply_polymorphic(flat, network, shape, x, t, cond, key)
 
 
-def apply_images(forward: Callable[[Array], Array], size: int, x) -> Array:
-    """`forward` of images (..., height, width, 3) in [0, 1], resized to (n, size, size, 3), in at least float32."""
+def apply_images(forward: Callable[..., Array], network, size: int, x) -> Array:
+    """`forward(network, images)` for images (..., height, width, 3) in [0, 1].
+
+    `forward` gets them as (n, size, size, 3), in at least float32.
+    """
     x = jnp.asarray(x)
     if x.ndim < 3 or x.shape[-1] != 3:
-        raise ValueError(f"x must be images (..., height, width, 3), got shape {x.shape}")
+        raise ValueError(f"x: expected images (..., height, width, 3), got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating-point, with values in [0, 1], got {x.dtype}")
-    check_that(lambda x: (x >= 0) & (x <= 1), "x must have values in [0, 1]", x)
-    flat = x.reshape(-1, *x.shape[-3:]).astype(jnp.promote_types(x.dtype, jnp.float32))
-    flat = jax.image.resize(flat, (len(flat), size, size, 3), "bilinear", antialias=False)
-    features = forward(flat)
-    return features.reshape(*x.shape[:-3], features.shape[-1])
+        raise ValueError(f"x: expected a floating-point dtype, with values in [0, 1], got {x.dtype}")
+    check_that(lambda x: (x >= 0) & (x <= 1), "x: expected values in [0, 1]", x)
+    x = as_float(x, "x")
+
+    def resized(network, x):
+        flat = x.reshape(-1, *x.shape[-3:])
+        flat = jax.image.resize(flat, (len(flat), size, size, 3), "bilinear", antialias=False)
+        features = forward(network, flat)
+        return features.reshape(*x.shape[:-3], features.shape[-1])
+
+    return _with_auto_axes(resized, network, x)
+
+
+def _with_auto_axes(forward: Callable[..., Array], network, x, *args) -> Array:
+    """`forward(network, x, *args)`; on a mesh with explicit axes, the compiler shards what is inside.
+
+    Explicit axes demand a sharding for every reshape and gather that has more than one. Here only
+    the result has one, that of x: shapes inside a network are its own affair.
+    """
+    shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves((x, args, network))]
+    mesh = next((s.mesh for s in shardings if s.mesh.explicit_axes), None)
+    if mesh is None:
+        return forward(network, x, *args)
+    out = NamedSharding(mesh, jax.typeof(x).sharding.spec)
+    call = jax.sharding.auto_axes(forward, axes=tuple(mesh.explicit_axes), out_sharding=out)
+    return call(network, x, *args)
+
+
+def _labels(cond, num_classes: int | None):
+    """The labels as an array; numbers stay concrete under jit, so that they can be checked."""
+    cond = cond if isinstance(cond, jax.Array) else np.asarray(cond)
+    if num_classes is None:
+        raise ValueError(
+            f"cond: expected None, as the network was built without num_classes, got an array of shape {cond.shape}"
+        )
+    if not jnp.issubdtype(cond.dtype, jnp.integer):
+        raise ValueError(f"cond: expected integer labels, got dtype {cond.dtype}")
+    if is_concrete(cond):
+        labels = np.asarray(cond)
+        bad = labels[(labels < 0) | (labels > num_classes)]
+        if bad.size:
+            raise ValueError(
+                f"cond: expected labels in [0, {num_classes}], where {num_classes} is the null label, got {bad[0]}"
+            )
+    return cond
+
+
+def _one_key(key) -> Array:
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = isinstance(key, jax.Array) and key.dtype == jnp.uint32
+    if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
+        got = jax.typeof(key) if isinstance(key, jax.Array) else type(key).__name__
+        raise ValueError(
+            "key: expected one jax.random.key for the whole call, or None for no dropout, "
+            f"got {got}; map the call with jax.vmap to give each sample its own key"
+        )
+    return key
+
+
+def keys_from(key: Array | None) -> Iterator[Array | None]:
+    """Endlessly many keys out of one; endlessly many None out of None."""
+    return (None if key is None else jax.random.fold_in(key, i) for i in itertools.count())
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Sets each entry to 0 with probability `rate`, and divides the others by `1 - rate`.
+
+    The expectation is x. With `key=None` it is x itself. Reference: Srivastava et al. 2014,
+    https://jmlr.org/papers/v15/srivastava14a.html, section 10, which scales in training as here.
+    """
+    if key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
 
 
 def time_features(t: Array, dim: int) -> Array:
@@ -101,9 +203,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, width: int, num_classes: int | None, *, dtype=None, rngs: nnx.Rngs):
         if width < 4 or width % 2:
-            raise ValueError(f"width must be even and at least 4, got {width}")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, or None, got {num_classes}")
+            raise ValueError(f"width: expected an even number of at least 4, got {width}")
         self.width, self.num_classes = width, num_classes
         self.hidden = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
@@ -112,26 +212,17 @@ class Embedding(nnx.Module):
             self.table = nnx.Embed(num_classes + 1, width, embedding_init=init, rngs=rngs)
 
     def __call__(self, t: Array, cond: Array | None = None) -> Array:
-        """The embedding of times and labels of one rank, where an axis of either may have length 1."""
+        """The embedding of times and labels of one rank, where an axis of either may have length 1.
+
+        A label without a row gives NaN: a traced label cannot be refused, and a row of another
+        class would be wrong in silence.
+        """
         features = time_features(t, self.width)
-        if self.num_classes is None:
-            if cond is not None:
-                raise ValueError("cond was given, but the network was built without num_classes")
-        else:
-            labels = jnp.full((1,) * t.ndim, self.num_classes) if cond is None else _checked(cond, self.num_classes)
-            features = features + self.table(labels).astype(features.dtype)
+        if self.num_classes is not None:
+            labels = jnp.full((1,) * t.ndim, self.num_classes) if cond is None else cond
+            rows = self.table.embedding[...].at[labels]
+            features = features + rows.get(mode="fill", wrap_negative_indices=False).astype(t.dtype)
         return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
-
-
-def _checked(cond, num_classes: int) -> Array:
-    if not jnp.issubdtype(cond.dtype, jnp.integer):
-        raise ValueError(f"cond must be integer labels, got dtype {cond.dtype}")
-    if not isinstance(cond, Tracer):
-        labels = np.asarray(cond)
-        if labels.size and (labels.min() < 0 or labels.max() > num_classes):
-            bad = labels[(labels < 0) | (labels > num_classes)][0]
-            raise ValueError(f"cond must lie in [0, {num_classes}] ({num_classes} is the null label), got {bad}")
-    return jnp.asarray(cond)
 
 
 class Attention(nnx.Module):
@@ -139,7 +230,7 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, out_init=None, dtype=None, rngs: nnx.Rngs):
         if width % heads:
-            raise ValueError(f"heads must divide the width {width}, got {heads}")
+            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads = heads
         self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
         kernel_init = out_init or nnx.initializers.lecun_normal()

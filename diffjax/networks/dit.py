@@ -6,7 +6,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import Attention, Embedding, apply_flat, layer_norm, modulate, zero_linear
+from diffjax.networks._layers import (
+    Attention,
+    Embedding,
+    apply_flat,
+    check_image_shape,
+    check_settings,
+    dropout,
+    keys_from,
+    layer_norm,
+    modulate,
+    zero_linear,
+)
 
 __all__ = ["DiT", "patchify", "unpatchify"]
 
@@ -58,42 +69,56 @@ class DiT(nnx.Module):
         heads: int = 6,
         expansion: int = 4,
         num_classes: int | None = None,
+        dropout: float = 0.0,
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, channels = shape
+        sizes = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+        check_settings(rngs, num_classes=num_classes, dropout=dropout, expansion=expansion, **sizes)
+        height, breadth, channels = self.shape = check_image_shape(shape)
         if height % patch or breadth % patch:
-            raise ValueError(f"patch must divide the height and width of shape {shape}, got {patch}")
+            raise ValueError(f"patch: expected a divisor of the height and width of shape {shape}, got {patch}")
         if width % 4:
-            raise ValueError(f"width must be a multiple of 4, got {width}")
+            raise ValueError(f"width: expected a multiple of 4, got {width}")
         inputs = patch * patch * channels
-        self.shape, self.patch, self.null = (height, breadth, channels), patch, num_classes
+        self.patch, self.null, self.dropout = patch, num_classes, dropout
         self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
         self.inputs = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(width, heads, expansion, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.blocks = nnx.List([Block(width, heads, expansion, **settings) for _ in range(depth)])
         self.modulation = zero_linear(width, 2 * width, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.outputs = zero_linear(width, inputs, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, t, cond=None) -> Array:
+    def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., height, width, channels) at time t."""
-        return apply_flat(self._forward, self.shape, x, t, cond)
+        return apply_flat(DiT._forward, self, self.shape, x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None) -> Array:
+    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
         embedding = self.embed(t, cond)
         h = self.inputs(patchify(x, self.patch))
         grid = (self.shape[0] // self.patch, self.shape[1] // self.patch)
         h = h + jnp.asarray(positions(*grid, h.shape[-1]), h.dtype)[None]
-        for block in self.blocks:
-            h = block(h, embedding)
-        h = self.outputs(modulate(self.norm(h), *jnp.split(self.modulation(embedding), 2, axis=-1)))
-        return unpatchify(h, self.patch, self.shape)
+        for block, key_i in zip(self.blocks, keys_from(key), strict=False):
+            h = block(h, embedding, key_i)
+        scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
+        return unpatchify(self.outputs(modulate(self.norm(h), scale, shift)), self.patch, self.shape)
 
 
 class Block(nnx.Module):
     """An adaLN-Zero transformer block."""
 
-    def __init__(self, width: int, heads: int, expansion: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        expansion: int,
+        *,
+        dropout: float = 0.0,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        self.dropout = dropout
         self.modulation = zero_linear(width, 6 * width, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
@@ -101,12 +126,15 @@ class Block(nnx.Module):
         self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(expansion * width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, h: Array, embedding: Array) -> Array:
+    def __call__(self, h: Array, embedding: Array, key: Array | None = None) -> Array:
         """(n, tokens, width) -> the same, given the embedding (n or 1, width)."""
         modulation = jnp.split(self.modulation(embedding), 6, axis=-1)
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation
-        h = h + gate1[:, None] * self.attention(modulate(self.norm1(h), scale1, shift1))
-        return h + gate2[:, None] * self.out(jax.nn.gelu(self.hidden(modulate(self.norm2(h), scale2, shift2))))
+        keys = keys_from(key)
+        attended = self.attention(modulate(self.norm1(h), scale1, shift1))
+        h = h + gate1[:, None] * dropout(attended, self.dropout, next(keys))
+        hidden = jax.nn.gelu(self.hidden(modulate(self.norm2(h), scale2, shift2)))
+        return h + gate2[:, None] * dropout(self.out(hidden), self.dropout, next(keys))
 
 
 def patchify(x: Array, patch: int) -> Array:

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import apply_images, batch_norm
+from diffjax.networks._layers import apply_images, batch_norm, check_settings
 from diffjax.weights import load_tensors, read_tensors
 
 __all__ = ["EfficientNetLite0", "efficientnet_lite0"]
@@ -72,6 +72,7 @@ class EfficientNetLite0(nnx.Module):
     """
 
     def __init__(self, size: int = 96, *, rngs: nnx.Rngs):
+        check_settings(rngs, size=size)
         self.size = size
         self.conv_stem, self.bn0 = _conv(3, 32, 3, strides=2, rngs=rngs), batch_norm(32, rngs=rngs)
         inputs, blocks = 32, []
@@ -85,7 +86,7 @@ class EfficientNetLite0(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """The features (..., 1280) of images (..., height, width, 3) in [0, 1]."""
-        return apply_images(self._forward, self.size, x)
+        return apply_images(EfficientNetLite0._forward, self, self.size, x)
 
     def _forward(self, x: Array) -> Array:
         h = jax.nn.relu6(self.bn0(self.conv_stem((255 * x - 127) / 128)))

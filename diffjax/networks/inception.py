@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import apply_images, batch_norm
+from diffjax.networks._layers import apply_images, batch_norm, check_settings
 from diffjax.weights import load_tensors, read_tensors
 
 __all__ = ["InceptionV3", "inception_v3"]
@@ -58,6 +58,7 @@ class InceptionV3(nnx.Module):
     """
 
     def __init__(self, *, rngs: nnx.Rngs):
+        check_settings(rngs)
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, strides=2, padding="VALID", rngs=rngs)
         self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, padding="VALID", rngs=rngs)
         self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, rngs=rngs)
@@ -78,7 +79,7 @@ class InceptionV3(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """The features (..., 2048) of images (..., height, width, 3) in [0, 1]."""
-        return apply_images(self._forward, 299, x)
+        return apply_images(InceptionV3._forward, self, 299, x)
 
     def _forward(self, x: Array) -> Array:
         h = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(2 * x - 1)))

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import Embedding, apply_polymorphic, layer_norm, modulate, zero_linear
+from diffjax.networks._layers import (
+    Embedding,
+    apply_polymorphic,
+    check_settings,
+    dropout,
+    keys_from,
+    layer_norm,
+    modulate,
+    zero_linear,
+)
 
 __all__ = ["MLP"]
 
@@ -51,39 +60,46 @@ class MLP(nnx.Module):
         depth: int = 4,
         expansion: int = 2,
         num_classes: int | None = None,
+        dropout: float = 0.0,
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        self.dim, self.null = dim, num_classes
+        sizes = {"dim": dim, "width": width, "depth": depth, "expansion": expansion}
+        check_settings(rngs, num_classes=num_classes, dropout=dropout, **sizes)
+        self.dim, self.null, self.dropout = dim, num_classes, dropout
         self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
         self.inputs = nnx.Linear(dim, width, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(width, expansion, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.blocks = nnx.List([Block(width, expansion, **settings) for _ in range(depth)])
         self.modulation = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.outputs = zero_linear(width, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, t, cond=None) -> Array:
+    def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., dim) at time t."""
-        return apply_polymorphic(self._forward, (self.dim,), x, t, cond)
+        return apply_polymorphic(MLP._forward, self, (self.dim,), x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None) -> Array:
+    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
         embedding = self.embed(t, cond)
         h = self.inputs(x)
-        for block in self.blocks:
-            h = block(h, embedding)
-        return self.outputs(modulate(self.norm(h), *jnp.split(self.modulation(embedding), 2, axis=-1)))
+        for block, key_i in zip(self.blocks, keys_from(key), strict=False):
+            h = block(h, embedding, key_i)
+        scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
+        return self.outputs(modulate(self.norm(h), scale, shift))
 
 
 class Block(nnx.Module):
-    """`h + W2 silu(W1 (LN(h) (1 + scale) + shift))`."""
+    """`h + W2 drop(silu(W1 (LN(h) (1 + scale) + shift)))`."""
 
-    def __init__(self, width: int, expansion: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width: int, expansion: int, *, dropout: float = 0.0, dtype=None, rngs: nnx.Rngs):
+        self.dropout = dropout
         self.modulation = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
         self.out = zero_linear(expansion * width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, h: Array, embedding: Array) -> Array:
+    def __call__(self, h: Array, embedding: Array, key: Array | None = None) -> Array:
         """One residual step of h (..., width) given the embedding, whose leading axes may have length 1."""
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
-        return h + self.out(jax.nn.silu(self.hidden(modulate(self.norm(h), scale, shift))))
+        hidden = jax.nn.silu(self.hidden(modulate(self.norm(h), scale, shift)))
+        return h + self.out(dropout(hidden, self.dropout, key))

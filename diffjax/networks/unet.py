@@ -7,7 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import Attention, Embedding, apply_flat, group_norm, modulate
+from diffjax.networks._layers import (
+    Attention,
+    Embedding,
+    apply_flat,
+    check_image_shape,
+    check_settings,
+    dropout,
+    group_norm,
+    keys_from,
+    modulate,
+)
 
 __all__ = ["UNet"]
 
@@ -57,26 +67,46 @@ class UNet(nnx.Module):
         attention: Sequence[int] = (),
         head_width: int = 64,
         num_classes: int | None = None,
+        dropout: float = 0.0,
         dtype=None,
         rngs: nnx.Rngs,
     ):
+        check_settings(
+            rngs,
+            num_classes=num_classes,
+            dropout=dropout,
+            width=width,
+            blocks=blocks,
+            head_width=head_width,
+            **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)},
+        )
+        self.shape, self.null, self.dropout = check_image_shape(shape), num_classes, dropout
+        finest = 2 ** (len(multipliers) - 1)
+        if not multipliers or any(size % finest for size in shape[:2]):
+            raise ValueError(
+                f"shape: expected height and width divisible by 2^(levels - 1), got {shape} with "
+                f"the {len(multipliers)} levels of multipliers {tuple(multipliers)}"
+            )
         resolutions = [shape[0] // 2**i for i in range(len(multipliers))]
-        if not multipliers or any(size % 2 ** (len(multipliers) - 1) for size in shape[:2]):
-            raise ValueError(f"shape {shape} cannot be halved for {len(multipliers)} levels: multipliers {multipliers}")
         if not set(attention) <= set(resolutions):
-            raise ValueError(f"attention must name resolutions among {resolutions}, got {tuple(attention)}")
+            raise ValueError(f"attention: expected resolutions among {resolutions}, got {tuple(attention)}")
         if width % 4:
-            raise ValueError(f"width must be a multiple of 4, got {width}")
+            raise ValueError(f"width: expected a multiple of 4, got {width}")
 
         def block(inputs: int, outputs: int, attend: bool) -> Block:
             heads = max(1, outputs // head_width) if attend else 0
-            return Block(inputs, outputs, width, heads, dtype=dtype, rngs=rngs)
+            if heads and outputs % heads:
+                raise ValueError(
+                    f"head_width: expected a width that cuts {outputs} channels into equal heads, "
+                    f"got {head_width}, which makes {heads} heads"
+                )
+            settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+            return Block(inputs, outputs, width, heads, **settings)
 
         def conv(inputs: int, outputs: int, stride: int = 1) -> nnx.Conv:
             return nnx.Conv(inputs, outputs, (3, 3), strides=stride, dtype=dtype, rngs=rngs)
 
         levels = [(width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)]
-        self.shape, self.null = tuple(shape), num_classes
         self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
         self.inputs = conv(shape[-1], width)
 
@@ -100,22 +130,22 @@ class UNet(nnx.Module):
         self.norm = group_norm(c, dtype=dtype, rngs=rngs)
         self.outputs = _zero_conv(c, shape[-1], dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, t, cond=None) -> Array:
+    def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., height, width, channels) at time t."""
-        return apply_flat(self._forward, self.shape, x, t, cond)
+        return apply_flat(UNet._forward, self, self.shape, x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None) -> Array:
-        embedding = self.embed(t, cond)
+    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
+        embedding, keys = self.embed(t, cond), keys_from(key)
         h = self.inputs(x)
         stored = [h]
         for layers in self.down:
             for layer in layers:
-                h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
+                h = layer(h, embedding, next(keys)) if isinstance(layer, Block) else layer(h)
             stored.append(h)
         for block in self.middle:
-            h = block(h, embedding)
+            h = block(h, embedding, next(keys))
         for layers in self.up:
-            h = layers[0](jnp.concatenate([h, stored.pop()], axis=-1), embedding)
+            h = layers[0](jnp.concatenate([h, stored.pop()], axis=-1), embedding, next(keys))
             if len(layers) > 1:
                 h = layers[1](_upsample(h))
         return self.outputs(jax.nn.silu(self.norm(h)))
@@ -124,7 +154,18 @@ class UNet(nnx.Module):
 class Block(nnx.Module):
     """A residual block, followed by self-attention where `heads` > 0."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        self.dropout = dropout
         self.norm1 = group_norm(inputs, dtype=dtype, rngs=rngs)
         self.conv1 = nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs)
         self.modulation = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
@@ -135,11 +176,12 @@ class Block(nnx.Module):
         zeros = nnx.initializers.zeros
         self.attention = Attention(outputs, heads, out_init=zeros, dtype=dtype, rngs=rngs) if heads else None
 
-    def __call__(self, x: Array, embedding: Array) -> Array:
+    def __call__(self, x: Array, embedding: Array, key: Array | None = None) -> Array:
         """(n, height, width, inputs) -> (n, height, width, outputs), given the embedding (n or 1, width)."""
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
         h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = self.conv2(jax.nn.silu(modulate(self.norm2(h), scale, shift)))
+        h = jax.nn.silu(modulate(self.norm2(h), scale, shift))
+        h = self.conv2(dropout(h, self.dropout, key))
         x = h + (x if self.skip is None else self.skip(x))
         if self.attention is not None and self.norm3 is not None:
             n, height, width, channels = x.shape
