@@ -27,7 +27,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from diffjax._bind import bind
 from diffjax._loop import fit
-from diffjax._math import check_number, check_that
+from diffjax._math import check_number, check_that, is_concrete
 
 __all__ = [
     "TrainState",
@@ -69,8 +69,9 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
         `apply`, and `params`, a nested dict of arrays. `bind(apply, params)` is a network like the module.
 
     Raises:
-        ValueError: if the module holds other variables (dropout keys, batch statistics), which a pure function cannot
-            update.
+        ValueError: if it is no NNX module, or holds other variables, which a pure function cannot
+            update: batch statistics, or the keys of a dropout layer that was made with `rngs`. A
+            layer made without, `nnx.Dropout(rate)`, gets its key when it is called.
 
     >>> module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     >>> apply, params = functional(module)
@@ -80,21 +81,40 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
     >>> bool((apply(params, x) == module(x)).all())
     True
     """
+    if not isinstance(module, nnx.Module):
+        raise ValueError(
+            f"module: expected an nnx.Module, got {_described(module)}; of Equinox, use "
+            f"eqx.partition(module, eqx.is_inexact_array), of linen module.apply and module.init"
+        )
     graph, state, rest = nnx.split(module, nnx.Param, ...)
     if rest:
         names = [f"{'.'.join(map(str, path))}: {type(leaf).__name__}" for path, leaf in nnx.to_flat_state(rest)]
-        raise ValueError(f"functional: every variable of the module must be an nnx.Param, got {', '.join(names)}")
+        raise ValueError(
+            f"module: expected every variable to be an nnx.Param, got {', '.join(names)}; construct "
+            f"dropout layers without rngs, and give the key at the call"
+        )
     return bind(_apply, graph), nnx.to_pure_dict(state)
 
 
 def merge(apply: Partial, params: Any) -> nnx.Module:
     """The way back from `functional`: the module with these parameters.
 
+    Raises:
+        ValueError: if `apply` is not from `functional`, or `params` are not the module's parameters.
+
     >>> apply, params = functional(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     >>> merge(apply, jax.tree.map(jnp.zeros_like, params))(jnp.ones(2))
     Array([0., 0., 0.], dtype=float32)
     """
-    return nnx.merge(apply.args[0], params)
+    if not (isinstance(apply, Partial) and apply.func is _apply and len(apply.args) == 1):
+        raise ValueError(f"apply: expected the function that functional(module) returned, got {_described(apply)}")
+    _check_alive("params", params)
+    try:
+        return nnx.merge(apply.args[0], params)
+    except ValueError as error:
+        raise ValueError(
+            f"params: expected the parameters of the module, such as state.ema, got {_described(params)}"
+        ) from error
 
 
 def _apply(graph, params, *args, **kwargs):
@@ -107,10 +127,23 @@ def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransfor
     All its arrays are copies, those of the optimizer's state included. So a step that donates its state leaves the
     caller's key and parameters alive, and gives no buffer away twice.
 
+    Args:
+        key: the key of the whole run.
+        params: a pytree of floating-point arrays: of a Flax NNX module the second result of
+            `functional`, of a linen module what its `init` returns, of an Equinox module the first
+            result of `eqx.partition(module, eqx.is_inexact_array)`.
+        optimizer: the optax transformation that `make_train_step` gets, too.
+
+    Raises:
+        ValueError: if an argument is not of that kind, or its buffers were donated.
+
     >>> state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
     >>> state.ema, int(state.step)
     ({'w': Array([1., 1.], dtype=float32)}, 0)
     """
+    _check_key(key)
+    _check_params(params)
+    _check_optimizer(optimizer)
     ema = jax.tree.map(_accurate, params)
     key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
     state = TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
@@ -160,7 +193,7 @@ def power_ema(gamma: float = 6.94) -> Partial:
     >>> power_ema(1.0)(0.0, 1.0, 2)  # 1 - decay
     Array(0.75, dtype=float32, ...)
     """
-    check_that(lambda g: g > -1, f"gamma: expected a number above -1, got {gamma}", gamma)
+    check_that(lambda g: g > -1, "gamma: expected a number above -1, got {}", gamma)
     return bind(_power_ema, gamma)
 
 
@@ -206,9 +239,9 @@ def make_train_step(
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
 
     Raises:
-        ValueError: if accumulate is not a positive integer; when traced, if the loss is not a scalar, the batch is empty
-            or cannot be split, or an update of the optimizer is not a whole step (`optax.MultiSteps`, say) or needs
-            another gradient than that of the mean loss.
+        ValueError: if an argument is not of its kind. When traced: if the loss is not a scalar, the
+            batch is empty or cannot be split, or an update of the optimizer is not a whole step
+            (`optax.MultiSteps`, say) or needs another gradient than that of the mean loss.
 
     >>> def loss(params, key, batch):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -218,6 +251,9 @@ def make_train_step(
     >>> state.params, state.ema
     ({'w': Array([0.25, 0.25], dtype=float32)}, {'w': Array([0.125, 0.125], dtype=float32)})
     """
+    _check_function("loss", loss, "(params, key, batch) -> a scalar")
+    _check_optimizer(optimizer)
+    _check_function("ema", ema, "(average, params, step) -> average, such as constant_ema(0.999)")
     if not (isinstance(accumulate, int | np.integer) and accumulate >= 1):
         raise ValueError(f"accumulate: expected a positive integer, got {accumulate}")
 
@@ -225,11 +261,14 @@ def make_train_step(
         value = loss(params, key, batch)
         value, metrics = value if isinstance(value, tuple) else (value, {})
         if jnp.shape(value) != ():
-            raise ValueError(f"loss must return a scalar (the mean over the batch, say), got shape {jnp.shape(value)}")
+            raise ValueError(f"loss: expected a scalar (the mean over the batch, say), got shape {jnp.shape(value)}")
         return value, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        _check_optimizer(state.opt_state)
+        if not isinstance(state, TrainState):
+            raise ValueError(f"state: expected a TrainState from init_state, got {_described(state)}")
+        _check_alive("state", state)
+        _check_updates(state.opt_state)
         _check_batch(batch, accumulate)
         key = jax.random.fold_in(state.key, state.step)
 
@@ -284,16 +323,71 @@ _UNFIT = {
 }
 
 
-def _check_optimizer(opt_state):
+def _check_updates(opt_state):
     """One update must be one step of gradient descent: each call moves the average and the count by one."""
-    for part in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, tuple(_UNFIT))):
-        for kind, way_out in _UNFIT.items():
-            opaque = isinstance(part, optax.contrib.SAMState) and part.cache is None
-            if isinstance(part, kind) and not opaque:
-                raise ValueError(
-                    f"optimizer: expected one that takes a whole step at each update, from the gradient of the mean loss, "
-                    f"got one with the state {kind.__name__}: {way_out}"
-                )
+    unfit = lambda x: type(x) in _UNFIT and getattr(x, "cache", x) is not None  # noqa: E731 (opaque sam has no cache)
+    for part in jax.tree.leaves(opt_state, is_leaf=unfit):
+        if unfit(part):
+            raise ValueError(
+                f"optimizer: expected one that takes a whole step at each update, from the gradient of the mean loss, "
+                f"got one with the state {type(part).__name__}: {_UNFIT[type(part)]}"
+            )
+
+
+def _described(x):
+    """What a wrong argument is, for an error message."""
+    if inspect.isfunction(x):
+        return f"the function {x.__name__}({', '.join(inspect.signature(x).parameters)})"
+    if isinstance(x, type) or inspect.isroutine(x):
+        return x.__name__
+    return repr(x) if isinstance(x, bool | int | float | str | None) else f"an instance of {type(x).__name__}"
+
+
+def _check_function(name, fn, expected):
+    arguments = expected.partition(")")[0].split(",")
+    try:
+        inspect.signature(fn).bind(*arguments)
+    except TypeError:
+        raise ValueError(f"{name}: expected a function {expected}, got {_described(fn)}") from None
+
+
+def _check_optimizer(optimizer):
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"optimizer: expected an optax transformation such as optax.adam(1e-3), got {_described(optimizer)}"
+        )
+
+
+def _check_key(key):
+    dtype = getattr(key, "dtype", None)
+    old_style = dtype == jnp.uint32
+    if not old_style and not (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key: expected a key such as jax.random.key(0), got {_described(key)}")
+    if not old_style and key.shape:
+        raise ValueError(f"key: expected one key, got an array of keys of shape {key.shape}")
+
+
+def _check_params(params):
+    _check_alive("params", params)
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, nnx.Module)):
+        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
+        if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            what = f"the dtype {jnp.result_type(leaf)}" if is_array else _described(leaf)
+            raise ValueError(
+                f"params: expected a pytree of floating-point arrays, got {what} at params{jax.tree_util.keystr(path)}; "
+                f"split a network first: apply, params = functional(module) for Flax NNX, "
+                f"params, rest = eqx.partition(module, eqx.is_inexact_array) for Equinox, "
+                f"params = module.init(...) for linen"
+            )
+
+
+def _check_alive(name, tree):
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and is_concrete(leaf) and leaf.is_deleted():
+            raise ValueError(
+                f"{name}: expected arrays that are alive, got a deleted one at {name}{jax.tree_util.keystr(path)}: a step "
+                f"jitted with donate_argnums=0 consumes its state; go on with the state that it returned"
+            )
 
 
 def _accepted(update, extra):
