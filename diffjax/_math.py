@@ -46,6 +46,17 @@ def check_number(value, name: str, low: float = -math.inf, high: float = math.in
     check_that(lambda v: np.isfinite(v) & (v >= low) & (v <= high), message, value)
 
 
+def check_alive(tree, name: str) -> None:
+    """Raises ValueError if an array of the tree was donated to a jitted function."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and is_concrete(leaf) and leaf.is_deleted():
+            raise ValueError(
+                f"{name}: expected arrays that are alive, got a deleted one at "
+                f"{name}{jax.tree_util.keystr(path)}: a step jitted with donate_argnums=0 consumes its "
+                f"state; go on with the state that it returned"
+            )
+
+
 def as_scalar(value, name: str):
     """The value, if it is a scalar: a vector of them would be spread over the axes of a sample."""
     if jnp.ndim(value):

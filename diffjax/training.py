@@ -27,7 +27,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from diffjax._bind import bind
 from diffjax._loop import fit
-from diffjax._math import check_number, check_that, is_concrete
+from diffjax._math import check_alive, check_number, check_that
 
 __all__ = [
     "TrainState",
@@ -108,7 +108,7 @@ def merge(apply: Partial, params: Any) -> nnx.Module:
     """
     if not (isinstance(apply, Partial) and apply.func is _apply and len(apply.args) == 1):
         raise ValueError(f"apply: expected the function that functional(module) returned, got {_described(apply)}")
-    _check_alive("params", params)
+    check_alive(params, "params")
     try:
         return nnx.merge(apply.args[0], params)
     except ValueError as error:
@@ -267,7 +267,7 @@ def make_train_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         if not isinstance(state, TrainState):
             raise ValueError(f"state: expected a TrainState from init_state, got {_described(state)}")
-        _check_alive("state", state)
+        check_alive(state, "state")
         _check_updates(state.opt_state)
         _check_batch(batch, accumulate)
         key = jax.random.fold_in(state.key, state.step)
@@ -368,7 +368,7 @@ def _check_key(key):
 
 
 def _check_params(params):
-    _check_alive("params", params)
+    check_alive(params, "params")
     for path, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, nnx.Module)):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
         if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -378,15 +378,6 @@ def _check_params(params):
                 f"split a network first: apply, params = functional(module) for Flax NNX, "
                 f"params, rest = eqx.partition(module, eqx.is_inexact_array) for Equinox, "
                 f"params = module.init(...) for linen"
-            )
-
-
-def _check_alive(name, tree):
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and is_concrete(leaf) and leaf.is_deleted():
-            raise ValueError(
-                f"{name}: expected arrays that are alive, got a deleted one at {name}{jax.tree_util.keystr(path)}: a step "
-                f"jitted with donate_argnums=0 consumes its state; go on with the state that it returned"
             )
 
 

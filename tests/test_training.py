@@ -508,6 +508,10 @@ MISTAKES = {
         lambda: make_train_step(squared_error, SGD)(donated(), regression()),
         r"state: .* got a deleted one at state.params\['w'\]: .*donate_argnums=0 .*the state that it returned",
     ),
+    "a state that fit consumed": (
+        lambda: fit(donated(), make_train_step(squared_error, SGD), lambda i: regression(), 3, progress=False),
+        r"state: .* got a deleted one at state.params\['w'\]: .*the state that it returned",
+    ),
     "donated parameters": (lambda: init_state(KEY_0, donated().params, SGD), r"got a deleted one at params\['w'\]"),
     "a donated average": (
         lambda: merge(functional(linear())[0], donated().ema),
