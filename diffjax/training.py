@@ -49,8 +49,8 @@ class TrainState(NamedTuple):
     params: Any
     """The parameters, a pytree of arrays."""
     ema: Any
-    """Their moving average, of the same structure: what to sample with. It is float32 or better whatever the dtype of
-    the parameters. `optax.tree.cast_like(state.ema, state.params)` has their dtype."""
+    """Their moving average, of the same structure: what to sample with. It is float32 or better,
+    whatever the dtype of the parameters; `optax.tree.cast_like(state.ema, state.params)` has theirs."""
     opt_state: Any
     """The state of the optax optimizer."""
     step: Array
@@ -124,8 +124,8 @@ def _apply(graph, params, *args, **kwargs):
 def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; the average starts at the parameters.
 
-    All its arrays are copies, those of the optimizer's state included. So a step that donates its state leaves the
-    caller's key and parameters alive, and gives no buffer away twice.
+    All its arrays are copies, those of the optimizer's state included. So a step that donates its
+    state leaves the caller's key and parameters alive, and gives no buffer away twice.
 
     Args:
         key: the key of the whole run.
@@ -147,7 +147,8 @@ def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransfor
     ema = jax.tree.map(_accurate, params)
     key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
     state = TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
-    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)  # not weakly typed, else a step retraces
+    # With its dtype given, the copy is not weakly typed. A weak type would make the second step retrace.
+    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)
 
 
 def constant_ema(decay: float) -> Partial:
@@ -157,7 +158,7 @@ def constant_ema(decay: float) -> Partial:
         decay: a number in [0, 1].
 
     Returns:
-        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`.
+        The new average as a function `(average, params, step)`, the `ema` of `make_train_step`.
 
     Raises:
         ValueError: if decay is not in [0, 1].
@@ -176,16 +177,17 @@ def _move(weight, average, params, step):
 def power_ema(gamma: float = 6.94) -> Partial:
     """The power-function average, whose weights grow as step^gamma and so stretch with the length of the run.
 
-    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al. 2024,
-    https://arxiv.org/abs/2312.02696, equation 2). The weights' standard deviation relative to the run's length is
-    `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and 0.05 for 16.97.
+    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al.
+    2024, https://arxiv.org/abs/2312.02696, equation 2). The weights' standard deviation relative to
+    the run's length is `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and
+    0.05 for 16.97.
 
     Args:
         gamma: a number above -1.
 
     Returns:
-        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`. The steps
-        count from 1. The first step replaces the average.
+        The new average as a function `(average, params, step)`, the `ema` of `make_train_step`. The
+        steps count from 1. The first step replaces the average.
 
     Raises:
         ValueError: if gamma <= -1.
@@ -211,7 +213,7 @@ def make_train_step(
     accumulate: int = 1,
     skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """One step of gradient descent with a moving average, as a pure function `(state, batch) -> (state, metrics)`.
+    """One step of gradient descent with a moving average: a function `(state, batch) -> (state, metrics)`.
 
     With `k = state.step + 1` and the key `fold_in(state.key, state.step)`:
 
@@ -219,21 +221,24 @@ def make_train_step(
         params = params + optimizer(g)
         ema    = ema(ema, params, k)
 
-    It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it.
+    It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it. With a batch that
+    is sharded over devices (`jax.device_put(batch, NamedSharding(...))`) the jitted step is the same
+    step, because its noise is drawn for the whole batch. docs/training.md shows how.
 
     Args:
         loss: `loss(params, key, batch)` returns a scalar, or a scalar and a dict of scalar metrics.
-        optimizer: an optax transformation, clipping and learning-rate schedule included. Its update gets what it asks
-            for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and `grad_fn`, so line searches and
-            optimizers that adapt to the loss work, too.
+        optimizer: an optax transformation, clipping and learning-rate schedule included. Its update
+            gets what it asks for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and
+            `grad_fn`, so line searches and optimizers that adapt to the loss work, too.
         ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
             `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
-        accumulate: the number k of micro-batches into which the batch is split, to save memory. Loss, metrics and
-            gradient are means over them, so for a loss that is a mean over the batch the step is the same as with k = 1,
-            but for the noise: each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the examples
-            i, i + k, i + 2 k, ..., so a batch that is sharded over devices stays where it is.
-        skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and opt_state as they
-            were (and sets the metric "skipped" to 1, which is 0 otherwise).
+        accumulate: the number m of micro-batches into which the batch is split, to save memory. Loss,
+            metrics and gradient are means over them, and the parameters, the average and the count
+            move once. For a loss that is a mean over the batch the step is that of the whole batch,
+            except that each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the
+            examples i, i + m, i + 2 m, ..., so the examples of a sharded batch stay on their devices.
+        skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and
+            opt_state as they were (and sets the metric "skipped" to 1, which is 0 otherwise).
 
     Returns:
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
@@ -277,7 +282,8 @@ def make_train_step(
             (value, metrics), grads = _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
             return {**metrics, "loss": value}, optax.tree.cast_like(grads, params)
 
-        def value_fn(params, obj_fn=None, grad_fn=None):  # a line search hands it the extra arguments of its neighbours
+        # A line search calls value_fn with the extra arguments that it does not know itself.
+        def value_fn(params, obj_fn=None, grad_fn=None):
             part = lambda *args: objective(params, *args)[0]  # noqa: E731
             return _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
 
@@ -305,7 +311,7 @@ def make_train_step(
 
 
 def _accurate(x):
-    """The array in float32 or better: a sum of many terms loses all of them in bfloat16."""
+    """The array in float32 or better, for sums of many small terms."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
@@ -324,13 +330,14 @@ _UNFIT = {
 
 
 def _check_updates(opt_state):
-    """One update must be one step of gradient descent: each call moves the average and the count by one."""
-    unfit = lambda x: type(x) in _UNFIT and getattr(x, "cache", x) is not None  # noqa: E731 (opaque sam has no cache)
+    """Raises unless one update is one whole step, because each moves the average and the count."""
+    # The opaque mode of sam has no cache.
+    unfit = lambda x: type(x) in _UNFIT and getattr(x, "cache", x) is not None  # noqa: E731
     for part in jax.tree.leaves(opt_state, is_leaf=unfit):
         if unfit(part):
             raise ValueError(
-                f"optimizer: expected one that takes a whole step at each update, from the gradient of the mean loss, "
-                f"got one with the state {type(part).__name__}: {_UNFIT[type(part)]}"
+                f"optimizer: expected one whose update is a whole step, from the gradient of the mean "
+                f"loss, got one with the state {type(part).__name__}: {_UNFIT[type(part)]}"
             )
 
 
@@ -374,8 +381,9 @@ def _check_params(params):
         if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             what = f"the dtype {jnp.result_type(leaf)}" if is_array else _described(leaf)
             raise ValueError(
-                f"params: expected a pytree of floating-point arrays, got {what} at params{jax.tree_util.keystr(path)}; "
-                f"split a network first: apply, params = functional(module) for Flax NNX, "
+                f"params: expected a pytree of floating-point arrays, got {what} at "
+                f"params{jax.tree_util.keystr(path)}; split a network first: "
+                f"apply, params = functional(module) for Flax NNX, "
                 f"params, rest = eqx.partition(module, eqx.is_inexact_array) for Equinox, "
                 f"params = module.init(...) for linen"
             )
@@ -407,17 +415,18 @@ def _mean_over_parts(fn, parts):
         return fn
 
     def mean(key, batch):
-        # Neighbours go to different parts: the rows of each device stay on it.
-        split = jax.tree.map(lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0), batch)
+        # Neighbours go to different parts, so the examples of a sharded batch stay on their devices.
+        split = lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0)  # noqa: E731
+        batches = jax.tree.map(split, batch)
 
         def add(total, part):
             i, batch = part
             new = jax.checkpoint(fn, prevent_cse=False)(jax.random.fold_in(key, i), batch)
             return jax.tree.map(lambda t, x: t + jnp.asarray(x, t.dtype) / parts, total, new), None
 
-        first = jax.tree.map(lambda x: x[0], split)
+        first = jax.tree.map(lambda x: x[0], batches)
         zeros = jax.tree.map(lambda x: _accurate(jnp.zeros_like(x)), jax.eval_shape(fn, key, first))
-        return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+        return jax.lax.scan(add, zeros, (jnp.arange(parts), batches))[0]
 
     return mean
 
