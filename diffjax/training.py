@@ -27,7 +27,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from diffjax._bind import bind
 from diffjax._loop import fit
-from diffjax._math import check_alive, check_number, check_that
+from diffjax._math import accepted, check_alive, check_number, check_that
 
 __all__ = [
     "TrainState",
@@ -292,7 +292,7 @@ def make_train_step(
             **{"value": metrics["loss"], "grad": grads, "value_fn": value_fn, "obj_fn": value_fn},
             "grad_fn": lambda params, _: gradient(params)[1],
         }
-        extra = _accepted(optimizer.update, extra)
+        extra = accepted(optimizer.update, extra)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         average = jax.tree.map(functools.partial(_average, ema, state.step + 1), state.ema, params)
@@ -387,14 +387,6 @@ def _check_params(params):
                 f"params, rest = eqx.partition(module, eqx.is_inexact_array) for Equinox, "
                 f"params = module.init(...) for linen"
             )
-
-
-def _accepted(update, extra):
-    """Those of optax's extra arguments that an update takes."""
-    parameters = inspect.signature(update).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return extra
-    return {name: value for name, value in extra.items() if name in parameters}
 
 
 def _check_batch(batch, parts):
