@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax import checkpoints
+from diffjax._math import check_alive
 
 __all__ = ["fit"]
 
@@ -90,6 +91,7 @@ def fit(
             directory = pathlib.Path(directory)
             state = _resume(directory / "checkpoints", state, batches, is_iterator)
             manager = stack.enter_context(checkpoints.manager(directory / "checkpoints", keep=keep))
+        check_alive(state, "state")
         start = int(state.step)
         terminated = stack.enter_context(_on_sigterm()) if manager is not None else threading.Event()
         write = stack.enter_context(_log(directory, start, tensorboard))

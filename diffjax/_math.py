@@ -1,5 +1,6 @@
 """Numerical pieces that the floors above share."""
 
+import inspect
 import math
 
 import jax
@@ -44,6 +45,25 @@ def check_number(value, name: str, low: float = -math.inf, high: float = math.in
     """Raises ValueError unless the value, where it is concrete, is finite and in [low, high]."""
     message = f"{name}: expected a finite number in [{low}, {high}], got {{}}"
     check_that(lambda v: np.isfinite(v) & (v >= low) & (v <= high), message, value)
+
+
+def accepted(fn, keywords: dict) -> dict:
+    """Those of the keyword arguments that the function takes."""
+    parameters = inspect.signature(fn).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return keywords
+    return {name: value for name, value in keywords.items() if name in parameters}
+
+
+def check_alive(tree, name: str) -> None:
+    """Raises ValueError if an array of the tree was donated to a jitted function."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and is_concrete(leaf) and leaf.is_deleted():
+            raise ValueError(
+                f"{name}: expected arrays that are alive, got a deleted one at "
+                f"{name}{jax.tree_util.keystr(path)}: a step jitted with donate_argnums=0 consumes its "
+                f"state; go on with the state that it returned"
+            )
 
 
 def as_scalar(value, name: str):

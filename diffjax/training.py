@@ -27,7 +27,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from diffjax._bind import bind
 from diffjax._loop import fit
-from diffjax._math import check_number, check_that
+from diffjax._math import accepted, check_alive, check_number, check_that
 
 __all__ = [
     "TrainState",
@@ -49,8 +49,8 @@ class TrainState(NamedTuple):
     params: Any
     """The parameters, a pytree of arrays."""
     ema: Any
-    """Their moving average, of the same structure: what to sample with. It is float32 or better whatever the dtype of
-    the parameters. `optax.tree.cast_like(state.ema, state.params)` has their dtype."""
+    """Their moving average, of the same structure: what to sample with. It is float32 or better,
+    whatever the dtype of the parameters; `optax.tree.cast_like(state.ema, state.params)` has theirs."""
     opt_state: Any
     """The state of the optax optimizer."""
     step: Array
@@ -69,8 +69,9 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
         `apply`, and `params`, a nested dict of arrays. `bind(apply, params)` is a network like the module.
 
     Raises:
-        ValueError: if the module holds other variables (dropout keys, batch statistics), which a pure function cannot
-            update.
+        ValueError: if it is no NNX module, or holds other variables, which a pure function cannot
+            update: batch statistics, or the keys of a dropout layer that was made with `rngs`. A
+            layer made without, `nnx.Dropout(rate)`, gets its key when it is called.
 
     >>> module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     >>> apply, params = functional(module)
@@ -80,21 +81,40 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
     >>> bool((apply(params, x) == module(x)).all())
     True
     """
+    if not isinstance(module, nnx.Module):
+        raise ValueError(
+            f"module: expected an nnx.Module, got {_described(module)}; of Equinox, use "
+            f"eqx.partition(module, eqx.is_inexact_array), of linen module.apply and module.init"
+        )
     graph, state, rest = nnx.split(module, nnx.Param, ...)
     if rest:
         names = [f"{'.'.join(map(str, path))}: {type(leaf).__name__}" for path, leaf in nnx.to_flat_state(rest)]
-        raise ValueError(f"functional: every variable of the module must be an nnx.Param, got {', '.join(names)}")
+        raise ValueError(
+            f"module: expected every variable to be an nnx.Param, got {', '.join(names)}; construct "
+            f"dropout layers without rngs, and give the key at the call"
+        )
     return bind(_apply, graph), nnx.to_pure_dict(state)
 
 
 def merge(apply: Partial, params: Any) -> nnx.Module:
     """The way back from `functional`: the module with these parameters.
 
+    Raises:
+        ValueError: if `apply` is not from `functional`, or `params` are not the module's parameters.
+
     >>> apply, params = functional(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     >>> merge(apply, jax.tree.map(jnp.zeros_like, params))(jnp.ones(2))
     Array([0., 0., 0.], dtype=float32)
     """
-    return nnx.merge(apply.args[0], params)
+    if not (isinstance(apply, Partial) and apply.func is _apply and len(apply.args) == 1):
+        raise ValueError(f"apply: expected the function that functional(module) returned, got {_described(apply)}")
+    check_alive(params, "params")
+    try:
+        return nnx.merge(apply.args[0], params)
+    except ValueError as error:
+        raise ValueError(
+            f"params: expected the parameters of the module, such as state.ema, got {_described(params)}"
+        ) from error
 
 
 def _apply(graph, params, *args, **kwargs):
@@ -104,17 +124,31 @@ def _apply(graph, params, *args, **kwargs):
 def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; the average starts at the parameters.
 
-    All its arrays are copies, those of the optimizer's state included. So a step that donates its state leaves the
-    caller's key and parameters alive, and gives no buffer away twice.
+    All its arrays are copies, those of the optimizer's state included. So a step that donates its
+    state leaves the caller's key and parameters alive, and gives no buffer away twice.
+
+    Args:
+        key: the key of the whole run.
+        params: a pytree of floating-point arrays: of a Flax NNX module the second result of
+            `functional`, of a linen module what its `init` returns, of an Equinox module the first
+            result of `eqx.partition(module, eqx.is_inexact_array)`.
+        optimizer: the optax transformation that `make_train_step` gets, too.
+
+    Raises:
+        ValueError: if an argument is not of that kind, or its buffers were donated.
 
     >>> state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
     >>> state.ema, int(state.step)
     ({'w': Array([1., 1.], dtype=float32)}, 0)
     """
+    _check_key(key)
+    _check_params(params)
+    _check_optimizer(optimizer)
     ema = jax.tree.map(_accurate, params)
     key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
     state = TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
-    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)  # not weakly typed, else a step retraces
+    # With its dtype given, the copy is not weakly typed. A weak type would make the second step retrace.
+    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)
 
 
 def constant_ema(decay: float) -> Partial:
@@ -124,7 +158,7 @@ def constant_ema(decay: float) -> Partial:
         decay: a number in [0, 1].
 
     Returns:
-        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`.
+        The new average as a function `(average, params, step)`, the `ema` of `make_train_step`.
 
     Raises:
         ValueError: if decay is not in [0, 1].
@@ -143,16 +177,17 @@ def _move(weight, average, params, step):
 def power_ema(gamma: float = 6.94) -> Partial:
     """The power-function average, whose weights grow as step^gamma and so stretch with the length of the run.
 
-    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al. 2024,
-    https://arxiv.org/abs/2312.02696, equation 2). The weights' standard deviation relative to the run's length is
-    `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and 0.05 for 16.97.
+    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al.
+    2024, https://arxiv.org/abs/2312.02696, equation 2). The weights' standard deviation relative to
+    the run's length is `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and
+    0.05 for 16.97.
 
     Args:
         gamma: a number above -1.
 
     Returns:
-        The new average as a function `(average, params, step)`, to be used as `ema` of `make_train_step`. The steps
-        count from 1. The first step replaces the average.
+        The new average as a function `(average, params, step)`, the `ema` of `make_train_step`. The
+        steps count from 1. The first step replaces the average.
 
     Raises:
         ValueError: if gamma <= -1.
@@ -160,7 +195,7 @@ def power_ema(gamma: float = 6.94) -> Partial:
     >>> power_ema(1.0)(0.0, 1.0, 2)  # 1 - decay
     Array(0.75, dtype=float32, ...)
     """
-    check_that(lambda g: g > -1, f"gamma: expected a number above -1, got {gamma}", gamma)
+    check_that(lambda g: g > -1, "gamma: expected a number above -1, got {}", gamma)
     return bind(_power_ema, gamma)
 
 
@@ -178,7 +213,7 @@ def make_train_step(
     accumulate: int = 1,
     skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """One step of gradient descent with a moving average, as a pure function `(state, batch) -> (state, metrics)`.
+    """One step of gradient descent with a moving average: a function `(state, batch) -> (state, metrics)`.
 
     With `k = state.step + 1` and the key `fold_in(state.key, state.step)`:
 
@@ -186,29 +221,32 @@ def make_train_step(
         params = params + optimizer(g)
         ema    = ema(ema, params, k)
 
-    It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it.
+    It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it. With a batch that
+    is sharded over devices (`jax.device_put(batch, NamedSharding(...))`) the jitted step is the same
+    step, because its noise is drawn for the whole batch. docs/training.md shows how.
 
     Args:
         loss: `loss(params, key, batch)` returns a scalar, or a scalar and a dict of scalar metrics.
-        optimizer: an optax transformation, clipping and learning-rate schedule included. Its update gets what it asks
-            for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and `grad_fn`, so line searches and
-            optimizers that adapt to the loss work, too.
+        optimizer: an optax transformation, clipping and learning-rate schedule included. Its update
+            gets what it asks for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and
+            `grad_fn`, so line searches and optimizers that adapt to the loss work, too.
         ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
             `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
-        accumulate: the number k of micro-batches into which the batch is split, to save memory. Loss, metrics and
-            gradient are means over them, so for a loss that is a mean over the batch the step is the same as with k = 1,
-            but for the noise: each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the examples
-            i, i + k, i + 2 k, ..., so a batch that is sharded over devices stays where it is.
-        skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and opt_state as they
-            were (and sets the metric "skipped" to 1, which is 0 otherwise).
+        accumulate: the number m of micro-batches into which the batch is split, to save memory. Loss,
+            metrics and gradient are means over them, and the parameters, the average and the count
+            move once. For a loss that is a mean over the batch the step is that of the whole batch,
+            except that each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the
+            examples i, i + m, i + 2 m, ..., so the examples of a sharded batch stay on their devices.
+        skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and
+            opt_state as they were (and sets the metric "skipped" to 1, which is 0 otherwise).
 
     Returns:
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
 
     Raises:
-        ValueError: if accumulate is not a positive integer; when traced, if the loss is not a scalar, the batch is empty
-            or cannot be split, or an update of the optimizer is not a whole step (`optax.MultiSteps`, say) or needs
-            another gradient than that of the mean loss.
+        ValueError: if an argument is not of its kind. When traced: if the loss is not a scalar, the
+            batch is empty or cannot be split, or an update of the optimizer is not a whole step
+            (`optax.MultiSteps`, say) or needs another gradient than that of the mean loss.
 
     >>> def loss(params, key, batch):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -218,6 +256,9 @@ def make_train_step(
     >>> state.params, state.ema
     ({'w': Array([0.25, 0.25], dtype=float32)}, {'w': Array([0.125, 0.125], dtype=float32)})
     """
+    _check_function("loss", loss, "(params, key, batch) -> a scalar")
+    _check_optimizer(optimizer)
+    _check_function("ema", ema, "(average, params, step) -> average, such as constant_ema(0.999)")
     if not (isinstance(accumulate, int | np.integer) and accumulate >= 1):
         raise ValueError(f"accumulate: expected a positive integer, got {accumulate}")
 
@@ -225,11 +266,14 @@ def make_train_step(
         value = loss(params, key, batch)
         value, metrics = value if isinstance(value, tuple) else (value, {})
         if jnp.shape(value) != ():
-            raise ValueError(f"loss must return a scalar (the mean over the batch, say), got shape {jnp.shape(value)}")
+            raise ValueError(f"loss: expected a scalar (the mean over the batch, say), got shape {jnp.shape(value)}")
         return value, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        _check_optimizer(state.opt_state)
+        if not isinstance(state, TrainState):
+            raise ValueError(f"state: expected a TrainState from init_state, got {_described(state)}")
+        check_alive(state, "state")
+        _check_updates(state.opt_state)
         _check_batch(batch, accumulate)
         key = jax.random.fold_in(state.key, state.step)
 
@@ -238,7 +282,8 @@ def make_train_step(
             (value, metrics), grads = _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
             return {**metrics, "loss": value}, optax.tree.cast_like(grads, params)
 
-        def value_fn(params, obj_fn=None, grad_fn=None):  # a line search hands it the extra arguments of its neighbours
+        # A line search calls value_fn with the extra arguments that it does not know itself.
+        def value_fn(params, obj_fn=None, grad_fn=None):
             part = lambda *args: objective(params, *args)[0]  # noqa: E731
             return _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
 
@@ -247,7 +292,7 @@ def make_train_step(
             **{"value": metrics["loss"], "grad": grads, "value_fn": value_fn, "obj_fn": value_fn},
             "grad_fn": lambda params, _: gradient(params)[1],
         }
-        extra = _accepted(optimizer.update, extra)
+        extra = accepted(optimizer.update, extra)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         average = jax.tree.map(functools.partial(_average, ema, state.step + 1), state.ema, params)
@@ -266,7 +311,7 @@ def make_train_step(
 
 
 def _accurate(x):
-    """The array in float32 or better: a sum of many terms loses all of them in bfloat16."""
+    """The array in float32 or better, for sums of many small terms."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
@@ -284,24 +329,64 @@ _UNFIT = {
 }
 
 
-def _check_optimizer(opt_state):
-    """One update must be one step of gradient descent: each call moves the average and the count by one."""
-    for part in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, tuple(_UNFIT))):
-        for kind, way_out in _UNFIT.items():
-            opaque = isinstance(part, optax.contrib.SAMState) and part.cache is None
-            if isinstance(part, kind) and not opaque:
-                raise ValueError(
-                    f"optimizer: expected one that takes a whole step at each update, from the gradient of the mean loss, "
-                    f"got one with the state {kind.__name__}: {way_out}"
-                )
+def _check_updates(opt_state):
+    """Raises unless one update is one whole step, because each moves the average and the count."""
+    # The opaque mode of sam has no cache.
+    unfit = lambda x: type(x) in _UNFIT and getattr(x, "cache", x) is not None  # noqa: E731
+    for part in jax.tree.leaves(opt_state, is_leaf=unfit):
+        if unfit(part):
+            raise ValueError(
+                f"optimizer: expected one whose update is a whole step, from the gradient of the mean "
+                f"loss, got one with the state {type(part).__name__}: {_UNFIT[type(part)]}"
+            )
 
 
-def _accepted(update, extra):
-    """Those of optax's extra arguments that an update takes."""
-    parameters = inspect.signature(update).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return extra
-    return {name: value for name, value in extra.items() if name in parameters}
+def _described(x):
+    """What a wrong argument is, for an error message."""
+    if inspect.isfunction(x):
+        return f"the function {x.__name__}({', '.join(inspect.signature(x).parameters)})"
+    if isinstance(x, type) or inspect.isroutine(x):
+        return x.__name__
+    return repr(x) if isinstance(x, bool | int | float | str | None) else f"an instance of {type(x).__name__}"
+
+
+def _check_function(name, fn, expected):
+    arguments = expected.partition(")")[0].split(",")
+    try:
+        inspect.signature(fn).bind(*arguments)
+    except TypeError:
+        raise ValueError(f"{name}: expected a function {expected}, got {_described(fn)}") from None
+
+
+def _check_optimizer(optimizer):
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"optimizer: expected an optax transformation such as optax.adam(1e-3), got {_described(optimizer)}"
+        )
+
+
+def _check_key(key):
+    dtype = getattr(key, "dtype", None)
+    old_style = dtype == jnp.uint32
+    if not old_style and not (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key: expected a key such as jax.random.key(0), got {_described(key)}")
+    if not old_style and key.shape:
+        raise ValueError(f"key: expected one key, got an array of keys of shape {key.shape}")
+
+
+def _check_params(params):
+    check_alive(params, "params")
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, nnx.Module)):
+        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
+        if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            what = f"the dtype {jnp.result_type(leaf)}" if is_array else _described(leaf)
+            raise ValueError(
+                f"params: expected a pytree of floating-point arrays, got {what} at "
+                f"params{jax.tree_util.keystr(path)}; split a network first: "
+                f"apply, params = functional(module) for Flax NNX, "
+                f"params, rest = eqx.partition(module, eqx.is_inexact_array) for Equinox, "
+                f"params = module.init(...) for linen"
+            )
 
 
 def _check_batch(batch, parts):
@@ -322,17 +407,18 @@ def _mean_over_parts(fn, parts):
         return fn
 
     def mean(key, batch):
-        # Neighbours go to different parts: the rows of each device stay on it.
-        split = jax.tree.map(lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0), batch)
+        # Neighbours go to different parts, so the examples of a sharded batch stay on their devices.
+        split = lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0)  # noqa: E731
+        batches = jax.tree.map(split, batch)
 
         def add(total, part):
             i, batch = part
             new = jax.checkpoint(fn, prevent_cse=False)(jax.random.fold_in(key, i), batch)
             return jax.tree.map(lambda t, x: t + jnp.asarray(x, t.dtype) / parts, total, new), None
 
-        first = jax.tree.map(lambda x: x[0], split)
+        first = jax.tree.map(lambda x: x[0], batches)
         zeros = jax.tree.map(lambda x: _accurate(jnp.zeros_like(x)), jax.eval_shape(fn, key, first))
-        return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+        return jax.lax.scan(add, zeros, (jnp.arange(parts), batches))[0]
 
     return mean
 

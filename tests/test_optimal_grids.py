@@ -441,6 +441,12 @@ def test_a_learned_grid_of_a_multistep_method_ends_much_closer():
     np.testing.assert_allclose([learned.losses.min(), learned.losses[0]], errors**2, rtol=1e-8)
 
 
+@pytest.mark.parametrize("optimizer", [optax.polyak_sgd(max_learning_rate=1e3), optax.lbfgs()], ids=["polyak", "lbfgs"])
+def test_an_optimizer_that_wants_the_loss_learns_a_grid(optimizer):
+    learned = learn_grid(lambda ts: (ts[1] - 0.3) ** 2, jnp.array([1.0, 0.8, 0.0]), optimizer, 30)
+    np.testing.assert_allclose(learned.ts, [1.0, 0.3, 0.0], atol=1e-3)
+
+
 def test_the_best_iterate_is_returned():
     # a rate at which the descent does not settle, so that neither the first nor the last iterate is the best
     def loss(ts):

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from diffjax._bind import bind
 from diffjax.training import (
@@ -72,7 +73,7 @@ def test_a_loss_may_return_metrics_and_must_be_a_scalar():
     step = make_train_step(lambda p, k, b: (squared_error(p, k, b), {"size": jnp.sum(p["w"] ** 2)}), optimizer)
     assert float(step(new(optimizer), regression())[1]["size"]) == 5.25
     step = make_train_step(lambda p, k, b: p["w"], optimizer)
-    with pytest.raises(ValueError, match=r"loss must return a scalar .* got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"loss: expected a scalar .* got shape \(3,\)"):
         jax.eval_shape(step, new(optimizer), regression())
 
 
@@ -350,8 +351,72 @@ def test_functional_is_the_module_and_back():
     doubled = merge(apply, jax.tree.map(lambda p: 2 * p, params))
     assert type(doubled) is nnx.Linear
     np.testing.assert_allclose(doubled(x), 2 * module(x))
-    with pytest.raises(ValueError, match=r"must be an nnx.Param, got mean: BatchStat, var: BatchStat"):
+    with pytest.raises(ValueError, match=r"to be an nnx.Param, got mean: BatchStat, var: BatchStat"):
         functional(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+
+
+class DropNNX(nnx.Module):
+    def __init__(self):
+        self.linear, self.dropout = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)
+
+    def __call__(self, x, key=None):
+        return self.dropout(self.linear(x), deterministic=key is None, rngs=key)
+
+
+class DropLinen(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False):
+        return linen.Dropout(0.5, deterministic=not train)(linen.Dense(2)(x))
+
+
+class DropEquinox(eqx.Module):
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, key=None):
+        return self.dropout(self.linear(x), key=key, inference=key is None)
+
+
+def dropping(kind):
+    """The parameters of a network with dropout, `call(params, x, key)`, and the same by the module itself."""
+    if kind == "nnx":
+        module = DropNNX()
+        apply, params = functional(module)
+        return params, apply, module
+    if kind == "linen":
+        module = DropLinen()
+        params = module.init(jax.random.key(0), jnp.zeros(3))
+        call = lambda p, x, key: module.apply(p, x, train=key is not None, rngs={"dropout": key})  # noqa: E731
+        return params, call, module.bind(params, rngs={"dropout": jax.random.key(0)})
+    module = DropEquinox(eqx.nn.Linear(3, 2, key=jax.random.key(0)), eqx.nn.Dropout(0.5))
+    params, rest = eqx.partition(module, eqx.is_inexact_array)
+    return params, lambda p, x, key: eqx.combine(p, rest)(x, key), module
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen", "equinox"])
+def test_a_key_reaches_the_dropout_of_a_network_that_trains(kind):
+    """A dropped output is 0, a kept one is doubled: the loss tells which, and only the kept ones train."""
+    params, call, module = dropping(kind)
+    x = regression()["x"].astype(np.float32)
+    plain = np.array(jax.vmap(module)(x))
+
+    def loss(params, key, batch):
+        keys = jax.random.split(key, len(batch))
+        outputs = jax.vmap(lambda x, key: call(params, x, key))(batch, keys)
+        return jnp.mean(outputs**2), {"outputs": outputs}
+
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.0)), donate_argnums=0)
+    state, metrics = step(init_state(jax.random.key(0), params, optimizer), x)
+    kept = np.array(metrics["outputs"]) != 0
+    np.testing.assert_allclose(metrics["outputs"], np.where(kept, 2 * plain, 0), rtol=1e-5)
+    assert 0 < kept.mean() < 1 and len({tuple(row) for row in kept.tolist()}) > 1  # each example has its own
+
+    # The gradient of mean(outputs^2) with respect to the bias is 2 / 16 times the sum of 2 outputs, of those kept.
+    bias = next(leaf for leaf in jax.tree.leaves(params) if leaf.shape == (2,))
+    moved = next(leaf for leaf in jax.tree.leaves(state.ema) if leaf.shape == (2,))
+    gradient = 2 / 16 * np.sum(2 * np.array(metrics["outputs"]), axis=0)
+    np.testing.assert_allclose(moved, bias - 0.1 * gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_a_jitted_call_traces_once_over_changing_parameters():
@@ -366,6 +431,100 @@ def test_a_jitted_call_traces_once_over_changing_parameters():
     for scale in range(3):
         call(bind(apply, jax.tree.map(lambda p: scale * p, params)), jnp.ones(3))  # noqa: B023
     assert len(traces) == 1
+
+
+def linear():
+    return nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+
+def donated():
+    state = new(SGD)
+    jax.jit(make_train_step(squared_error, SGD), donate_argnums=0)(state, regression())
+    return state
+
+
+SGD = optax.sgd(0.1)
+KEY_0 = jax.random.key(0)
+SPLIT = r"functional\(module\) for Flax NNX, .*eqx.partition.* for Equinox, .*module.init\(\.\.\.\) for linen"
+MISTAKES = {
+    "a decay": (
+        lambda: make_train_step(squared_error, SGD, ema=0.999),
+        r"ema: expected a function \(average, params, step\) .* such as constant_ema\(0.999\), got 0.999",
+    ),
+    "an average that is not called": (
+        lambda: make_train_step(squared_error, SGD, ema=power_ema),
+        r"ema: .* got the function power_ema\(gamma\)",
+    ),
+    "a decay by step": (
+        lambda: make_train_step(squared_error, SGD, ema=lambda step: 0.9),
+        r"ema: .* got the function <lambda>\(step\)",
+    ),
+    "an optimizer that is not called": (
+        lambda: init_state(KEY_0, jnp.ones(2), optax.adam),
+        r"optimizer: expected an optax transformation such as optax.adam\(1e-3\), got the function adam\(learning_rate,",
+    ),
+    "loss and optimizer swapped": (
+        lambda: make_train_step(SGD, squared_error),
+        r"loss: expected a function \(params, key, batch\) -> a scalar, got an instance of GradientTransformation",
+    ),
+    "a network as loss": (lambda: make_train_step(linear(), SGD), r"loss: .* got an instance of Linear"),
+    "a seed": (lambda: init_state(0, jnp.ones(2), SGD), r"key: expected a key such as jax.random.key\(0\), got 0"),
+    "keys": (
+        lambda: init_state(jax.random.split(jax.random.key(0)), jnp.ones(2), SGD),
+        r"key: expected one key, got an array of keys of shape \(2,\)",
+    ),
+    "an NNX module": (lambda: init_state(KEY_0, linear(), SGD), rf"params: .* got an instance of Linear .*{SPLIT}"),
+    "modules": (lambda: init_state(KEY_0, {"a": linear()}, SGD), r"got an instance of Linear at params\['a'\]"),
+    "a linen module": (lambda: init_state(KEY_0, linen.Dense(2), SGD), rf"got an instance of Dense at .*{SPLIT}"),
+    "an Equinox module": (
+        lambda: init_state(KEY_0, eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)), SGD),
+        rf"got an instance of custom_jvp at params.activation; .*{SPLIT}",
+    ),
+    "integers": (
+        lambda: init_state(KEY_0, {"n": jnp.arange(2)}, SGD),
+        r"params: expected a pytree of floating-point arrays, got the dtype int64 at params\['n'\]",
+    ),
+    "parameters as module": (
+        lambda: functional({"w": jnp.ones(2)}),
+        r"module: expected an nnx.Module, got an instance of dict; .*eqx.partition.*module.init",
+    ),
+    "dropout with its own keys": (
+        lambda: functional(nnx.Dropout(0.1, rngs=nnx.Rngs(0))),
+        r"got rngs.count: RngCount, rngs.key: RngKey; construct dropout layers without rngs, and give the key",
+    ),
+    "params and apply swapped": (
+        lambda: merge({"w": jnp.ones(2)}, functional(linear())[0]),
+        r"apply: expected the function that functional\(module\) returned, got an instance of dict",
+    ),
+    "a state as params": (
+        lambda: merge(functional(linear())[0], new(SGD)),
+        r"params: expected the parameters of the module, such as state.ema, got an instance of TrainState",
+    ),
+    "batch and state swapped": (
+        lambda: make_train_step(squared_error, SGD)(regression(), new(SGD)),
+        r"state: expected a TrainState from init_state, got an instance of dict",
+    ),
+    "a donated state": (
+        lambda: make_train_step(squared_error, SGD)(donated(), regression()),
+        r"state: .* got a deleted one at state.params\['w'\]: .*donate_argnums=0 .*the state that it returned",
+    ),
+    "a state that fit consumed": (
+        lambda: fit(donated(), make_train_step(squared_error, SGD), lambda i: regression(), 3, progress=False),
+        r"state: .* got a deleted one at state.params\['w'\]: .*the state that it returned",
+    ),
+    "donated parameters": (lambda: init_state(KEY_0, donated().params, SGD), r"got a deleted one at params\['w'\]"),
+    "a donated average": (
+        lambda: merge(functional(linear())[0], donated().ema),
+        r"got a deleted one at params\['w'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_wrong_argument_is_named(name):
+    call, message = MISTAKES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_batches_in_memory_are_epochs_without_gaps():

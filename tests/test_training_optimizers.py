@@ -109,7 +109,7 @@ REFUSALS = {
 def test_an_update_that_is_no_whole_step_is_refused(name):
     optimizer, message = REFUSALS[name]
     state = init_state(jax.random.key(0), PARAMS, optimizer)
-    with pytest.raises(ValueError, match=f"optimizer: expected one that takes a whole step .* {message}"):
+    with pytest.raises(ValueError, match=f"optimizer: expected one whose update is a whole step, .* {message}"):
         jax.eval_shape(make_train_step(loss, optimizer), state, BATCH)
 
 

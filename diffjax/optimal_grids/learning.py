@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._math import as_float, check_that
+from .._math import accepted, as_float, check_that
 from ..typing import Time
 
 __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_grid"]
@@ -72,7 +72,8 @@ def learn_grid(
     Args:
         loss: `loss(ts)`, or `loss(ts, numbers)`.
         ts: the grid to begin with.
-        optimizer: a pair (init, update) of optax, such as `optax.adam(0.03)`.
+        optimizer: a pair (init, update) of optax, such as `optax.adam(0.03)`. Its update gets what it
+            asks for of optax's extra arguments `value`, `grad` and `value_fn`.
         steps: how many steps of it, at least 1.
         numbers: a pytree of floating-point numbers to learn, too.
 
@@ -105,7 +106,8 @@ def learn_grid(
         value, gradient = jax.value_and_grad(objective)(params)
         better = value < best_loss
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
-        updates, state = optimizer.update(gradient, state, params)
+        extra = {"value": value, "grad": gradient, "value_fn": objective}
+        updates, state = optimizer.update(gradient, state, params, **accepted(optimizer.update, extra))
         params = jax.tree.map(lambda p, u: p + u, params, updates)
         return (params, state, best, jnp.minimum(value, best_loss)), value
 

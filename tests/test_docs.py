@@ -1,0 +1,40 @@
+"""The Python blocks of each page in docs/ run from top to bottom, in one namespace."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+PAGES = sorted((pathlib.Path(__file__).parent.parent / "docs").glob("*.md"))
+
+
+def run(page):
+    names = {}
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user_runs():
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page):
+    names = run(page)
+    if page.name == "training.md":
+        _check_training(names)
+
+
+def _check_training(names):
+    """The last network, of Equinox, has dropout in training alone, and its last state is on all devices."""
+    x = jnp.ones(2)
+    assert jnp.array_equal(names["network"](x, 0.5), names["network"](x, 0.5))
+    dropped = [names["network"](x, 0.5, key=jax.random.key(i)) for i in range(20)]
+    assert len({tuple(out.tolist()) for out in dropped}) > 1
+    assert all(len(leaf.sharding.device_set) == jax.device_count() for leaf in jax.tree.leaves(names["state"].params))
+    assert int(names["state"].step) == 3
