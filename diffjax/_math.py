@@ -105,13 +105,39 @@ def bisect(increasing, target, steps: int):
     return 0.5 * (low + high)
 
 
-def from_right(t):
-    """T itself, or a time just right of 0 where t is 0: the limit of what is 0/0 or infinite * 0 at t = 0.
+SMALLEST_TIME = 1e-18
+"""The time that stands for t = 0 in a limit. It is far below the resolution of anything smooth in t, and its square is
+still a normal float32."""
 
-    1e-18 is far below the resolution of anything smooth in t, and its square is still a normal float32.
+
+def from_right(t):
+    """The time t, but `SMALLEST_TIME` in place of 0: for what is 0/0 or infinite * 0 at t = 0."""
+    return _moved_into(t, SMALLEST_TIME, jnp.inf)
+
+
+def inside(t):
+    """The time t, but the nearest time inside (0, 1) in place of 0 and 1."""
+    return _moved_into(t, SMALLEST_TIME, 1 - _rounding(t))
+
+
+def limit(f, t):
+    """`f(t)` for 0 < t < 1, and the limit of f at t = 0 and at t = 1.
+
+    It is infinite where f grows like a power of 1/t or 1/(1 - t).
     """
+    near = inside(t)
+    farther = _moved_into(near, 1e6 * SMALLEST_TIME, 1 - 1e3 * _rounding(t))
+    value, before = jax.vmap(f)(jnp.stack([near, farther]))
+    return jnp.where(jnp.abs(value) > 10 * jnp.abs(before), jnp.inf * jnp.sign(value), value)
+
+
+def _moved_into(t, low, high):
     t = jnp.asarray(t, dtype=jnp.promote_types(jnp.result_type(t), jnp.float32))
-    return t + jax.lax.stop_gradient(jnp.maximum(t, 1e-18) - t)
+    return t + jax.lax.stop_gradient(jnp.clip(t, low, high) - t)
+
+
+def _rounding(t):
+    return jnp.finfo(jnp.promote_types(jnp.result_type(t), jnp.float32)).epsneg
 
 
 def phis(n: int, z):

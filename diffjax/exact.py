@@ -155,7 +155,8 @@ def empirical(data: Float[Array, "n *event"], schedule: Schedule) -> Denoiser:
         schedule: the path.
 
     Returns:
-        The denoiser, for x of shape (..., *event). Its noise estimate needs t > 0.
+        The denoiser, for x of shape (..., *event). Where sigma = 0 its noise estimate is infinite, but 0 at a point of
+        the data.
 
     Raises:
         ValueError: if the data set is empty, or holds values that are not finite.
@@ -185,7 +186,8 @@ def _empirical(data, schedule, x, t):
     distances = distances - jnp.min(distances, 0, keepdims=True)
     weights = jax.nn.softmax(-0.5 * distances / jnp.maximum(sigma**2, jnp.finfo(distances.dtype).tiny), axis=0)
     x0 = jnp.tensordot(weights, data, ((0,), (0,)))
-    return Estimate(x0, (x - alpha * x0) / sigma)
+    rest = x - alpha * x0
+    return Estimate(x0, rest / jnp.where((sigma == 0) & (rest == 0), 1.0, sigma))
 
 
 def _check_event(x, event, name):

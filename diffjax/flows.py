@@ -14,10 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax
+import numpy as np
 from jaxtyping import Array
 
 from ._bind import bind
-from ._math import as_scalar, safe_sqrt
+from ._math import as_scalar, check_that, safe_sqrt
 from .parametrizations import score, velocity
 from .schedules import diffusion_squared, drift
 from .typing import Denoiser, Schedule, Time
@@ -132,13 +133,21 @@ def reverse_drift(denoise: Denoiser, schedule: Schedule, amplitude, x: Array, t:
 
 
 def noise_amplitude(amplitude: Callable[[Schedule, Time], Array], schedule: Schedule, t: Time) -> Array:
-    """`amplitude(schedule, t)`, a scalar."""
+    """`amplitude(schedule, t)`, a finite scalar."""
     if not callable(amplitude):
         raise ValueError(
             f"amplitude: expected a function (schedule, t) -> a, got {amplitude}; a constant one is "
             "lambda schedule, t: 0.5"
         )
-    return as_scalar(amplitude(schedule, t), "amplitude")
+    a = as_scalar(amplitude(schedule, t), "amplitude")
+    check_that(
+        lambda a, t: np.isfinite(a),
+        "amplitude: expected a finite number, got {} at t={}. The diffusion g is infinite where alpha = 0. Start below, as "
+        "uniform(20, start=0.999) does, or take an amplitude such as lambda schedule, t: schedule(t)[1]",
+        a,
+        t,
+    )
+    return a
 
 
 def _reverse_drift(denoise, schedule, amplitude, tau, x, args):

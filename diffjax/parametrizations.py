@@ -15,18 +15,20 @@ so every parametrization is a row `(a, b, scale)` of that matrix, solved in one 
     VELOCITY   alpha' x0 + sigma' eps      a = alpha', b = sigma'                    (1.9), (1.17)
     edm(sd)    (x0 - c_skip x) / c_out     a = sigma / (sd S), b = -alpha sd / S, S^2 = sigma^2 + alpha^2 sd^2
 
-The result is singular only where the network's own target says nothing: eps leaves x0 open where alpha = 0.
+The system is singular only where the network's own target says nothing: EPS and SCORE about x0 where alpha = 0, X0 about
+eps where sigma = 0. A concrete time there is an error; if the time is traced, that estimate is NaN.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ._bind import bind
 from ._calls import call_denoiser, call_network
-from ._math import as_float, check_number, from_right
+from ._math import SMALLEST_TIME, as_float, check_number, check_that, from_right, inside, is_concrete
 from .schedules import coefficients, half_log_snr, half_log_snr_inverse
 from .typing import Denoiser, Estimate, Network, Schedule, Time
 
@@ -104,8 +106,9 @@ def edm_preconditioning(sigma_data: float | Array = 0.5) -> Parametrization:
         c_in = 1/S,  c_noise = log(sigma / alpha) / 4,  c_skip = alpha sigma_data^2 / S^2,  c_out = sigma sigma_data / S
         F's target = (sigma x0 / sigma_data - alpha sigma_data eps) / S
 
-    so for sigma_data = 1 the target is -v on a variance-preserving path. `c_noise` is infinite where alpha or sigma is
-    0: a sampler should not evaluate there (Karras' grid does not).
+    so for sigma_data = 1 the target is -v on a variance-preserving path. `c_noise` is infinite where
+    alpha or sigma is 0: start the grid where alpha > 0. (No sampler evaluates at its last time if
+    sigma = 0 there.)
 
     Args:
         sigma_data: the standard deviation of the data.
@@ -169,8 +172,9 @@ def as_denoiser(network: Network, schedule: Schedule, parametrization: Parametri
         `denoise(x, t) -> Estimate(x0, eps)`.
 
     Raises:
-        ValueError: if the parametrization is not one; when the denoiser is called, if the network's output has
-            another shape than x.
+        ValueError: if the parametrization is not one. When the denoiser is called, if the network's output is not an
+            array of the shape of x; at a concrete time, also if the network says nothing about x0 (EPS and SCORE
+            where alpha = 0) or about eps (X0 where sigma = 0).
 
     >>> def network(x, t):  # for data that are all zero, eps = x / sigma
     ...     return x / t
@@ -191,27 +195,61 @@ def check_parametrization(parametrization) -> None:
 
 
 def _denoise(network, schedule, parametrization, x, t):
-    x, out = as_float(x, "x"), output(network, schedule, parametrization, x, t)
     from_x, from_out = solve(schedule, parametrization, t)
+    is_open = _check_open(t, *from_out)
+    # An estimate that is open is NaN: an infinite one could be clipped to a number.
+    from_out = [jnp.where(unknown, jnp.nan, q) for unknown, q in zip(is_open, from_out, strict=True)]
+    x, out = as_float(x, "x"), output(network, schedule, parametrization, x, t)
     return Estimate(*(p * x + q * out for p, q in zip(from_x, from_out, strict=True)))
+
+
+def _check_open(t, x0_from_out, eps_from_out):
+    """Whether the network leaves x0 and eps open at time t."""
+    # At t = 0 and where a limit at 0 is evaluated, a huge coefficient of eps is 1 / sigma.
+    at_start = jnp.asarray(t) <= SMALLEST_TIME
+    is_open = jnp.isinf(x0_from_out), jnp.isinf(eps_from_out) | (at_start & (jnp.abs(eps_from_out) > 1e6))
+    check_that(
+        lambda x0_is_open, t: ~x0_is_open,
+        "t: expected a time with alpha > 0, got t={1}, where alpha = 0 and a network that predicts the noise says nothing "
+        "about x0. Start the grid below, as uniform(20, start=0.999) does, or train X0, V or VELOCITY",
+        is_open[0],
+        t,
+    )
+    check_that(
+        lambda eps_is_open, t: ~eps_is_open,
+        "t: expected a time with sigma > 0, got t={1}, where sigma = 0 and a network that predicts x0 says nothing about "
+        "the noise. Stay above, at t=1e-3 for instance, or take x0 from the network itself",
+        is_open[1],
+        t,
+    )
+    return is_open
 
 
 def output(network, schedule, parametrization, x, t):
     """The network's raw output at x_t = x, shown what its parametrization says, in at least float32."""
     check_parametrization(parametrization)
     c_in, c_noise = parametrization.inputs(schedule, t)
-    return as_float(call_network(network, c_in * x, c_noise), "network output")
+    out = as_float(call_network(network, c_in * x, c_noise), "network output")
+    if is_concrete(c_noise) and not np.all(np.isfinite(c_noise)):
+        check_that(
+            np.isfinite,
+            f"t: expected a time with alpha > 0 and sigma > 0, got t={t}; the network saw the time variable {c_noise}, and "
+            "returned {}. Start the grid below, as uniform(20, start=0.999) does",
+            out,
+        )
+    return out
 
 
 def solve(schedule, parametrization, t):
     """(x0, eps) as from_x * x + from_out * out: the two columns of the inverse matrix.
 
     It is Cramer's rule, but where `a = 0` or `b = 0` the row alone gives eps or x0, and not 0/0 at an end.
+    The coefficients of what the network says nothing about are infinite.
     """
     alpha, sigma, *_ = coefficients(schedule, t)
     a, b, scale = parametrization.row(schedule, t)
-    det = alpha * b - sigma * a
     no_eps, no_x0 = jnp.equal(b, 0), jnp.equal(a, 0)
+    det = alpha * b - sigma * a
     det_x0, det_eps = jnp.where(no_eps, a, det), jnp.where(no_x0, b, det)
     x0_from_x, x0_from_out = b / det_x0, jnp.where(no_eps, 1.0, -sigma) / det_x0
     eps_from_x, eps_from_out = -a / det_eps, jnp.where(no_x0, 1.0, alpha) / det_eps
@@ -225,7 +263,7 @@ def score(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:
         denoise: a denoiser.
         schedule: its path.
         x: one sample, or a batch that shares the time.
-        t: a scalar time; at t = 0 the limit from the right is taken.
+        t: a scalar time. At t = 0 the limit from the right is taken, at t = 1 that from the left.
 
     Returns:
         The score, of the shape of x, in units of 1/x.
@@ -235,7 +273,7 @@ def score(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:
     >>> score(gaussian(jnp.zeros(1), jnp.eye(1), linear_vp()), linear_vp(), jnp.array([3.0]), 0.5).round(4)
     Array([-3.], dtype=float32)
     """
-    t = from_right(t)
+    t = inside(t)
     return -call_denoiser(denoise, x, t).eps / coefficients(schedule, t).sigma
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from ._math import as_float, check_that
-from .flows import diffusion, probability_flow, reverse_sde
+from .flows import diffusion, noise_amplitude, probability_flow, reverse_sde
 from .typing import Denoiser, Schedule, Time
 
 __all__ = ["integrate", "solve_flow", "solve_sde"]
@@ -134,7 +134,7 @@ def solve_sde(
         x at time s.
 
     Raises:
-        ValueError: for concrete times outside [0, 1], or s >= t.
+        ValueError: for concrete times outside [0, 1], or s >= t, or of an amplitude that is not finite at t.
         RuntimeError: (from diffrax) if max_steps do not suffice.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), eq. 6; Foster et al. 2023 (arXiv 2210.11160) for ShARK.
@@ -146,6 +146,7 @@ def solve_sde(
     """
     _check_span(t, s)
     check_that(lambda t, s: s < t, "s: expected a time before t={}, got s={}", t, s)
+    noise_amplitude(amplitude, schedule, t)  # raises where it is infinite
     x = as_float(x, "x")
     tau0, tau1 = 1 - jnp.asarray(t, float), 1 - jnp.asarray(s, float)
     noise = diffrax.VirtualBrownianTree(

@@ -10,6 +10,8 @@ weightings, each stated for the error that its paper speaks of, apply to every p
     min_snr(gamma)     min(SNR, gamma) on x0                Hang et al. 2023
     p2(gamma, k)       1 / (k + SNR)^gamma on the noise     Choi et al. 2022
     edm_weighting(sd)  (s^2 + sd^2) / (s sd)^2 on x0        Karras et al. 2022, s = sigma / alpha
+
+At t = 0 and t = 1 every weight is its limit, which may be infinite.
 """
 
 from collections.abc import Callable
@@ -18,9 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._bind import bind
-from ._math import check_number
+from ._math import check_number, limit
+from .flows import diffusion
 from .parametrizations import Parametrization, solve
-from .schedules import coefficients, diffusion_squared
+from .schedules import coefficients
 from .typing import Schedule, Time
 
 __all__ = ["edm_weighting", "inverse_variance", "likelihood", "min_snr", "p2", "snr", "unweighted"]
@@ -53,7 +56,7 @@ def inverse_variance(schedule: Schedule, parametrization: Parametrization, t: Ti
     Args:
         schedule: any schedule.
         parametrization: what the network predicts.
-        t: a scalar time above 0.
+        t: a scalar time.
 
     Returns:
         The weight.
@@ -61,7 +64,11 @@ def inverse_variance(schedule: Schedule, parametrization: Parametrization, t: Ti
     >>> float(inverse_variance(linear(), EPS, 0.5)), float(inverse_variance(linear(), SCORE, 0.5))
     (4.0, 1.0)
     """
-    return _of_noise(schedule, parametrization, t) / coefficients(schedule, t).sigma ** 2
+    return _weight(bind(_inverse_variance), schedule, parametrization, t)
+
+
+def _inverse_variance(schedule, t):
+    return 1 / coefficients(schedule, t).sigma
 
 
 def likelihood(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
@@ -70,17 +77,21 @@ def likelihood(schedule: Schedule, parametrization: Parametrization, t: Time) ->
     Args:
         schedule: any schedule.
         parametrization: what the network predicts.
-        t: a scalar time above 0, with alpha > 0.
+        t: a scalar time.
 
     Returns:
         The weight.
 
     Reference: Song et al. 2021 (arXiv 2101.09258), eq. 7 and theorem 1; (1.14) with lambda = g^2.
 
-    >>> float(likelihood(linear(), SCORE, 0.5))  # g^2 = 2 t / (1 - t)
+    >>> round(float(likelihood(linear(), SCORE, 0.5)), 4)  # g^2 = 2 t / (1 - t)
     2.0
     """
-    return diffusion_squared(schedule, t) * inverse_variance(schedule, parametrization, t)
+    return _weight(bind(_likelihood), schedule, parametrization, t)
+
+
+def _likelihood(schedule, t):
+    return diffusion(schedule, t) / coefficients(schedule, t).sigma
 
 
 def snr(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
@@ -99,7 +110,11 @@ def snr(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[
     >>> float(snr(linear(), EPS, 0.2)), round(float(snr(linear(), X0, 0.2)), 4)
     (1.0, 16.0)
     """
-    return _of_noise(schedule, parametrization, t)
+    return _weight(bind(_snr), schedule, parametrization, t)
+
+
+def _snr(schedule, t):
+    return 1.0
 
 
 def p2(gamma: float | Array = 1.0, k: float | Array = 1.0) -> Weighting:
@@ -122,12 +137,12 @@ def p2(gamma: float | Array = 1.0, k: float | Array = 1.0) -> Weighting:
     """
     check_number(gamma, "gamma", 0)
     check_number(k, "k", low=1e-38)
-    return bind(_p2, gamma, k)
+    return bind(_weight, bind(_p2, gamma, k))
 
 
-def _p2(gamma, k, schedule, parametrization, t):
+def _p2(gamma, k, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    return _of_noise(schedule, parametrization, t) * (k + (alpha / sigma) ** 2) ** -gamma
+    return jnp.hypot(jnp.sqrt(k), alpha / sigma) ** -gamma
 
 
 def min_snr(gamma: float | Array = 5.0) -> Weighting:
@@ -148,12 +163,12 @@ def min_snr(gamma: float | Array = 5.0) -> Weighting:
     [5.0, 1.0]
     """
     check_number(gamma, "gamma", low=1e-38)
-    return bind(_min_snr, gamma)
+    return bind(_weight, bind(_min_snr, gamma))
 
 
-def _min_snr(gamma, schedule, parametrization, t):
+def _min_snr(gamma, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    return _of_noise(schedule, parametrization, t) * jnp.minimum(1.0, gamma * (sigma / alpha) ** 2)
+    return jnp.minimum(1.0, jnp.sqrt(gamma) * sigma / alpha)
 
 
 def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
@@ -174,15 +189,19 @@ def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
     1.0
     """
     check_number(sigma_data, "sigma_data", low=1e-38)
-    return bind(_edm_weighting, sigma_data)
+    return bind(_weight, bind(_edm_weighting, sigma_data))
 
 
-def _edm_weighting(sigma_data, schedule, parametrization, t):
+def _edm_weighting(sigma_data, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    return _of_noise(schedule, parametrization, t) * (1 + (sigma / (alpha * sigma_data)) ** 2)
+    return jnp.hypot(1.0, sigma / (alpha * sigma_data))
 
 
-def _of_noise(schedule, parametrization, t):
-    """The squared error of the noise estimate, as a multiple of the squared error of the network's output."""
-    _, (_, eps_from_out) = solve(schedule, parametrization, t)
-    return eps_from_out**2
+def _weight(factor, schedule, parametrization, t):
+    """The weight of the network's squared error, if the noise estimate's error is multiplied by the factor and squared."""
+
+    def root(t):
+        _, (_, eps_from_out) = solve(schedule, parametrization, t)
+        return factor(schedule, t) * eps_from_out
+
+    return limit(root, t) ** 2

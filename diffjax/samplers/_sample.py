@@ -1,15 +1,17 @@
 """The engine: a scan of a sampler's step over a time grid."""
 
+import itertools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
-from .._math import as_float, check_that
+from .._math import as_float, check_that, is_concrete, shown
 from ..typing import History, Sampler, State, Time
 
 __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
@@ -89,7 +91,29 @@ def _run(key, sampler, x, ts, scan, keep):
 
     state = sampler.init(x, ts[0])
     _check_steps(state.memory, ts)
-    return scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]))
+    state, xs = scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]))
+    _check_finite(key, sampler, x, ts, state.x)
+    return state, xs
+
+
+def _check_finite(key, sampler, x, ts, result):
+    if not is_concrete(key, sampler, x, ts, result) or jnp.all(jnp.isfinite(result)):
+        return
+    check_that(np.isfinite, "x: expected finite values, got {}", x)
+    # The steps once more, one by one and without compilation: whatever checks a number can see it now.
+    with jax.disable_jit(), jax.debug_key_reuse(False):
+        state = sampler.init(x, ts[0])
+        for i, (t, s) in enumerate(itertools.pairwise(ts)):
+            state = sampler.step(jax.random.fold_in(key, i), state, t, s)
+            check_that(
+                lambda x, t, s: np.isfinite(x),
+                "x: expected finite values after the step from t={1} to s={2}, got {0}. Is alpha 0 at t? Then start the "
+                "grid below, as uniform(20, start=0.999) does. Is it not? Then see what the denoiser returns there",
+                state.x,
+                t,
+                s,
+            )
+    raise ValueError(f"x: expected finite values at the end of the grid, got {shown(result)}")
 
 
 def _check_grid(ts):

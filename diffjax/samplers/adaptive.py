@@ -88,7 +88,7 @@ def dpm_solver_adaptive(
     Raises:
         ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or concrete tolerances that
             are not positive.
-        RuntimeError: if max_steps do not suffice.
+        RuntimeError: if max_steps do not suffice, or x or what the denoiser returns is not finite.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), appendix C.
 
@@ -103,7 +103,7 @@ def dpm_solver_adaptive(
     _check_adaptive(schedule, t, s, rtol, atol, first_step)
 
     def unfinished(carry):
-        return (carry[1] > s) & (carry[-1] < max_steps)
+        return (carry[1] > s) & (carry[-1] < max_steps) & jnp.isfinite(carry[3])
 
     def attempt(carry):
         x, t, before, h, tried = carry
@@ -120,7 +120,10 @@ def dpm_solver_adaptive(
         return x, t, before, h, tried + 1
 
     carry = (x, t, x, jnp.asarray(first_step, end.dtype), jnp.zeros((), jnp.int32))
-    x, t, _, _, tried = jax.lax.while_loop(unfinished, attempt, carry)
+    x, t, _, h, tried = jax.lax.while_loop(unfinished, attempt, carry)
+    x = equinox.error_if(
+        x, ~jnp.isfinite(h), "the adaptive DPM-Solver met values that are not finite, in x or from the denoiser"
+    )
     x = equinox.error_if(x, t > s, f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}")
     return AdaptiveSolution(x, pair.order * tried)
 

@@ -216,7 +216,7 @@ def dpm_solver_fast(
         end: the last time, of finite log-SNR.
 
     Returns:
-        The sampler, and the grid of its K evaluations for `sample`. (On another grid than its own it returns NaN.)
+        The sampler, and the grid of its K evaluations for `sample`. (On another grid it is an error, or NaN under jit.)
 
     Raises:
         ValueError: if evaluations < 1; and as `uniform_log_snr`.
@@ -255,6 +255,13 @@ def _planned_step(denoise, first, stages, key, state, t, s):
     first, time, target, weight = jax.tree.map(lambda a: a[i], (first, *stages))
     x, start, _ = _stage(denoise, eps_of, state.x, start, first, time, target, weight)
     on_plan = (i < stages.times.size) & (t == time) & (s == target.t)
+    check_that(
+        lambda on_plan, t, s: on_plan,
+        "ts: expected the grid that dpm_solver_fast returned with the sampler, got a step from t={1} to s={2}",
+        on_plan,
+        t,
+        s,
+    )
     return State(jnp.where(on_plan, x, jnp.nan), (i + 1, start))
 
 

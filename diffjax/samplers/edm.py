@@ -30,10 +30,10 @@ def edm_sampler(
         s' = s_i (1 + churn) if noise_min <= s_i <= noise_max else s_i
         y' = y_i + sqrt(s'^2 - s_i^2) noise_scale z,  z ~ N(0, I)
         Euler:  y = y' + (s_{i+1} - s') eps(y', s')
-        Heun:   y = y' + (s_{i+1} - s') (eps(y', s') + eps(y, s_{i+1})) / 2   unless s_{i+1} = 0
+        Heun:   y = y' + (s_{i+1} - s') (eps(y', s') + eps(y, s_{i+1})) / 2   unless s_{i+1} = 0 or s' is infinite
 
-    Second order; 2 evaluations a step. Take the grid `karras(schedule, n)`. The grid starts where alpha > 0. The noise
-    level is never raised above the path's largest one.
+    Second order; 2 evaluations a step. Take the grid `karras(schedule, n)`. A step from alpha = 0 is DDIM, and so is one to
+    sigma = 0. The noise level is never raised above the path's largest one.
 
     Args:
         denoise: the denoiser.
@@ -69,18 +69,20 @@ def _heun_step(denoise, schedule, key, x, t, s):
     alpha_s, sigma_s, *_ = coefficients(schedule, s)
     x0, eps = call_denoiser(denoise, x, t)
     x_euler = alpha_s * x0 + sigma_s * eps  # Euler in sigma / alpha is DDIM
-    more = sigma_s > 0
+    more = (sigma_s > 0) & (alpha_t > 0)
     eps_next = call_denoiser(denoise, x_euler, jnp.where(more, s, t)).eps
-    half_step = 0.5 * (sigma_s - alpha_s * sigma_t / alpha_t)
+    half_step = 0.5 * (sigma_s - alpha_s * sigma_t / jnp.where(more, alpha_t, 1.0))
     return x_euler + jnp.where(more, half_step, 0.0) * (eps_next - eps)
 
 
 def _churned_step(denoise, schedule, churn, noise_min, noise_max, noise_scale, key, x, t, s):
     alpha, sigma, *_ = coefficients(schedule, t)
-    level = sigma / alpha
+    noise_only = alpha == 0
+    level = jnp.where(noise_only, jnp.inf, sigma / jnp.where(noise_only, 1.0, alpha))
     raised = jnp.where((noise_min <= level) & (level <= noise_max), (1 + as_scalar(churn, "churn")) * level, level)
     t_raised = jnp.where(raised > level, half_log_snr_inverse(schedule, -jnp.log(raised)), t)
     alpha_raised, sigma_raised, *_ = coefficients(schedule, t_raised)
-    added = alpha_raised * safe_sqrt(jnp.maximum((sigma_raised / alpha_raised) ** 2 - level**2, 0.0))
+    kept = jnp.where(noise_only, 1.0, alpha_raised / jnp.where(noise_only, 1.0, alpha))
+    added = safe_sqrt(jnp.maximum((sigma_raised - kept * sigma) * (sigma_raised + kept * sigma), 0.0))
     z = as_scalar(noise_scale, "noise_scale") * jax.random.normal(key, x.shape, x.dtype)
-    return _heun_step(denoise, schedule, None, x * alpha_raised / alpha + added * z, t_raised, s)
+    return _heun_step(denoise, schedule, None, kept * x + added * z, t_raised, s)

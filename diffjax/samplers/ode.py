@@ -1,11 +1,13 @@
 """Classical solvers of the probability-flow ODE in the time of the path: Euler and Heun.
 
-They take the velocity as it is, so it must be finite on the whole grid: on VP paths, where sigma' is infinite at t = 0,
-end the grid above 0 or use `ddim` or `edm`.
+They take the velocity as it is, at every time of the grid but the last one if sigma = 0 there.
 """
+
+import jax.numpy as jnp
 
 from .._bind import bind
 from ..parametrizations import velocity
+from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Sampler, Schedule
 from ._sample import one_step
 
@@ -40,7 +42,8 @@ def _euler(denoise, schedule, key, x, t, s):
 def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
     """Heun's method, the explicit trapezoidal rule. Second order; 2 evaluations a step.
 
-    `x' = x + (s - t) v(x, t)`, `x_s = x + (s - t) (v(x, t) + v(x', s)) / 2`.
+    `x' = x + (s - t) v(x, t)`, `x_s = x + (s - t) (v(x, t) + v(x', s)) / 2`. A step to sigma = 0, where the velocity of most
+    networks has no value, is Euler's: `x_s = x'`.
 
     Args:
         denoise: the denoiser.
@@ -49,7 +52,8 @@ def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
     Returns:
         The sampler.
 
-    Reference: (1.18); Hairer, Norsett and Wanner 1993, section II.1.
+    Reference: (1.18); Hairer, Norsett and Wanner 1993, section II.1; Karras et al. 2022 (arXiv 2206.00364), algorithm 1,
+    for the step to sigma = 0.
 
     >>> sampler = heun(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
     >>> sampler.step(None, sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.5).x
@@ -60,5 +64,7 @@ def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
 
 def _heun(denoise, schedule, key, x, t, s):
     v = velocity(denoise, schedule, x, t)
-    v_next = velocity(denoise, schedule, x + (s - t) * v, s)
-    return x + (s - t) * 0.5 * (v + v_next)
+    x_euler = x + (s - t) * v
+    noisy = alpha_sigma(schedule, s)[1] > 0
+    v_next = velocity(denoise, schedule, x_euler, jnp.where(noisy, s, t))
+    return x_euler + jnp.where(noisy, 0.5 * (s - t), 0.0) * (v_next - v)

@@ -123,11 +123,12 @@ def predictor_corrector(
 def _predictor_corrector(predict, denoise, schedule, snr, key, state, t, s):
     predict_key, correct_key = jax.random.split(key)
     state = predict(predict_key, state, t, s)
-    return state._replace(x=_langevin(denoise, schedule, snr, correct_key, state.x, s))
+    return state._replace(x=_langevin(denoise, schedule, snr, correct_key, state.x, t, s))
 
 
-def _langevin(denoise, schedule, snr, key, x, t):
-    # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may be 0/0
-    sigma, snr = coefficients(schedule, t).sigma, as_scalar(snr, "snr")
-    eps = call_denoiser(denoise, x, jnp.where(sigma > 0, t, 1.0)).eps
-    return x + 2 * snr * sigma * (jax.random.normal(key, x.shape, x.dtype) - snr * eps)
+def _langevin(denoise, schedule, snr, key, x, t, s):
+    # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may have no value
+    sigma, snr = coefficients(schedule, s).sigma, as_scalar(snr, "snr")
+    eps = call_denoiser(denoise, x, jnp.where(sigma > 0, s, t)).eps
+    moved = x + 2 * snr * sigma * (jax.random.normal(key, x.shape, x.dtype) - snr * eps)
+    return jnp.where(sigma > 0, moved, x)
