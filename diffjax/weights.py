@@ -182,7 +182,7 @@ _ADMITTED = {  # what a pickle may ask for
     "collections.OrderedDict": _Dict,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": lambda *args: _tensor(*args[:4]),
-    "torch._utils._rebuild_tensor_v3": lambda *args: _tensor(*args[:4], args[6]),
+    "torch._utils._rebuild_tensor_v3": lambda *args: _tensor(*args[:4], dtype=args[6]),
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch.storage.UntypedStorage": _NUMPY["uint8"],
     **{f"torch.{storage}Storage": _NUMPY[name] for name, storage, _ in _DTYPES if storage},
@@ -204,6 +204,7 @@ def _unpickle(file: io.BytesIO) -> Any:
         del stack[start:]
         return values
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(file):
         match opcode.name:
             case "PROTO" | "FRAME" | "STOP":
