@@ -198,9 +198,10 @@ def run_ratio(name: str, aim: float | None, ours: tuple, theirs: tuple, repeats:
     """The ratio of the running times of two programs (fn, args), both called often enough to last 30 ms."""
     calls = [functools.partial(jax.jit(fn), *args) for fn, args in (ours, theirs)]
     loops = max(1, math.ceil(0.03 / min(seconds(call) for call in calls * 2)))
-    operations = [call.func.lower(*call.args).compile().cost_analysis().get("flops", math.nan) for call in calls]
+    counts = [call.func.lower(*call.args).compile().cost_analysis().get("flops") for call in calls]
+    operations = None if None in counts else counts[0] / counts[1]
     timed = [functools.partial(seconds, call, loops) for call in calls]
-    return in_turns(name, aim, *timed, repeats, operations=operations[0] / operations[1])
+    return in_turns(name, aim, *timed, repeats, operations=operations)
 
 
 def compile_ratio(name: str, aim: float, ours: tuple, theirs: tuple, repeats: int) -> Row:

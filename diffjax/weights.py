@@ -2,18 +2,18 @@
 
 A `.pth` file is a pickle, and unpickling runs whatever the file asks for. Here it may ask for what a state dict is made of
 (an ordered dict, tensors, their storages and dtypes) and for nothing else. A tensor is a strided view of a storage:
-element i lies at `offset + i . stride`.
+element i lies at `offset + i . stride`. Whatever a file says, reading it takes time and memory linear in its size.
 """
 
 import io
 import json
 import math
 import pathlib
-import pickle
+import pickletools
+import reprlib
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +74,7 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             return _read_legacy(data)
         return _read_safetensors(data)
     except Exception as error:
-        reason = error if isinstance(error, ValueError) else repr(error)
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"read_tensors: cannot read {path}: {reason}") from error
 
 
@@ -133,128 +133,259 @@ def _arranged(tensor: np.ndarray, transpose: bool) -> Array:
     return jnp.asarray(tensor.transpose(*range(2, tensor.ndim), 1, 0) if transpose else tensor)
 
 
+class _Dict:
+    """A dict of a pickle, as pairs: hashing the keys could take for ever."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: list | None = None):
+        self.pairs = [] if pairs is None else pairs
+
+
+class _Storage(NamedTuple):
+    """A storage as a pickle describes it."""
+
+    key: str
+    dtype: np.dtype
+
+
 class _Tensor(NamedTuple):
     """A tensor as a pickle describes it; offset and strides count elements."""
 
-    key: str
-    dtype: str
+    storage: _Storage
+    dtype: np.dtype
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Loads a state dict as a dict of `_Tensor`, and notes the dtype of every storage."""
-
-    def __init__(self, file: io.BytesIO):
-        super().__init__(file)
-        self.storages: dict[str, str] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = _admitted().get(f"{module}.{name}".replace("torch.cuda.", "torch."))
-        if found is None:
-            raise ValueError(f"it wants to load {module}.{name}, and only tensors are admitted")
-        return found
-
-    def persistent_load(self, pid: Any) -> tuple[str, str]:
-        kind, dtype, key, _, _, *view = pid
-        if kind != "storage" or any(view):
-            raise ValueError(f"expected a storage, got {pid}")
-        self.storages[key] = dtype
-        return key, dtype
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any = None) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise ValueError(f"expected a tensor's storage, got {_kind(storage)}")
+    dtype = storage.dtype if dtype is None else dtype
+    if not isinstance(dtype, np.dtype):
+        raise ValueError(f"expected a tensor's dtype, got {_kind(dtype)}")
+    _check_sizes("offset", (offset,))
+    _check_sizes("shape", shape)
+    _check_sizes("stride", stride)
+    return _Tensor(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
-def _admitted() -> dict[str, Any]:
-    """What a pickle may ask for. The functions are made anew, since a pickle can set the attributes of what it gets."""
+def _check_sizes(name: str, sizes: Any) -> None:
+    """Checks that there are at most 64 sizes, each of 64 bits: their product is quick to compute."""
+    known = isinstance(sizes, tuple | list) and len(sizes) <= 64
+    if not known or any(type(n) is not int or abs(n) >= 2**63 for n in sizes):
+        raise ValueError(f"{name}: expected at most 64 integers below 2^63, got {reprlib.repr(sizes)}")
 
-    def tensor(storage, offset, shape, stride, *_):
-        key, dtype = storage
-        return _Tensor(key, dtype, offset, shape, stride)
 
-    def typed_tensor(storage, offset, shape, stride, _requires_grad, _hooks, dtype, *_):
-        return _Tensor(storage[0], dtype, offset, shape, stride)
+_ADMITTED = {  # what a pickle may ask for
+    "collections.OrderedDict": _Dict,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": lambda *args: _tensor(*args[:4]),
+    "torch._utils._rebuild_tensor_v3": lambda *args: _tensor(*args[:4], dtype=args[6]),
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch.storage.UntypedStorage": _NUMPY["uint8"],
+    **{f"torch.{storage}Storage": _NUMPY[name] for name, storage, _ in _DTYPES if storage},
+    **{f"torch.{name}": _NUMPY[name] for name, _, _ in _DTYPES},
+}
 
-    def parameter(data, *_):
-        return data
 
-    return {
-        "collections.OrderedDict": OrderedDict,
-        "torch._utils._rebuild_tensor": tensor,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_tensor_v3": typed_tensor,
-        "torch._utils._rebuild_parameter": parameter,
-        "torch.storage.UntypedStorage": "uint8",
-        **{f"torch.{storage}Storage": name for name, storage, _ in _DTYPES if storage},
-        **{f"torch.{name}": name for name, _, _ in _DTYPES},
-    }
+def _unpickle(file: io.BytesIO) -> Any:
+    """Reads one pickle of a torch file, from the file's position on.
+
+    It knows the opcodes that state dicts are written with. It calls only what `_ADMITTED` holds, sets
+    no attribute and hashes no object of the pickle, so time and memory are linear in its length.
+    (`pickle.Unpickler` allocates what a memo index asks for, and hashes nested tuples for ever.)
+    """
+    stack, marks, memo = [], [], {}
+
+    def pop(start: int) -> list:
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(file):
+        match opcode.name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode.name == "NEWTRUE")
+            case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "BINFLOAT":
+                stack.append(argument)
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
+                stack.append(argument)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "MARK":
+                marks.append(len(stack))
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(pop(-int(opcode.name[-1]))))
+            case "TUPLE":
+                stack.append(tuple(pop(marks.pop())))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND" | "APPENDS":
+                values = pop(-1 if opcode.name == "APPEND" else marks.pop())
+                stack[-1].extend(values)
+            case "EMPTY_DICT":
+                stack.append(_Dict())
+            case "SETITEM" | "SETITEMS":
+                values = pop(-2 if opcode.name == "SETITEM" else marks.pop())
+                stack[-1].pairs.extend(zip(values[::2], values[1::2], strict=True))
+            case "GLOBAL":
+                stack.append(_find(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack.append(_find(*pop(-2)))
+            case "BINPERSID":
+                stack.append(_persistent(stack.pop()))
+            case "REDUCE":
+                function, args = pop(-2)
+                if len(args) > 10:
+                    raise ValueError(f"expected at most 10 arguments of a call, got {len(args)}")
+                stack.append(function(*args))
+            case "BUILD":  # an ordered dict's attributes, where torch keeps the version
+                stack.pop()
+            case name:
+                raise ValueError(f"its pickle holds {name}, and a state dict's does not")
+    return stack.pop()
+
+
+def _find(module: Any, name: Any) -> Any:
+    _check_strings([module, name])
+    found = _ADMITTED.get(f"{module}.{name}".replace("torch.cuda.", "torch."))
+    if found is None:
+        raise ValueError(f"it wants to load {module}.{name}, and only tensors are admitted")
+    return found
+
+
+def _persistent(pid: Any) -> _Storage:
+    """The storage that a persistent id describes: dtype, key, location and size; once a view, too."""
+    match pid:
+        case ("storage", np.dtype() as dtype, str(key), _, _):
+            return _Storage(key, dtype)
+        case ("storage", np.dtype() as dtype, str(key), _, _, None):
+            return _Storage(key, dtype)
+    raise ValueError(f"expected a storage, got {reprlib.repr(pid)}")
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__.strip("_").lower()
+
+
+def _check_strings(keys: Any) -> None:
+    others = [_kind(key) for key in keys if type(key) is not str]
+    if others:
+        raise ValueError(f"expected names that are strings, got {others[0]}")
+
+
+def _as_dict(pairs: list) -> dict[str, Any]:
+    """A dict of the pairs. Checks that the keys are strings, and that none comes twice."""
+    _check_strings(key for key, _ in pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("expected each name once, got one twice")
+    return found
 
 
 def _read_zip(data: bytes) -> dict[str, np.ndarray]:
     """PREFIX/data.pkl is the pickle, PREFIX/data/KEY the bytes of a storage."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        entries = _as_dict([(entry.filename, entry) for entry in archive.infolist()])
+        for name, entry in entries.items():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name} is compressed, and torch.save compresses nothing")
+        size = sum(entry.file_size for entry in entries.values())
+        if size > len(data):
+            raise ValueError(f"its entries have {size} bytes, the file {len(data)}")
+        pickled = next((name for name in entries if name.endswith("/data.pkl")), None)
         if pickled is None:
             raise ValueError("it is a zip archive, but not of torch.save: there is no data.pkl")
         prefix = pickled.removesuffix("data.pkl")
-        if prefix + "byteorder" in archive.namelist() and archive.read(prefix + "byteorder") != b"little":
+        if prefix + "byteorder" in entries and archive.read(prefix + "byteorder") != b"little":
             raise ValueError("it is not little-endian")
-        unpickler = _Unpickler(io.BytesIO(archive.read(pickled)))
-        state = unpickler.load()
-        buffers = {key: archive.read(f"{prefix}data/{key}") for key in unpickler.storages}
-    return _arrays(state, buffers.__getitem__)
+        tensors = _tensors(_unpickle(io.BytesIO(archive.read(pickled))))
+        keys = {tensor.storage.key for tensor in tensors.values()}
+        buffers = {key: archive.read(f"{prefix}data/{key}") for key in keys}
+    return {name: _array(name, tensor, buffers) for name, tensor in tensors.items()}
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
     """Five pickles (magic number, version, platform, state dict, keys); then every storage: its length and its bytes."""
     file = io.BytesIO(data)
-    if _Unpickler(file).load() != _MAGIC:
+    magic = _unpickle(file)
+    if type(magic) is not int or magic != _MAGIC:
         raise ValueError("a pickle, but not one of torch.save")
-    _, platform = _Unpickler(file).load(), _Unpickler(file).load()
-    if not platform["little_endian"]:
+    _, platform = _unpickle(file), _unpickle(file)
+    if not _as_dict(platform.pairs)["little_endian"]:
         raise ValueError("it is not little-endian")
-    unpickler = _Unpickler(file)
-    state, buffers = unpickler.load(), {}
-    for key in _Unpickler(file).load():
+    tensors, keys = _tensors(_unpickle(file)), _unpickle(file)
+    _check_strings(keys)
+    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in tensors.values()}
+    buffers = {}
+    for key in keys:
         (length,) = struct.unpack("<q", file.read(8))
         start = file.tell()
-        end = start + length * _NUMPY[unpickler.storages[key]].itemsize
+        end = start + length * dtypes[key].itemsize
         if not start <= end <= len(data):
             raise ValueError(f"storage {key} ends at byte {end}, the file at {len(data)}")
         buffers[key] = memoryview(data)[start:end]
         file.seek(end)
-    return _arrays(state, buffers.__getitem__)
+    return {name: _array(name, tensor, buffers) for name, tensor in tensors.items()}
 
 
-def _arrays(state: Any, buffer: Callable[[str], Any]) -> dict[str, np.ndarray]:
-    if not isinstance(state, dict):
-        raise ValueError(f"expected a dict of tensors, got {type(state).__name__}")
-    others = [f"{name!r} is {type(t).__name__}" for name, t in state.items() if not isinstance(t, _Tensor)]
+def _tensors(state: Any) -> dict[str, _Tensor]:
+    if not isinstance(state, _Dict):
+        raise ValueError(f"expected a dict of tensors, got {_kind(state)}")
+    tensors = _as_dict(state.pairs)
+    others = [f"{name!r} is {_kind(t)}" for name, t in tensors.items() if not isinstance(t, _Tensor)]
     if others:
         raise ValueError(f"expected a flat dict of tensors, but {', '.join(others[:5])}")
-    return {name: _array(name, t, buffer(t.key)) for name, t in state.items()}
+    return tensors
 
 
-def _array(name: str, tensor: _Tensor, buffer: Any) -> np.ndarray:
+def _array(name: str, tensor: _Tensor, buffers: Mapping[str, Any]) -> np.ndarray:
     """The view of a storage, checked to lie inside of it."""
-    _, _, offset, shape, stride = tensor
-    dtype, size = _NUMPY[tensor.dtype], len(buffer) // _NUMPY[tensor.dtype].itemsize
+    storage, dtype, offset, shape, stride = tensor
+    buffer = buffers[storage.key]
+    size = len(buffer) // dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if min(0, offset, *shape, *stride) < 0 or (math.prod(shape) and last >= size):  # numpy's own check can overflow
+    # numpy's own check can overflow
+    if min(0, offset, *shape, *stride) < 0 or (math.prod(shape) and last >= size):
         raise ValueError(f"{name} of shape {shape}, stride {stride} and offset {offset} overruns {size} elements")
     return np.ndarray(shape, dtype, buffer, offset * dtype.itemsize, [step * dtype.itemsize for step in stride])
 
 
 def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """The length of the header, 8 bytes; the header, JSON; the tensors' bytes, to which its offsets refer."""
+    """The length of the header, 8 bytes; the header, JSON; the tensors' bytes, to which its offsets refer.
+
+    The format demands that the tensors lie side by side, without a hole.
+    """
     length = int.from_bytes(data[:8], "little")
     if data[8:9] != b"{" or 8 + length > len(data):
         raise ValueError("neither a torch file nor a complete safetensors file")
-    header, body = json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
-    dtypes, tensors = {code: _NUMPY[name] for name, _, code in _DTYPES}, {}
+    header = json.loads(data[8 : 8 + length], object_pairs_hook=_as_dict)
+    header.pop("__metadata__", None)
+    body = memoryview(data)[8 + length :]
+    dtypes, tensors, spans = {code: _NUMPY[name] for name, _, code in _DTYPES}, {}, []
     for name, entry in header.items():
-        if name != "__metadata__":
-            dtype, shape, (start, end) = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            if not 0 <= start <= end <= len(body) or end - start != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name}, {dtype} of shape {shape}, spans bytes {start} to {end} of {len(body)}")
-            tensors[name] = np.frombuffer(body[start:end], dtype).reshape(shape)
+        dtype, shape, (start, end) = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        _check_sizes(f"{name}: data_offsets", [start, end])
+        _check_sizes(f"{name}: shape", shape)
+        within = 0 <= start <= end <= len(body) and min([0, *shape]) == 0
+        if not within or end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name}, {dtype} of shape {shape}, spans bytes {start} to {end} of {len(body)}")
+        tensors[name] = np.frombuffer(body[start:end], dtype).reshape(shape)
+        spans.append((start, end))
+    spans.sort()
+    if [start for start, _ in spans] + [len(body)] != [0] + [end for _, end in spans]:
+        raise ValueError(f"its tensors overlap, or leave a hole in the {len(body)} bytes")
     return tensors

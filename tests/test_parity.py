@@ -54,9 +54,10 @@ def assert_same(read, given):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_what_torch_saves_is_read(tmp_path, zipped):
     given = tensors()
-    torch.save(given, tmp_path / "file", _use_new_zipfile_serialization=zipped)
-    read = read_tensors(tmp_path / "file")
-    assert_same(read, given)
+    for protocol in (3, 4, 5, 2):
+        torch.save(given, tmp_path / "file", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+        read = read_tensors(tmp_path / "file")
+        assert_same(read, given)
     assert np.shares_memory(read["base"], read["part"]) and not np.shares_memory(read["base"], read["parameter"])
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.BatchNorm2d(4))
     torch.save(network.state_dict(), tmp_path / "file", _use_new_zipfile_serialization=zipped)

@@ -3,7 +3,11 @@
 import io
 import json
 import os
+import pathlib
 import pickle
+import re
+import subprocess
+import sys
 import zipfile
 
 import jax.numpy as jnp
@@ -48,9 +52,12 @@ def tensor(offset, shape, stride, storage=b"ctorch\nFloatStorage\n", function=b"
     return b"\x80\x02}X\x01\0\0\0wctorch._utils\n" + function + b"\n(" + pid + offset + shape + stride + b"\x89NtRs."
 
 
-def safetensors(header, body=b"\0" * 16):
-    text = json.dumps(header).encode()
+def headed(text, body=bytes(16)):
     return len(text).to_bytes(8, "little") + text + body
+
+
+def safetensors(header, body=bytes(16)):
+    return headed(json.dumps(header).encode(), body)
 
 
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
@@ -164,6 +171,74 @@ def test_a_damaged_file_is_refused_or_read_but_nothing_else(tmp_path, data):
 def test_malformed_files(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):
         read_tensors(written(tmp_path, data))
+
+
+def stored(*changes, compression=zipfile.ZIP_STORED):
+    """A zip file of a state dict, with changes to what it says of its storage."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", VIEW)
+        archive.writestr("archive/data/0", bytes(10**7))
+        for name, value in changes:
+            setattr(archive.getinfo("archive/data/0"), name, value)
+    return file.getvalue()
+
+
+DOUBLED = b"q\0h\0\x86" * 40  # a tuple of two tuples, each of two tuples, ...: 2^40 of them, one in memory
+DEEP = b"\x85" * 300_000  # a tuple of a tuple of a tuple ...
+WIDE = pickle.dumps((2**62,) * 10**5, 2)[2:-1]
+HOSTILE = {  # (file, message)
+    "doubled key": (b"\x80\x02})" + DOUBLED + b"Ns.", "not one of torch.save"),
+    "doubled name": (zipped(b"\x80\x02})" + DOUBLED + b"Ns."), "expected names that are strings, got tuple"),
+    "doubled class": (zipped(b"\x80\x04X\x01\0\0\0a)" + DOUBLED + b"\x93."), "names that are strings, got tuple"),
+    "doubled storage": (zipped(b"\x80\x02)" + DOUBLED + b"Q."), r"expected a storage, got \(\("),
+    "deep name": (zipped(b"\x80\x02})" + DEEP + b"Ns."), "expected names that are strings, got tuple"),
+    "deep storage": (zipped(b"\x80\x02)" + DEEP + b"Q."), r"expected a storage, got \(\("),
+    "memo index": (b"\x80\x02Nr\xff\xff\xff\x0f.", "not one of torch.save"),
+    "many axes": (zipped(VIEW.replace(b"K\x02K\x02\x86", WIDE)), "shape: expected at most 64 integers"),
+    "many arguments": (zipped(b"\x80\x02ccollections\nOrderedDict\n" + WIDE + b"R."), "at most 10 arguments"),
+    "many names": (zipped(b"\x80\x02}(X\x01\0\0\0wNX\x01\0\0\0wNu."), "each name once"),
+    "opcode": (zipped(b"\x80\x02c__builtin__\nset\n)\x81."), "it wants to load __builtin__.set"),
+    "instance": (zipped(b"\x80\x02)q\0)\x81."), "its pickle holds NEWOBJ"),
+    "compressed": (stored(compression=zipfile.ZIP_DEFLATED), "archive/data.pkl is compressed"),
+    "entry beyond the file": (stored(("file_size", 2**40)), "its entries have [0-9]{13} bytes, the file 1[0-9]{7}"),
+    "entry twice": (stored(("filename", "archive/data.pkl")), "expected each name once"),
+    "header beyond the file": (b"\xff" * 7 + b"\x7f{}", "neither a torch file nor a complete safetensors file"),
+    "deep header": (headed(b'{"w":' + b"[" * 10**5), "RecursionError"),
+    "header's name twice": (headed(b'{"w": [], "w": []}'), "expected each name once"),
+    "header's many axes": (safetensors({"w": ENTRY | {"shape": [2**62] * 10**4}}), "w: shape: expected at most 64"),
+    "tensors that overlap": (safetensors({"v": ENTRY, "w": ENTRY}), "its tensors overlap, or leave a hole"),
+    "a hole": (safetensors({"w": ENTRY}, bytes(17)), "its tensors overlap, or leave a hole"),
+}
+READ = """
+import json, pathlib, sys, tracemalloc
+from diffjax.weights import read_tensors
+
+results = {}
+tracemalloc.start()
+for path in pathlib.Path(sys.argv[1]).iterdir():
+    tracemalloc.reset_peak()
+    try:
+        message = str(read_tensors(path))
+    except ValueError as error:
+        message = str(error)
+    results[path.name] = message, tracemalloc.get_traced_memory()[1]
+print(json.dumps(results))
+"""
+
+
+def test_hostile_files_are_refused_in_memory_of_the_order_of_their_size(tmp_path):
+    """In a process of its own, which they might crash or hang."""
+    for name, (data, _) in HOSTILE.items():
+        written(tmp_path, data, name)
+    command = [sys.executable, "-c", READ, str(tmp_path)]
+    root = pathlib.Path(__file__).parent.parent
+    results = json.loads(subprocess.run(command, cwd=root, stdout=subprocess.PIPE, timeout=100, check=True).stdout)
+    assert results.keys() == HOSTILE.keys()
+    for name, (data, expected) in HOSTILE.items():
+        message, peak = results[name]
+        assert re.search(f"cannot read .*: .*{expected}", message), (name, message)
+        assert peak < 10**6 + 200 * len(data), (name, peak)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -1,7 +1,12 @@
-"""Grids as JSON, with the schedule that they were found for."""
+"""Grids as JSON, with the schedule that they were found for.
+
+JSON has no infinity. An infinite number of the schedule, such as its log-SNR at t = 0, is the string "inf" or "-inf".
+"""
 
 import json
+import math
 import pathlib
+import reprlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +14,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from .._math import as_float
+from .._math import check_that
+from ..samplers._sample import _check_grid
 from ..schedules import half_log_snr
 from ..typing import Schedule
 
@@ -24,14 +30,24 @@ def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Sche
         ts: the grid.
         schedule: its schedule.
 
+    Raises:
+        ValueError: if ts is no vector of at least 2 times that descend within [0, 1], or if the log-SNR is NaN at one of
+            them.
+        OSError: if the file cannot be written.
+
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "grid.json"
     >>> save_grid(path, uniform(2, end=0.5), linear_vp())
     >>> load_grid(path, linear_vp())
     Array([1.  , 0.75, 0.5 ], dtype=float32)
     """
-    ts = as_float(ts, "ts")
-    pathlib.Path(path).write_text(json.dumps({"ts": ts.tolist(), "schedule": _describe(schedule, ts)}, indent=1) + "\n")
+    ts = _check_grid(ts)
+    description = {
+        field: value if field == "name" else [v if math.isfinite(v) else str(v) for v in value]
+        for field, value in _describe(schedule, ts).items()
+    }
+    record = {"ts": ts.tolist(), "schedule": description}
+    pathlib.Path(path).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+1"]:
@@ -45,7 +61,9 @@ def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+
         The grid.
 
     Raises:
-        ValueError: if the file holds no grid, or the schedule is another one; it says what differs.
+        ValueError: if the file holds no grid that `save_grid` would write, or if the schedule is another one; it says what
+            differs.
+        OSError: if the file cannot be read.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "grid.json"
@@ -54,14 +72,16 @@ def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+
     Traceback (most recent call last):
     ValueError: schedule: the grid in ... was found for another one: numbers [0.1..., 20.0], expected [0.1..., 10.0]
     """
+    data = pathlib.Path(path).read_bytes()
     try:
-        record = json.loads(pathlib.Path(path).read_text())
-        saved = {field: record["schedule"][field] for field in ("name", "numbers", "half_log_snr")}
-        ts = jnp.asarray(record["ts"], float)
-        if ts.ndim != 1:
-            raise ValueError(f"ts of shape {ts.shape}")
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"path: expected a grid of save_grid in {path}, got {error!r}") from error
+        record = json.loads(data)
+        description = record["schedule"]
+        saved = {"name": description["name"]}
+        saved |= {field: _floats(description[field]) for field in ("numbers", "half_log_snr")}
+        ts = _check_grid(jnp.asarray(_floats(record["ts"]), float))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"path: expected a grid of save_grid in {path}, got {reason}") from error
     given = _describe(schedule, ts)
     for field, tolerance in (("name", None), ("numbers", 1e-6), ("half_log_snr", 1e-3)):
         a, b = saved[field], given[field]
@@ -71,10 +91,17 @@ def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+
     return ts
 
 
+def _floats(values):
+    if not isinstance(values, list):
+        raise ValueError(f"expected a list of numbers, got {reprlib.repr(values)}")
+    return [float(v) for v in values]
+
+
 def _describe(schedule, ts):
     """What tells a schedule from others: its function, its numbers, and (for closures) its log-SNR at the grid."""
     fn = schedule.func if isinstance(schedule, Partial) else schedule
     name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
     numbers = [float(n) for leaf in jax.tree.leaves(schedule) if not callable(leaf) for n in np.ravel(leaf)]
     values = jax.vmap(lambda t: half_log_snr(schedule, t))(ts)
+    check_that(lambda v: ~np.isnan(v), "schedule: expected a log-SNR at every time of the grid, got {}", values)
     return {"name": name, "numbers": numbers, "half_log_snr": [float(v) for v in values]}
