@@ -1,8 +1,10 @@
 """Couplings: against scipy's assignment, closed-form plans, and the optimality conditions of entropic transport."""
 
+import functools
 import itertools
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +24,53 @@ def test_optimal_is_the_cheapest_permutation():
     best = min(itertools.permutations(range(6)), key=lambda p: cost[range(6), p].sum())
     np.testing.assert_array_equal(couplings.optimal(None, x0, x1), x1[np.array(best)])
     np.testing.assert_allclose(couplings.squared_distances(x0, x1), cost, rtol=1e-12)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_squared_distances_build_no_array_of_pairs_of_points():
+    """64 points of 300 numbers: n n d = 1,228,800 in all, n d = 19,200 in a row's differences."""
+    x0, x1 = pairs(64, shape=(300,))
+    jaxpr = jax.make_jaxpr(couplings.squared_distances)(x0, x1).jaxpr
+    assert max(out.aval.size for equation in equations(jaxpr) for out in equation.outvars) <= 64 * 300
+    memory = jax.jit(couplings.squared_distances).lower(x0, x1).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 8 * 64 * 300 * 2
+
+
+def test_squared_distances_of_near_points_far_from_the_origin():
+    """In float32, 1000 + k / 1024 is exact; so is every difference, and the sum to 3 roundings."""
+    steps = np.random.default_rng(0).integers(0, 8, (2, 5, 3))
+    x0, x1 = jnp.asarray(1000 + steps / 1024, jnp.float32)
+    expected = np.sum((steps[0][:, None] - steps[1][None]) ** 2, 2) / 1024**2
+    np.testing.assert_allclose(couplings.squared_distances(x0, x1), expected, rtol=3e-7)
+
+
+def test_optimal_is_scipys_assignment_under_every_transform():
+    x0, x1 = (x.reshape(4, 6, 2) for x in pairs(24))
+    costs = np.sum((np.asarray(x0)[:, :, None] - np.asarray(x1)[:, None]) ** 2, 3)
+    expected = np.stack(
+        [b[scipy.optimize.linear_sum_assignment(c)[1]] for c, b in zip(costs, np.asarray(x1), strict=True)]
+    )
+    couple = functools.partial(couplings.optimal, None)
+    np.testing.assert_array_equal(jax.vmap(couple)(x0, x1), expected)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(couple))(x0, x1), expected)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("batch")
+    sharded = jax.jit(jax.shard_map(jax.vmap(couple), mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+    np.testing.assert_array_equal(sharded(x0, x1), expected)
+    gradient = jax.grad(lambda x: jnp.sum((x0[0] - couple(x0[0], x)) ** 2))(x1[0])
+    chosen = scipy.optimize.linear_sum_assignment(costs[0])[1]
+    np.testing.assert_allclose(gradient[chosen], 2 * (expected[0] - x0[0]), rtol=1e-12)
+
+
+def test_traced_points_that_are_not_finite_stay_as_they_were_drawn():
+    x0, x1 = pairs(4)
+    np.testing.assert_array_equal(jax.jit(couplings.optimal)(None, x0.at[0].set(jnp.nan), x1), x1)
 
 
 def test_optimal_in_one_dimension_is_monotone():

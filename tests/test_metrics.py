@@ -16,6 +16,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics.pairwise import polynomial_kernel as sklearn_polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
+from diffjax import couplings
 from diffjax.metrics import (
     Moments,
     _features,
@@ -593,3 +594,33 @@ def test_paths_refuse():
         path_length(jnp.ones((1, 2)))
     with pytest.raises(ValueError, match=r"ts: expected a time for each of the 3 points, got shape \(2,\)"):
         path_energy(jnp.ones(2), jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize("k", [1, 3, 16, 17, 40])
+def test_radii_reach_to_the_kth_neighbour_for_small_and_large_k(k):
+    """Balls in scikit-learn's words; integer points, so that there are many ties and no roundings."""
+    real, generated = (np.random.default_rng(seed).integers(-3, 4, (60, 3)).astype(float) for seed in (0, 1))
+    distances = np.sum((real[:, None] - generated[None]) ** 2, 2)
+    radii = NearestNeighbors(n_neighbors=k).fit(real).kneighbors()[0][:, -1] ** 2
+    inside = distances <= radii[:, None] + 0.5
+    found = density_coverage(real, generated, k=k)
+    np.testing.assert_allclose(found, (inside.sum() / (k * 60), inside.any(1).mean()), rtol=1e-12)
+    np.testing.assert_allclose(precision_recall(real, generated, k=k).precision, inside.any(0).mean(), rtol=1e-12)
+
+
+def test_a_second_call_of_the_same_shapes_compiles_nothing(caplog):
+    x, y = (jnp.asarray(normal(seed, 30, 3)) for seed in (0, 1))
+    calls = (
+        lambda: precision_recall(x, y),
+        lambda: density_coverage(x, y),
+        lambda: sliced(x, y),
+        lambda: inception_score(jax.nn.softmax(x)),
+        lambda: curvature(jnp.arange(30.0), x),
+        lambda: couplings.optimal(None, x, y),
+    )
+    for call in calls:
+        call()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for call in calls:
+            call()
+    assert [m for m in caplog.messages if m.startswith("Compiling")] == []
