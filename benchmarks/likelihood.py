@@ -21,7 +21,6 @@ with the mixture's own marginals p_t and the end x1 of the flow in float64 at a 
 import dataclasses
 import datetime
 import functools
-import json
 import pathlib
 import platform
 
@@ -45,6 +44,7 @@ from diffjax.likelihood import (
 )
 from diffjax.process import log_prior
 from diffjax.solve import solve_flow
+from experiments.results import write_results
 
 PATHS = {"linear_vp": linear_vp, "sub_vp": sub_vp, "ve": ve, "edm": edm, "linear": linear, "gvp": gvp, "cosine": cosine}
 START = 1e-5
@@ -203,7 +203,7 @@ def main(settings: Settings) -> None:
         "rows": table,
     }
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    settings.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_results(settings.output, report)
 
 
 if __name__ == "__main__":

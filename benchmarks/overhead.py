@@ -23,7 +23,6 @@ Both sides get the parameters as the same dict of arrays, and each call waits fo
 import dataclasses
 import datetime
 import functools
-import json
 import math
 import os
 import pathlib
@@ -47,6 +46,7 @@ from diffjax.likelihood import divergence, rademacher_probes
 from diffjax.networks import MLP, UNet
 from diffjax.times import uniform_times
 from diffjax.training import functional, init_state, make_train_step
+from experiments.results import write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +348,7 @@ class Record:
             "rows": self.rows,
         }
         self.settings.output.parent.mkdir(parents=True, exist_ok=True)
-        self.settings.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_results(self.settings.output, report)
 
 
 def main(settings: Settings) -> None:

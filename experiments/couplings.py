@@ -9,7 +9,6 @@ points: the length and curvature of the paths, and the 2-Wasserstein distance to
 
 import dataclasses
 import functools
-import json
 import pathlib
 
 import jax
@@ -25,6 +24,7 @@ import diffjax as dj
 from diffjax import couplings, losses, samplers, times, training
 from diffjax.metrics import curvature, path_length, wasserstein
 from diffjax.networks import MLP
+from experiments.results import write_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -206,7 +206,7 @@ def main(settings: Settings) -> dict:
             print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
     figure(trajectories, table, floor, settings, settings.out / "couplings.png")
     record = {"rows": table, "data_to_data": floor}
-    (settings.out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_results(settings.out / "metrics.json", record)
     return record
 
 

@@ -17,7 +17,6 @@ Everything goes to runs/fast_sampling/.
 import dataclasses
 import functools
 import itertools
-import json
 import operator
 import pathlib
 import time
@@ -39,6 +38,7 @@ from diffjax.flows import probability_flow
 from diffjax.metrics import frechet_distance
 from diffjax.networks import MLP
 from experiments import digits, fashion_mnist, images
+from experiments.results import write_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -658,7 +658,7 @@ def main(settings: Settings) -> dict:
             {"solver": s, "grid": g, "nfe": k, "frechet": v[0], "distance": v[1]} for (s, g, k), v in results.items()
         ]
     record["seconds"] = time.perf_counter() - begin
-    (settings.out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_results(settings.out / "metrics.json", record)
     (settings.out / "report.md").write_text("\n\n".join(report) + "\n")
     print("\n\n".join(report))
     return record

@@ -11,7 +11,6 @@ an .npz by the hash of images and weights.
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 
 import jax
@@ -24,6 +23,7 @@ import diffjax as dj
 from diffjax import metrics
 from diffjax.networks import efficientnet_lite0
 from experiments import fashion_mnist, images
+from experiments.results import write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def main(settings: Settings) -> dict:
     for row, scores in rows.items():
         print(f"| {row} | " + " | ".join(f"{scores[name]:.4g}" for name in names) + " |")
     record = {"rows": rows, "samples": n, "held_out": len(held_out), "extractor": "EfficientNet-Lite0, 96 pixels"}
-    (settings.out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_results(settings.out / "metrics.json", record)
     return record
 
 

@@ -23,6 +23,7 @@ from sklearn.svm import SVC
 import diffjax as dj
 from diffjax import likelihood, losses, times, training
 from diffjax.metrics import frechet_distance
+from experiments.results import write_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -360,7 +361,7 @@ def report(title: str, scores: dict, settings, directory: pathlib.Path) -> None:
         "machine": {"device": jax.devices()[0].device_kind, "processor": platform.machine(), "jax": jax.__version__},
         "date": time.strftime("%Y-%m-%d"),
     }
-    (directory / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_results(directory / "metrics.json", record)
     rows = "".join(f"<tr><td>{html.escape(k.replace('_', ' '))}</td><td>{v:.4g}</td></tr>" for k, v in scores.items())
     pictures = "".join(
         f'<figure><img src="{name}" alt="{text}"><figcaption>{text}</figcaption></figure>'

@@ -42,6 +42,7 @@ from diffjax.metrics import frechet_distance, kernel_distance, sliced_wasserstei
 from diffjax.networks import MLP, efficientnet_lite0
 from diffjax.process import log_prior
 from experiments import digits, image_quality, images, toy2d
+from experiments.results import write_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -717,7 +718,7 @@ def main(settings: Settings) -> dict:
                 result["dequantization"] = dequantization(kind, *model, settings)
                 print(f"  bits/dim by dequantization: {result['dequantization']}", flush=True)
             result["rows"].append(row)
-            (settings.out / "metrics.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+            write_results(settings.out / "metrics.json", report)
             jax.clear_caches()  # the programs of one model after the other would fill the memory
     results = {name: report[name] for name in settings.data}
     text = []

@@ -6,7 +6,6 @@ On every path one network is trained on the noise (score matching, (1.14)) and o
 """
 
 import dataclasses
-import json
 import pathlib
 
 import diffrax
@@ -22,6 +21,7 @@ from sklearn.datasets import make_circles, make_moons
 import diffjax as dj
 from diffjax import likelihood, losses, schedules, times, training, weightings
 from diffjax.networks import MLP
+from experiments.results import write_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -189,7 +189,7 @@ def main(settings: Settings) -> dict:
                 print(f"{name:8s} {path:9s} {objective:14s} NLL {nll.mean():.3f} nats", flush=True)
                 models[f"{path}\n{objective}"] = schedule, denoise
         figure(name, data, models, settings, settings.out / f"{name}.png")
-    (settings.out / "metrics.json").write_text(json.dumps(scores, indent=1) + "\n")
+    write_results(settings.out / "metrics.json", scores)
     return scores
 
 

@@ -17,11 +17,21 @@ from diffjax import exact, likelihood, training
 from diffjax.networks import MLP
 from diffjax.parametrizations import as_denoiser, target
 from experiments import couplings, digits, fashion_mnist, images, objectives, toy2d
+from experiments.results import write_results
 
 
 def idx(values):
     header = bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
     return header + values.astype(np.uint8).tobytes()
+
+
+def test_results_are_strict_json(tmp_path):
+    """JSON has no NaN and no infinity: RFC 8259, section 6."""
+    write_results(tmp_path / "metrics.json", {"a": [1, np.float64("nan")], 2: (float("inf"), True, "NaN", None, 0.5)})
+    assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail) == {
+        "a": [1, None],
+        "2": [None, True, "NaN", None, 0.5],
+    }
 
 
 VALUES = np.random.default_rng(0).integers(0, 256, (3, 4, 5))
