@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._math import safe_sqrt
+from ._math import check_that, safe_sqrt
 from .schedules import coefficients
 from .typing import Schedule, Time
 
@@ -86,6 +86,9 @@ def transition(schedule: Schedule, s: Time, t: Time) -> Transition:
     Returns:
         `Transition(scale, std)`.
 
+    Raises:
+        ValueError: for a concrete s unless alpha_s > 0.
+
     Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 20-22.
 
     >>> transition(linear_vp(), 0.0, 0.5) == linear_vp()(0.5)  # q(x_t | x_0) has scale alpha and std sigma
@@ -93,6 +96,7 @@ def transition(schedule: Schedule, s: Time, t: Time) -> Transition:
     """
     alpha_s, sigma_s, *_ = coefficients(schedule, s)
     alpha_t, sigma_t, *_ = coefficients(schedule, t)
+    _check_positive("s", s, "alpha", alpha_s)
     return Transition(alpha_t / alpha_s, sigma_t * safe_sqrt(_one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t)))
 
 
@@ -110,6 +114,9 @@ def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
     Returns:
         `Posterior(x_weight, x0_weight, std)`.
 
+    Raises:
+        ValueError: for concrete times unless alpha_s > 0 and sigma_t > 0.
+
     Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 6-7, here between any two times: Kingma et al. 2021
     (arXiv 2107.00630), eq. 23-25.
 
@@ -118,6 +125,8 @@ def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
     """
     alpha_s, sigma_s, *_ = coefficients(schedule, s)
     alpha_t, sigma_t, *_ = coefficients(schedule, t)
+    _check_positive("s", s, "alpha", alpha_s)
+    _check_positive("t", t, "sigma", sigma_t)
     rest = _one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t)
     return Posterior(
         x_weight=alpha_t / alpha_s * (sigma_s / sigma_t) ** 2,
@@ -195,6 +204,11 @@ def log_prior(schedule: Schedule, x: Array, t: Time = 1.0) -> Float[Array, ""]:
     """
     sigma = coefficients(schedule, t).sigma
     return jnp.sum(jax.scipy.stats.norm.logpdf(x, scale=sigma))
+
+
+def _check_positive(name, time, coefficient, value):
+    message = f"{name}: expected a time with {coefficient} > 0, got {name}={{1}} with {coefficient}={{0}}"
+    check_that(lambda value, time: value > 0, message, value, time)
 
 
 def _one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t):

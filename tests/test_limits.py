@@ -12,7 +12,7 @@ import numpy as np
 import oracles
 import pytest
 
-from diffjax import exact, parametrizations, samplers, schedules, solve, weightings
+from diffjax import exact, losses, optimal_grids, parametrizations, process, samplers, schedules, solve, weightings
 from diffjax.flows import reverse_sde
 from diffjax.grids import karras, uniform
 from diffjax.guidance import clip_x0
@@ -174,6 +174,32 @@ def test_an_infinite_noise_amplitude_is_named():
         reverse_sde(denoise, schedule).drift(0.0, jnp.ones(2), None)
     with pytest.raises(ValueError, match=message):
         solve.solve_sde(KEY, denoise, schedule, np.ones(2), 1.0, 0.1)
+
+
+SINGULAR = {  # calls at times where no value exists
+    "transition": (lambda: process.transition(linear(), 1.0, 1.0), r"s: expected a time with alpha > 0, got s=1.0"),
+    "posterior from 0": (lambda: process.posterior(linear(), 0.0, 0.0), r"t: expected .* sigma > 0, got t=0.0"),
+    "posterior to 1": (lambda: process.posterior(linear(), 1.0, 1.0), r"s: expected .* alpha > 0, got s=1.0"),
+    "bound at 1": (
+        lambda: losses.variational_bound(KEY, fitted(linear(), "V"), linear(), np.ones(2), 1.0),
+        r"t: expected a time with alpha > 0 and sigma > 0, got t=1.0",
+    ),
+    "bound from 0": (
+        lambda: losses.variational_bound(KEY, fitted(linear(), "V"), linear(), np.ones(2), 0.5, start=0.0),
+        r"start: expected a time with sigma > 0, got start=0.0",
+    ),
+    "table from 1": (
+        lambda: optimal_grids.elbo_table(KEY, fitted(linear(), "EPS"), linear(), uniform(4), np.ones((3, 2))),
+        r"denoise: .*not NaN.*where alpha = 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+def test_calls_without_a_value_name_the_time(name):
+    call, message = SINGULAR[name]
+    with pytest.raises(ValueError, match=message), jax.debug_key_reuse(False):
+        call()
 
 
 def test_values_that_are_not_finite_are_named_by_the_step_that_makes_them():

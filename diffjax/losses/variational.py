@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import as_float
+from .._math import as_float, check_that
 from ..process import perturb
 from ..schedules import coefficients, diffusion_squared
 from ..typing import Denoiser, Schedule, Time
@@ -115,7 +116,8 @@ def variational_bound(
         Nats; `likelihood.bits_per_dim(-bound, d)` makes bits per dimension of it.
 
     Raises:
-        ValueError: if the denoiser does not return an `Estimate` of the shape of x0.
+        ValueError: if the denoiser does not return an `Estimate` of the shape of x0, or for a concrete t or start where
+            the bound is infinite.
 
     Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 11, 15 and 17-18.
 
@@ -131,6 +133,11 @@ def variational_bound(
     error = jnp.sum((eps - call_denoiser(denoise, perturb(schedule, x0, eps, t), t).eps) ** 2)
     slope = 0.5 * diffusion_squared(schedule, t) / coefficients(schedule, t).sigma ** 2
     first, last = coefficients(schedule, start), coefficients(schedule, end)
+    message = "t: expected a time with alpha > 0 and sigma > 0, got t={1}, where the weight g^2 / (2 sigma^2) is {0}"
+    check_that(lambda slope, t: np.isfinite(slope), message, slope, t)
+    check_that(
+        lambda s, t: s > 0, "start: expected a time with sigma > 0, got start={1} with sigma={0}", first.sigma, start
+    )
     prior = 0.5 * jnp.sum((last.alpha / last.sigma * x0) ** 2)
     reconstructed = reconstruction(reconstruction_key, x0, first.alpha, first.sigma)
     return prior + reconstructed + weight * (end - start) * slope * error

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._calls import call_denoiser
@@ -192,6 +193,12 @@ def _candidates(schedule, ts):
 
 def _upper(table):
     """The table, infinite on and below the diagonal; its last row is added where it lacks one."""
+    check_that(
+        lambda table: ~np.isnan(table),
+        "denoise: expected values that are not NaN at every time of ts. A network that predicts the noise has none for x0 "
+        "where alpha = 0: start the candidates below, as uniform(20, start=0.999) does",
+        table,
+    )
     n = table.shape[1]
     table = jnp.concatenate([table, jnp.full((n - len(table), n), jnp.inf, table.dtype)])
     return jnp.where(jnp.arange(n)[:, None] < jnp.arange(n)[None, :], table, jnp.inf)
