@@ -1,20 +1,23 @@
-"""Networks: a batched call is the mapped call, labels and the null token, dtypes, refusals."""
+"""Networks: a batched call is the mapped call, labels and the null token, dtypes, dropout, meshes, refusals."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import diffjax as dj
 from diffjax import networks
 from diffjax._bind import bind
 from diffjax.networks import MLP, DiT, UNet, _layers
 from diffjax.networks._layers import time_features
 from diffjax.networks.dit import patchify, positions, unpatchify
-from diffjax.training import functional
+from diffjax.training import functional, init_state, make_train_step
 
 SHAPES = {MLP: (5,), UNet: (8, 4, 2), DiT: (4, 8, 2)}
 KINDS = pytest.mark.parametrize("kind", SHAPES, ids=lambda kind: kind.__name__)
@@ -182,8 +185,12 @@ def test_bound_split_and_merged_it_is_the_same_function(kind):
 def test_refusals(kind):
     x, t, cond = inputs(kind)
     network, shape = trained(kind), SHAPES[kind]
-    with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., .*got \(7,\)"):
-        jax.eval_shape(network, jnp.zeros(7), 0.5)
+    built_for = r"x: expected shape \(\.\.\., " + ", ".join(map(str, shape)) + r"\), .* built for, got "
+    for wrong in ((32,), (8, 8, 8, 1)):
+        with pytest.raises(ValueError, match=built_for + re.escape(str(wrong))):
+            jax.eval_shape(network, jnp.zeros(wrong), 0.5)
+        with pytest.raises(ValueError, match=built_for + re.escape(str(wrong))):
+            jax.eval_shape(jax.vmap(lambda x: network(x, 0.5)), jnp.zeros((3, *wrong)))
     with pytest.raises(ValueError, match="x: expected a floating-point dtype, got int"):
         jax.eval_shape(network, jnp.zeros(shape, int), 0.5)
     with pytest.raises(ValueError, match=r"t: expected a scalar or x's leading shape \(2, 3\), got shape \(3,\)"):
@@ -197,10 +204,17 @@ def test_refusals(kind):
             jax.eval_shape(lambda x, label=label: network(x, 0.5, label), x)
     plain = nnx.eval_shape(lambda: build(kind, num_classes=None))
     assert plain.null is None
-    with pytest.raises(ValueError, match="cond: expected None, as the network was built without num_classes"):
+    with pytest.raises(ValueError, match="cond: expected None, because the network was built without num_classes"):
         jax.eval_shape(plain, x, t, cond)
     with pytest.raises(ValueError, match="num_classes: expected a positive integer, got 0"):
         nnx.eval_shape(lambda: build(kind, num_classes=0))
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_a_key_in_place_of_rngs_is_an_error_that_shows_how_to_use_it(kind):
+    shape = {MLP: (2,), UNet: ((8, 8, 1),), DiT: ((8, 8, 1),)}.get(kind, ())
+    with pytest.raises(ValueError, match=r"rngs: expected .*nnx.Rngs\(key\), got key<fry>\[\]"):
+        kind(*shape, rngs=jax.random.key(0))
 
 
 def test_what_a_constructor_refuses():
@@ -211,7 +225,7 @@ def test_what_a_constructor_refuses():
         ),
         (lambda: UNet((8, 8, 1), rngs=0), "rngs: expected a flax.nnx.Rngs.*got int"),
         (lambda: DiT((8, 8, 1), rngs=None), "rngs: expected a flax.nnx.Rngs.*got NoneType"),
-        (lambda: UNet((32,), rngs=nnx.Rngs(0)), r"shape: expected \(height, width, channels\).*got \(32,\).* MLP"),
+        (lambda: UNet((32,), rngs=nnx.Rngs(0)), r"shape: expected .*\(height, width, channels\).*got \(32,\).* MLP"),
         (lambda: UNet((8, 8, 8, 1), rngs=nnx.Rngs(0)), r"shape: expected .*, got \(8, 8, 8, 1\)"),
         (lambda: DiT(32, rngs=nnx.Rngs(0)), r"shape: expected .*, got 32"),
         (lambda: MLP(0, rngs=nnx.Rngs(0)), "dim: expected a positive integer, got 0"),
@@ -270,6 +284,8 @@ def test_without_a_key_nothing_is_dropped(kind):
     np.testing.assert_array_equal(call(dropping, x, t, cond), call(plain, x, t, cond))
     key = jax.random.key(0)
     np.testing.assert_array_equal(plain(x, t, cond, key), plain(x, t, cond))  # a rate of 0
+    with pytest.raises(ValueError, match=r"key: expected one jax.random.key"):
+        jax.eval_shape(lambda x: plain(x, t, cond, 0), x)
     assert jax.tree.structure(nnx.state(dropping)) == jax.tree.structure(nnx.state(plain))  # no state of its own
 
 
@@ -301,10 +317,52 @@ def test_dropout_has_the_expectation_of_its_input_and_the_variance_of_a_mask():
 
 def test_one_key_for_a_whole_call():
     network = trained(MLP, dropout=0.5)
-    with pytest.raises(ValueError, match=r"key: expected one jax.random.key .* got key<fry>\[2\]; map the call"):
+    with pytest.raises(
+        ValueError, match=r"key: expected one jax.random.key .* got key<fry>\[2\]; jax.vmap over the call"
+    ):
         network(jnp.zeros((2, 5)), 0.5, 1, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match=r"key: expected one jax.random.key .* got int"):
         network(jnp.zeros((2, 5)), 0.5, 1, 0)
+
+
+@KINDS
+def test_a_training_step_carries_a_key_to_the_network(kind):
+    schedule, optimizer = dj.linear(), optax.sgd(0.1)
+    apply, params = functional(trained(kind, dropout=0.3))
+    x0 = inputs(kind)[0][0]
+
+    def loss(params, key, x0, *, drop=True):
+        def one(key, x0):
+            key_t, key_noise, key_drop = jax.random.split(key, 3)
+            network = functools.partial(apply, params, key=key_drop if drop else None)
+            t = jax.random.uniform(key_t)
+            return dj.losses.denoising(key_noise, network, schedule, dj.VELOCITY, x0, t)
+
+        return jnp.mean(jax.vmap(one)(jax.random.split(key, len(x0)), x0))
+
+    state = init_state(jax.random.key(0), params, optimizer)
+    after, metrics = jax.jit(make_train_step(loss, optimizer))(state, x0)
+    # The step's loss is the mean of the losses with the dropout that the step's own key gives.
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    np.testing.assert_allclose(metrics["loss"], jax.jit(loss)(params, jax.random.clone(key), x0), rtol=1e-9)
+    undropped = jax.jit(functools.partial(loss, drop=False))(params, key, x0)
+    assert abs(float(metrics["loss"] - undropped)) > 1e-3
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, after.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_mapped_on_explicit_axes_with_dropout_it_is_the_plain_call():
+    x, t, cond = (jnp.concatenate([*a])[:4] for a in inputs(MLP))
+    keys = jax.random.split(jax.random.key(0), 4)
+    network = trained(MLP, dropout=0.3)
+    mapped = jax.jit(lambda network, *args: jax.vmap(network)(*args))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    sharded = jax.device_put((x, t, cond), NamedSharding(mesh, PartitionSpec("data")))
+    out = mapped(network, *sharded, jax.device_put(jax.random.clone(keys), NamedSharding(mesh, PartitionSpec("data"))))
+    assert out.sharding.spec[0] == "data"
+    np.testing.assert_allclose(out, mapped(network, x, t, cond, keys), atol=1e-12)
+    shared = call(network, sharded[0], 0.3, 2)  # one time and one label for all
+    np.testing.assert_allclose(shared, call(network, x, 0.3, 2), atol=1e-12)
 
 
 def test_sizes_that_do_not_divide():
@@ -316,9 +374,11 @@ def test_sizes_that_do_not_divide():
         ),
         ((8, 8, 1), {"attention": (7,)}, r"attention: expected resolutions among \[8, 4, 2\], got \(7,\)"),
         ((8, 8, 1), {"width": 6}, "width: expected a multiple of 4, got 6"),
+        ((8, 8, 1), {"multipliers": ()}, "multipliers: expected at least one level"),
+        ((8, 8, 1), {"width": 40, "head_width": 12}, "head_width: expected a width that cuts 80"),
     ):
         with pytest.raises(ValueError, match=message):
-            UNet(shape, **settings, rngs=nnx.Rngs(0))
+            nnx.eval_shape(lambda shape=shape, settings=settings: UNet(shape, **settings, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="patch: expected a divisor"):
         DiT((8, 7, 1), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="heads: expected a divisor of the width 16, got 3"):

@@ -1,9 +1,12 @@
-"""Neural networks as Flax NNX modules: `network(x, t, cond=None) -> out`, of the shape of x.
+"""Neural networks as Flax NNX modules: `network(x, t, cond=None, key=None) -> out`, of the shape of x.
 
-They take one sample or any leading batch axes, and a batched call equals the mapped one. An NNX module is a pytree, so a
-network goes through `jit`, `grad` and `vmap`, and into `bind`, as it is. There is no dropout: a network draws no noise.
+They take one sample or any leading batch axes, and without dropout a batched call equals the mapped
+one. An NNX module is a pytree, so a network goes through `jit`, `grad` and `vmap`, and into `bind`, as
+it is. A network draws random numbers only for dropout, from the key of the call. On a mesh with
+explicit axes the output is sharded as x. The guide is `docs/networks.md`.
 
-`inception_v3` and `efficientnet_lite0` map images to the features whose Fréchet distance (`metrics`) compares sets of them.
+`inception_v3` and `efficientnet_lite0` map images to the features whose Fréchet distance (`metrics`)
+compares sets of them.
 """
 
 from diffjax.networks.dit import DiT

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,25 +39,23 @@ _FREQUENCIES = (1.0, 256.0)
 def check_settings(rngs, *, num_classes: int | None = None, dropout: float = 0.0, **sizes: int) -> None:
     """Raises ValueError if a setting that the constructors share is not what it should be."""
     if not isinstance(rngs, nnx.Rngs):
-        raise ValueError(
-            f"rngs: expected a flax.nnx.Rngs, such as nnx.Rngs(0) or nnx.Rngs(key), got {type(rngs).__name__}"
-        )
+        raise ValueError(f"rngs: expected a flax.nnx.Rngs, such as nnx.Rngs(0) or nnx.Rngs(key), got {_kind(rngs)}")
     if num_classes is not None:
         sizes["num_classes"] = num_classes
     for name, size in sizes.items():
-        if not (isinstance(size, Integral) and size >= 1):
+        if not (isinstance(size, int | np.integer) and size >= 1):
             raise ValueError(f"{name}: expected a positive integer, got {size!r}")
-    if not (isinstance(dropout, Real) and 0 <= dropout < 1):
+    if not (isinstance(dropout, float | int | np.number) and 0 <= dropout < 1):
         raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
 
 
 def check_image_shape(shape) -> tuple[int, int, int]:
     """The shape as a tuple; raises ValueError unless it is (height, width, channels)."""
     sizes = tuple(shape) if np.ndim(shape) else (shape,)
-    if len(sizes) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+    if len(sizes) != 3 or not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
         raise ValueError(
-            "shape: expected (height, width, channels) of one image, three positive integers, "
-            f"got {shape}; for vectors there is MLP"
+            "shape: expected three positive integers (height, width, channels), those of one image "
+            f"without batch axes, got {shape}; MLP is the network for vectors"
         )
     return sizes
 
@@ -72,7 +70,10 @@ def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, 
     split = x.ndim - len(shape)
     if split < 0 or x.shape[split:] != shape:
         expected = ", ".join(map(str, shape))
-        raise ValueError(f"x: expected shape (..., {expected}), got {x.shape}")
+        raise ValueError(
+            f"x: expected shape (..., {expected}), any batch axes before the shape that the network "
+            f"was built for, got {x.shape}"
+        )
     lead = x.shape[:split]
 
     def aligned(name: str, value):
@@ -84,7 +85,8 @@ def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, 
     if cond is not None:
         cond = aligned("cond", _labels(cond, network.null))
     if key is not None:
-        key = _one_key(key) if network.dropout else None
+        _check_key(key)
+    key = key if network.dropout else None
     return _with_auto_axes(forward, network, x, t, cond, key).astype(x.dtype)
 
 
@@ -121,18 +123,18 @@ def apply_images(forward: Callable[..., Array], network, size: int, x) -> Array:
 
 
 def _with_auto_axes(forward: Callable[..., Array], network, x, *args) -> Array:
-    """`forward(network, x, *args)`; on a mesh with explicit axes, the compiler shards what is inside.
+    """`forward(network, x, *args)`, whose leading axes are sharded as those of x.
 
-    Explicit axes demand a sharding for every reshape and gather that has more than one. Here only
-    the result has one, that of x: shapes inside a network are its own affair.
+    On a mesh with explicit axes a reshape or a gather needs a sharding where several are possible.
+    Inside a network the compiler chooses them.
     """
     shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves((x, args, network))]
     mesh = next((s.mesh for s in shardings if s.mesh.explicit_axes), None)
     if mesh is None:
         return forward(network, x, *args)
     out = NamedSharding(mesh, jax.typeof(x).sharding.spec)
-    call = jax.sharding.auto_axes(forward, axes=tuple(mesh.explicit_axes), out_sharding=out)
-    return call(network, x, *args)
+    with_auto_axes: Any = jax.sharding.auto_axes(forward, axes=tuple(mesh.explicit_axes), out_sharding=out)
+    return with_auto_axes(network, x, *args)
 
 
 def _labels(cond, num_classes: int | None):
@@ -140,7 +142,8 @@ def _labels(cond, num_classes: int | None):
     cond = cond if isinstance(cond, jax.Array) else np.asarray(cond)
     if num_classes is None:
         raise ValueError(
-            f"cond: expected None, as the network was built without num_classes, got an array of shape {cond.shape}"
+            "cond: expected None, because the network was built without num_classes, got an array "
+            f"of shape {cond.shape}"
         )
     if not jnp.issubdtype(cond.dtype, jnp.integer):
         raise ValueError(f"cond: expected integer labels, got dtype {cond.dtype}")
@@ -149,33 +152,38 @@ def _labels(cond, num_classes: int | None):
         bad = labels[(labels < 0) | (labels > num_classes)]
         if bad.size:
             raise ValueError(
-                f"cond: expected labels in [0, {num_classes}], where {num_classes} is the null label, got {bad[0]}"
+                f"cond: expected labels in [0, {num_classes}], where {num_classes} means no class, got {bad[0]}"
             )
     return cond
 
 
-def _one_key(key) -> Array:
+def _check_key(key) -> None:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     raw = isinstance(key, jax.Array) and key.dtype == jnp.uint32
     if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
-        got = jax.typeof(key) if isinstance(key, jax.Array) else type(key).__name__
         raise ValueError(
             "key: expected one jax.random.key for the whole call, or None for no dropout, "
-            f"got {got}; map the call with jax.vmap to give each sample its own key"
+            f"got {_kind(key)}; jax.vmap over the call gives each sample its own key"
         )
-    return key
+
+
+def _kind(value) -> str:
+    """What a value is, for a message: an array's dtype and shape, or the type."""
+    return str(jax.typeof(value)) if isinstance(value, jax.Array) else type(value).__name__
 
 
 def keys_from(key: Array | None) -> Iterator[Array | None]:
-    """Endlessly many keys out of one; endlessly many None out of None."""
+    """Yields different keys made of one key without end, or None each time without a key."""
     return (None if key is None else jax.random.fold_in(key, i) for i in itertools.count())
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Sets each entry to 0 with probability `rate`, and divides the others by `1 - rate`.
 
-    The expectation is x. With `key=None` it is x itself. Reference: Srivastava et al. 2014,
-    https://jmlr.org/papers/v15/srivastava14a.html, section 10, which scales in training as here.
+    The expectation of the result is x. Without a key it is x itself.
+
+    Reference: Srivastava et al. 2014 (https://jmlr.org/papers/v15/srivastava14a.html), section 10,
+    where the scaling in training is described.
     """
     if key is None:
         return x
@@ -253,8 +261,7 @@ class Attention(nnx.Module):
 
 def layer_norm(width: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm without scale and bias."""
-    settings = {"use_bias": False, "use_scale": False, "use_fast_variance": False}
-    return nnx.LayerNorm(width, **settings, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(width, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 def group_norm(channels: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.GroupNorm:
@@ -265,8 +272,7 @@ def group_norm(channels: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.GroupNorm:
 
 def batch_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """A batch norm that uses its running statistics."""
-    settings = {"epsilon": 1e-3, "use_running_average": True, "use_fast_variance": False}
-    return nnx.BatchNorm(channels, **settings, rngs=rngs)
+    return nnx.BatchNorm(channels, epsilon=1e-3, use_running_average=True, use_fast_variance=False, rngs=rngs)
 
 
 def zero_linear(inputs: int, outputs: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:

@@ -41,6 +41,7 @@ class DiT(nnx.Module):
         heads: number of attention heads.
         expansion: hidden units of a block's MLP, in units of `width`.
         num_classes: the number K of class labels; None for an unconditional network.
+        dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
         dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
         rngs: the source of the initial parameters.
 
@@ -50,9 +51,14 @@ class DiT(nnx.Module):
     Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None or integer labels, a
     scalar or of the leading shape. Returns an array of the shape of x, at least float32.
 
+    Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
+    deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
+    traces cannot raise an error; the outputs with this label are NaN.
+
     Raises:
-        ValueError: if a size does not divide as said; on another shape of x, t or cond; on a label outside [0, K]
-            (checked unless traced); on labels for a network without classes.
+        ValueError: if a setting is out of its range, a size does not divide as said, or `rngs` is a
+            key; if x, t or cond has another shape; if a label is outside [0, K], or the network has
+            no classes; if `key` is not one key.
 
     >>> network = DiT((8, 8, 1), width=16, depth=1, heads=2, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), 0.5, cond=jnp.array([1, 7, network.null])).shape

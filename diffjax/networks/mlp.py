@@ -32,6 +32,7 @@ class MLP(nnx.Module):
         depth: number of blocks.
         expansion: hidden units of a block, in units of `width`.
         num_classes: the number K of class labels; None for an unconditional network.
+        dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
         dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
         rngs: the source of the initial parameters.
 
@@ -41,9 +42,13 @@ class MLP(nnx.Module):
     Call with x (..., dim), t a scalar or of the leading shape, cond None or integer labels, a scalar or of the leading
     shape. Returns an array of the shape of x, at least float32.
 
+    Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
+    deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
+    traces cannot raise an error; the outputs with this label are NaN.
+
     Raises:
-        ValueError: on another shape of x, t or cond; on a label outside [0, K] (checked unless traced); on labels for a
-            network without classes.
+        ValueError: if a setting is out of its range, or `rngs` is a key; if x, t or cond has another
+            shape; if a label is outside [0, K], or the network has no classes; if `key` is not one key.
 
     >>> network = MLP(2, width=16, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((8, 5, 2)), 0.5, cond=3).shape

@@ -39,6 +39,7 @@ class UNet(nnx.Module):
         attention: the resolutions (image heights) whose blocks are followed by self-attention; the middle always has it.
         head_width: channels of an attention head, where the level has as many.
         num_classes: the number K of class labels; None for an unconditional network.
+        dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
         dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
         rngs: the source of the initial parameters.
 
@@ -48,9 +49,14 @@ class UNet(nnx.Module):
     Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None or integer labels, a
     scalar or of the leading shape. Returns an array of the shape of x, at least float32.
 
+    Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
+    deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
+    traces cannot raise an error; the outputs with this label are NaN.
+
     Raises:
-        ValueError: if a size does not divide as said, or no level has a resolution in `attention`; on another shape of
-            x, t or cond; on a label outside [0, K] (checked unless traced); on labels for a network without classes.
+        ValueError: if a setting is out of its range, a size does not divide as said, no level has a
+            resolution in `attention`, or `rngs` is a key; if x, t or cond has another shape; if a
+            label is outside [0, K], or the network has no classes; if `key` is not one key.
 
     >>> network = UNet((8, 8, 1), width=8, multipliers=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), jnp.array([0.1, 0.5, 0.9])).shape
@@ -81,8 +87,10 @@ class UNet(nnx.Module):
             **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)},
         )
         self.shape, self.null, self.dropout = check_image_shape(shape), num_classes, dropout
+        if not multipliers:
+            raise ValueError("multipliers: expected at least one level, got none")
         finest = 2 ** (len(multipliers) - 1)
-        if not multipliers or any(size % finest for size in shape[:2]):
+        if any(size % finest for size in shape[:2]):
             raise ValueError(
                 f"shape: expected height and width divisible by 2^(levels - 1), got {shape} with "
                 f"the {len(multipliers)} levels of multipliers {tuple(multipliers)}"
