@@ -104,7 +104,7 @@ def _sum(x: jax.Array) -> jax.Array:
 def _words(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
-    if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.unsignedinteger) and _bits(x.dtype) <= 32:
+    if x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.unsignedinteger) and _bits(x.dtype) <= 32):
         return x
     return jax.lax.bitcast_convert_type(x, f"uint{min(_bits(x.dtype), 32)}")
 

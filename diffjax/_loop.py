@@ -147,13 +147,13 @@ def fit(
                 state, metrics = step(state, batch)
                 done += 1
                 log.add(metrics)
-                call = callback is not None and done % callback_every == 0
+                call = done % callback_every == 0
                 if done == num_steps or done % checkpoint_every == 0:
                     save()
                     saved = done
                 elif call or done % log_every == 0:
                     log.flush(done)
-                if call:
+                if callback is not None and call:
                     callback(done, state)
                 signals.check(done)
         except Stop:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from diffjax._fingerprint import describe, fingerprint, is_key, named, text
 from diffjax._processes import gather, is_main, together
@@ -260,8 +261,10 @@ def _attempt(path: pathlib.Path, read: Any) -> tuple[Any, str | None]:
 def _is_damage(path: pathlib.Path, error: Exception) -> bool:
     """Whether the content of a checkpoint is to blame, and not the disk, its rights, or memory."""
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    if isinstance(error, (OSError, MemoryError, jax.errors.JaxRuntimeError)):
-        return isinstance(error, missing)
+    if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
+        return False
+    if isinstance(error, OSError) and not isinstance(error, missing):
+        return False
     try:
         for folder, _, files in os.walk(path, onerror=_raise):
             for name in files:
@@ -293,7 +296,7 @@ def _read_arrays(path: pathlib.Path, leaves: dict[str, Any]) -> dict[str, Any]:
         handler = ocp.PyTreeCheckpointHandler()
         arguments = {name: _restore_args(target) for name, target in targets.items()}
         args = ocp.args.PyTreeRestore(targets, restore_args=arguments, partial_restore=True)
-        arrays = handler.restore(path / "state", args=args)
+        arrays = handler.restore(epath.Path(path / "state"), args=args)
     return {name: _like(arrays.pop(name, None), leaf) for name, leaf in leaves.items()}
 
 
