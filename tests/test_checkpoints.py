@@ -130,7 +130,10 @@ def test_every_dtype_returns(tmp_path):
 
 
 def test_what_is_no_array_is_named(tmp_path):
-    with checkpoints.manager(tmp_path) as manager, pytest.raises(ValueError, match=r"a.b: expected an array.*, got str"):
+    with (
+        checkpoints.manager(tmp_path) as manager,
+        pytest.raises(ValueError, match=r"a.b: expected an array.*, got str"),
+    ):
         checkpoints.save(manager, 1, {"a": {"b": "text"}})
 
 

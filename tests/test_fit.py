@@ -266,3 +266,37 @@ def test_a_run_on_a_mesh_resumes_from_a_state_that_was_never_placed(tmp_path):
     never = run(None, 4, batches=batches)
     run(tmp_path, 2, batches=batches)
     assert np.array_equal(run(tmp_path, 4, batches=batches).params["w"], never.params["w"])
+
+
+MESHES = {"2": (2,), "4": (4,), "2x2": (2, 2)}
+
+
+@pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+def test_training_does_not_depend_on_the_mesh(shape, sharded):
+    """Five steps: loss and parameters are those of one device, with the parameters replicated or sharded."""
+    optimizer = optax.adam(0.1)
+    mesh = jax.make_mesh(shape, tuple("ab"[: len(shape)]), axis_types=(AxisType.Auto,) * len(shape))
+    where = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))  # noqa: E731
+    data = np.random.default_rng(0).normal(size=(5, 8, 4))
+    state = init_state(jax.random.key(0), {"w": jnp.ones((4, 4))}, optimizer)
+
+    def noisy(params, key, batch):
+        return jnp.mean((jnp.tanh((batch + jax.random.normal(key, batch.shape)) @ params["w"]) - batch) ** 2)
+
+    def train(state, place):
+        losses, inner = [], jax.jit(make_train_step(noisy, optimizer))
+
+        def step(state, batch):
+            state, metrics = inner(state, batch)
+            losses.append(metrics["loss"])
+            return state, metrics
+
+        state = fit(state, step, lambda i: place(data[i]), 5, progress=False)
+        return np.array(losses), np.asarray(state.params["w"]), np.asarray(state.ema["w"])
+
+    names = mesh.axis_names
+    state_shardings = jax.tree.map(lambda x: where(names) if sharded and x.ndim == 2 else where(), state)
+    found = train(jax.device_put(state, state_shardings), lambda x: jax.device_put(x, where(names)))
+    for a, b in zip(found, train(state, jnp.asarray), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
