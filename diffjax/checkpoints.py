@@ -1,22 +1,42 @@
-"""Checkpoints of any pytree of arrays, by Orbax: written in the background, complete or absent, checked when read.
+"""Checkpoints of any pytree of arrays, by Orbax: complete or absent, and checked when read.
 
-A checkpoint holds the arrays by name ("params.hidden.kernel"), the place of the data iterator, and a manifest with every
-array's shape, dtype and checksum. So a damaged checkpoint is told from a good one, and one of another architecture
-from a damaged one, before anything is used.
+A checkpoint holds the arrays by name ("params.hidden.kernel"), the place of the data iterator, and a
+manifest with every array's shape, dtype and checksum. So a damaged checkpoint is told from a good
+one, and one of another architecture from a damaged one, before anything is used.
+
+Arrays may be sharded over devices and processes. Each process writes and reads its own shards, and
+the checksums are computed on the devices, so no array is gathered anywhere.
 """
 
+import errno
 import json
+import os
 import pathlib
+import socket
+import threading
 import warnings
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+
+from diffjax._fingerprint import describe, fingerprint, is_key, named, text
+from diffjax._processes import gather, is_main, together
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["Checkpoint", "manager", "restore", "save", "wait"]
+
+_FORMAT = 2
+# Orbax counts the saves of a process in one variable, which the beginning of each save reads.
+_SAVE_BEGINS = threading.Lock()
 
 
 class Checkpoint(NamedTuple):
@@ -25,13 +45,38 @@ class Checkpoint(NamedTuple):
     step: int
     """The step it was saved at."""
     state: Any
-    """The pytree that was saved."""
+    """The pytree that was saved, or the part of it that was asked for."""
     data: Any
-    """What was saved beside it: the place of the data iterator."""
+    """What was saved beside it. `fit` keeps there how far its batches were drawn."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, with a lock on its folder until it is closed."""
+
+    def __init__(self, directory: pathlib.Path, options: ocp.CheckpointManagerOptions) -> None:
+        self._folder_lock = together(lambda: _FolderLock(directory) if is_main() else None)
+        try:
+            super().__init__(directory, options=options)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._folder_lock is not None:
+            self._folder_lock.release()
 
 
 def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
-    """Opens a folder for writing checkpoints, and creates it if need be. One process at a time may write to it.
+    """Opens a folder for writing checkpoints, and creates it if need be.
+
+    The folder is locked until the manager is closed or its process ends. The processes of one
+    `jax.distributed` program share it.
 
     Args:
         directory: the folder.
@@ -42,6 +87,7 @@ def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointMa
 
     Raises:
         ValueError: if keep < 1.
+        RuntimeError: if another program, or another manager of this one, writes to the folder.
 
     >>> import tempfile
     >>> with manager(tempfile.mkdtemp(), keep=2) as checkpoints:
@@ -52,16 +98,20 @@ def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointMa
     [20, 30]
     """
     if keep < 1:
-        raise ValueError(f"manager: keep must be at least 1, got {keep}")
+        raise ValueError(f"keep: expected at least 1 checkpoint, got {keep}")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True)
-    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+    return _Manager(pathlib.Path(directory).absolute(), options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None) -> None:
-    """Begins to save a state, and returns once it is copied: it may then be donated. `wait` waits for the write.
+    """Begins to save a state. It may be donated once this returns; `wait` waits for the write.
 
-    Checkpoints of this step or later ones are the leftovers of a run that was resumed before them: they are renamed
-    to "replaced-STEP" and no longer count.
+    Checkpoints of this step or later ones are the leftovers of a run that was resumed before them:
+    they are renamed to "replaced-STEP" (or "replaced-STEP-2" and so on) and no longer count.
+
+    Over several processes, each of them calls this with its part of the same global arrays. An array
+    that is not global (a numpy array, or one on a local device) has to be the same in all of them,
+    and so has `data`.
 
     Args:
         manager: an open `manager`.
@@ -70,7 +120,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
         data: anything that JSON can hold.
 
     Raises:
-        OSError: if this save, or the one begun before it, fails (a full disk, say). Earlier checkpoints are intact.
+        ValueError: if a leaf of the state is no array.
+        OSError: if this save, or the one begun before it, fails (a full disk, say). Earlier
+            checkpoints are intact.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -79,17 +131,19 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
     >>> restore(folder, {"w": np.zeros(2)})
     Checkpoint(step=7, state={'w': array([1., 1.])}, data={'epoch': 1})
     """
-    named = _named(state)
-    arrays = {name: _host(leaf) for name, leaf in named.items()}
-    described = {name: [*_describe(leaf), _checksum(arrays[name])] for name, leaf in named.items()}
-    manifest = {"arrays": described, "data": data}
-    manifest["checksum"] = _checksum(json.dumps(manifest).encode())
+    leaves = named(state)
+    _check_leaves(leaves)
+    manifest = {"format": _FORMAT, "arrays": fingerprint(leaves), "data": data}
+    manifest["x64"] = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    manifest["checksum"] = zlib.crc32(json.dumps(manifest).encode())
+    items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest)}
+    if arrays := {name: _to_write(leaf) for name, leaf in leaves.items() if np.size(leaf)}:
+        items["state"] = ocp.args.StandardSave(arrays)
     wait(manager)
-    # Orbax copies numpy arrays before it returns, so that the caller may change or donate them.
-    args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(manifest))
     try:
         _set_aside(manager, step)
-        manager.save(step, args=args, force=True)
+        with _SAVE_BEGINS:
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
         raise _save_error(manager, error) from error
 
@@ -113,12 +167,16 @@ def wait(manager: ocp.CheckpointManager) -> None:
         raise _save_error(manager, error) from error
 
 
-def restore(directory: str | pathlib.Path, like: Any) -> Checkpoint | None:
+def restore(directory: str | pathlib.Path, like: Any, *, part: str | None = None) -> Checkpoint | None:
     """Reads the newest checkpoint that is intact, without touching the folder.
 
     Args:
-        directory: the folder.
-        like: a pytree of arrays with the structure, shapes and dtypes to expect. Arrays return on its devices.
+        directory: the folder of the checkpoints, or that of a run of `fit`, which holds it.
+        like: a pytree of arrays, or of `jax.ShapeDtypeStruct`s, with the structure, shapes and dtypes
+            to expect. Arrays return with its shardings. A leaf without one returns on the default
+            device, like an array that was never placed.
+        part: the name of the part to read, "params" or "ema" of a `TrainState`, say. `like` describes
+            that part alone, and nothing else is read.
 
     Returns:
         The checkpoint; None if the folder holds none.
@@ -127,128 +185,283 @@ def restore(directory: str | pathlib.Path, like: Any) -> Checkpoint | None:
         UserWarning: for each newer checkpoint that is damaged, with its path.
 
     Raises:
-        ValueError: if the newest checkpoint has another structure, shape or dtype; it lists what differs.
-        OSError: if there are checkpoints and all are damaged.
+        ValueError: if the newest checkpoint has another structure, shape or dtype (it lists what
+            differs), or no such part.
+        OSError: if a checkpoint cannot be read (permissions, a broken disk), or if there are
+            checkpoints and all are damaged.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> restore(folder, {"w": np.zeros(2)}) is None
     True
     >>> with manager(folder) as checkpoints:
-    ...     save(checkpoints, 7, {"w": np.ones(2)})
-    >>> restore(folder, {"w": np.zeros(3), "b": np.zeros(2)})
+    ...     save(checkpoints, 7, {"params": {"w": np.ones(2)}, "step": np.array(7)})
+    >>> restore(folder, {"w": np.zeros(2)}, part="params").state
+    {'w': array([1., 1.])}
+    >>> restore(folder, {"w": np.zeros(3), "b": np.zeros(2)}, part="params")
     Traceback (most recent call last):
     ValueError: ... is of another architecture:
-      b: expected (2,) float64, the checkpoint has none
-      w: expected (3,) float64, the checkpoint has (2,) float64
+      params.b: expected (2,) float64, the checkpoint has none
+      params.w: expected (3,) float64, the checkpoint has (2,) float64
     """
     directory = pathlib.Path(directory).absolute()
-    if not directory.is_dir():
-        return None
-    steps = sorted((int(path.name) for path in directory.iterdir() if path.name.isdecimal()), reverse=True)
-    named = _named(like)
+    leaves = named(like, part)
+    _check_leaves(leaves)
     damaged = []
-    for step in steps:
-        path = directory / str(step)
-        try:
-            manifest = _read_manifest(path)
-        except Exception as error:
-            damaged.append(f"{path} ({_first_line(error)})")
-            continue
-        _check_same(path, manifest["arrays"], named)
-        try:
-            arrays = _read_arrays(path, manifest["arrays"], named)
-        except Exception as error:
-            damaged.append(f"{path} ({_first_line(error)})")
+    # Process 0 lists the folder for all: another one might see a checkpoint a moment later.
+    for path in map(pathlib.Path, gather(_checkpoints_in(directory))[0]):
+        manifest, reason = _attempt(path, lambda path=path: _read_manifest(path))
+        if reason is None:
+            _check_same(path, manifest, leaves, part)
+            arrays, reason = _attempt(path, lambda path=path: _read_arrays(path, leaves))
+        if reason is None:
+            read = fingerprint(arrays)
+            differ = [name for name in leaves if read[name] != manifest["arrays"][name]]
+            reason = f"the checksum of {differ[0]} differs" if differ else None
+        if reason is not None:
+            damaged.append(f"{path} ({reason})")
             continue
         for reason in damaged:
-            warnings.warn(f"damaged checkpoint: {reason}; {path} is used instead", stacklevel=2)
-        leaves = [_like(arrays[name], leaf) for name, leaf in named.items()]
-        return Checkpoint(step, jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["data"])
+            message = f"damaged checkpoint: {reason}; {path} is used instead"
+            warnings.warn(message, stacklevel=2)
+        state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
+        return Checkpoint(int(path.name), state, manifest["data"])
     if damaged:
         raise OSError(f"every checkpoint in {directory} is damaged: {'; '.join(damaged)}")
     return None
 
 
+def _checkpoints_in(directory: pathlib.Path) -> list[str]:
+    """The paths of the checkpoints in a folder, or in "checkpoints" within it, newest first."""
+    for folder in (directory, directory / "checkpoints"):
+        if folder.is_dir():
+            steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+            if steps:
+                return [str(folder / str(step)) for step in sorted(steps, reverse=True)]
+    return []
+
+
+def _attempt(path: pathlib.Path, read: Any) -> tuple[Any, str | None]:
+    """What `read` returns, and None; or why the checkpoint is damaged. All processes agree."""
+    result, failure = None, None
+    try:
+        result = read()
+    except Exception as error:
+        failure = [_is_damage(path, error), _first_line(error)]
+    failures = [found for found in gather(failure) if found is not None]
+    for damage, reason in failures:
+        if not damage:
+            raise OSError(
+                f"could not read the checkpoint {path}, which may be intact: {reason}; "
+                f"repair the access to it, or move it away to use an older one"
+            )
+    return result, failures[0][1] if failures else None
+
+
+def _is_damage(path: pathlib.Path, error: Exception) -> bool:
+    """Whether the content of a checkpoint is to blame, and not the disk, its rights, or memory."""
+    missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
+        return False
+    if isinstance(error, OSError) and not isinstance(error, missing):
+        return False
+    try:
+        for folder, _, files in os.walk(path, onerror=_raise):
+            for name in files:
+                with open(os.path.join(folder, name), "rb") as file:
+                    while file.read(2**24):
+                        pass
+    except OSError as unreadable:
+        return isinstance(unreadable, missing)
+    return True
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _read_manifest(path: pathlib.Path) -> dict:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        manifest = reader.restore(path / "manifest")
+    manifest = json.loads((path / "manifest" / "metadata").read_text())
     checksum = manifest.pop("checksum")
-    if _checksum(json.dumps(manifest).encode()) != checksum:
+    if zlib.crc32(json.dumps(manifest).encode()) != checksum:
         raise ValueError("the checksum of the manifest differs")
     return manifest
 
 
-def _read_arrays(path: pathlib.Path, described: dict, named: dict) -> dict[str, np.ndarray]:
-    like = {name: _host(leaf) for name, leaf in named.items()}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        arrays = reader.restore(path / "state", args=ocp.args.StandardRestore(like))
-    for name, (_, _, checksum) in described.items():
-        if _checksum(arrays[name]) != checksum:
-            raise ValueError(f"the checksum of {name} differs")
-    return arrays
+def _read_arrays(path: pathlib.Path, leaves: dict[str, Any]) -> dict[str, Any]:
+    targets = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+    arrays: dict[str, Any] = {}
+    if targets:
+        # Without Orbax's `Checkpointer`, whose barrier would hang if one process alone fails.
+        handler = ocp.PyTreeCheckpointHandler()
+        arguments = {name: _restore_args(target) for name, target in targets.items()}
+        args = ocp.args.PyTreeRestore(targets, restore_args=arguments, partial_restore=True)
+        arrays = handler.restore(epath.Path(path / "state"), args=args)
+    return {name: _like(arrays.pop(name, None), leaf) for name, leaf in leaves.items()}
 
 
-def _check_same(path: pathlib.Path, described: dict, named: dict) -> None:
-    saved = {name: _text(shape, dtype) for name, (shape, dtype, _) in described.items()}
-    expected = {name: _text(*_describe(leaf)) for name, leaf in named.items()}
+def _restore_args(target: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if target.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=target.dtype)
+    return ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
+
+
+def _check_leaves(leaves: dict[str, Any]) -> None:
+    for name, leaf in leaves.items():
+        if not is_key(leaf) and np.dtype(describe(leaf)[1]).kind in "OUSmM":
+            raise ValueError(f"{name}: expected an array of numbers, got {type(leaf).__name__}")
+
+
+def _check_same(path: pathlib.Path, manifest: dict, leaves: dict[str, Any], part: str | None) -> None:
+    if manifest.get("format") != _FORMAT:
+        raise ValueError(
+            f"the checkpoint {path}: expected format {_FORMAT}, got {manifest.get('format', 1)}; "
+            f"another version of diffjax wrote it"
+        )
+    described = manifest["arrays"]
+    if part is not None:
+        within = {x: y for x, y in described.items() if x == part or x.startswith(f"{part}.")}
+        if not within:
+            parts = sorted({name.partition(".")[0] for name in described})
+            raise ValueError(f"part: expected one of {parts}, got {part!r}")
+        described = within
+    saved = {name: text(*found[:2]) for name, found in described.items()}
+    expected = {name: text(*describe(leaf)) for name, leaf in leaves.items()}
     differ = [
         f"  {name}: expected {expected.get(name, 'none')}, the checkpoint has {saved.get(name, 'none')}"
         for name in sorted(saved.keys() | expected.keys())
         if saved.get(name) != expected.get(name)
     ]
-    if differ:
-        raise ValueError("\n".join([f"the checkpoint {path} is of another architecture:", *differ]))
+    if not differ:
+        return
+    lines = [f"the checkpoint {path} is of another architecture:", *differ[:40]]
+    if len(differ) > 40:
+        lines.append(f"  and {len(differ) - 40} more")
+    fields = sorted({name.partition(".")[0] for name in saved})
+    holds = [field for field in fields if all(f"{field}.{name}" in saved for name in expected)]
+    if part is None and holds:
+        lines.append(f'  to read a part of it: restore(..., part="{holds[0]}")')
+    if manifest["x64"] != (x64 := bool(jax.config.jax_enable_x64)):  # pyright: ignore
+        lines.append(f"  jax_enable_x64 was {manifest['x64']} when it was saved, and is {x64}")
+    raise ValueError("\n".join(lines))
 
 
 def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
     later = [old for old in manager.all_steps() if old >= step]
-    for old in later:
-        path = pathlib.Path(manager.directory)
-        path.joinpath(str(old)).rename(path / f"replaced-{old}")
-    if later:
-        manager.reload()
+    if not later:
+        return
+
+    def rename() -> None:
+        for old in later:
+            path, number = pathlib.Path(manager.directory), 1
+            while (aside := path / f"replaced-{old}{f'-{number}' * (number > 1)}").exists():
+                number += 1
+            path.joinpath(str(old)).rename(aside)
+
+    together(lambda: rename() if is_main() else None)
+    manager.reload()
 
 
 def _save_error(manager: ocp.CheckpointManager, error: Exception) -> OSError:
     manager.reload()  # what it meant to remove is still there
-    kept = manager.all_steps()
-    return OSError(f"could not save a checkpoint in {manager.directory}: {_first_line(error)}; complete are: {kept}")
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(tree)}
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _like(array: np.ndarray, leaf: Any) -> Any:
-    """The array as a leaf of the same kind, on the same devices."""
-    if not isinstance(leaf, jax.Array):
-        return array
-    if _is_key(leaf):
-        key = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-        return jax.device_put(key, leaf.sharding)
-    return jax.device_put(array, leaf.sharding)
-
-
-def _describe(leaf: Any) -> tuple[list[int], str]:
-    return list(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)
-
-
-def _text(shape: list[int], dtype: str) -> str:
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''}) {dtype}"
-
-
-def _checksum(data: np.ndarray | bytes) -> int:
-    return zlib.crc32(data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data)
+    return OSError(
+        f"could not save a checkpoint in {manager.directory}: {_first_line(error)}; complete are: {manager.all_steps()}"
+    )
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _to_write(leaf: Any) -> Any:
+    """The leaf as Orbax takes it. It copies numpy arrays before `save` returns."""
+    if is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) and not _is_local(leaf) else np.asarray(leaf)
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct:
+    """What to read: key data for keys, and a sharding if the leaf was placed on purpose."""
+    sharding = getattr(leaf, "sharding", None)
+    unplaced = isinstance(leaf, jax.Array) and not leaf.committed
+    if unplaced or (sharding is not None and _is_local(sharding)):
+        sharding = None
+    if is_key(leaf):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+    shape, dtype = describe(leaf)
+    return jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=sharding)
+
+
+def _is_local(x: Any) -> bool:
+    """Whether one of several processes has the whole of it. Orbax wants such arrays as numpy's."""
+    return jax.process_count() > 1 and x.is_fully_addressable
+
+
+def _like(array: Any, leaf: Any) -> Any:
+    """The array that was read as a leaf of the same kind. None was read if it has no element."""
+    target = _target(leaf)
+    if array is None:
+        array = np.zeros(target.shape, target.dtype)
+    if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+        return array
+    if not isinstance(array, jax.Array):
+        placed = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) or leaf.committed else None
+        array = jnp.asarray(array) if placed is None else jax.device_put(array, placed)
+    return jax.random.wrap_key_data(array, impl=_key_impl(leaf)) if is_key(leaf) else array
+
+
+def _key_impl(leaf: Any) -> Any:
+    found = []
+    abstract = jax.ShapeDtypeStruct((), leaf.dtype)
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), abstract)
+    return found[0]
+
+
+class _FolderLock:
+    """A lock on a folder. It names its holder, and goes with the holder's process."""
+
+    _held: ClassVar[set[str]] = set()
+    _guard = threading.Lock()
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._name = str(directory.resolve())
+        with self._guard:
+            # The system's lock is one of a process, so another manager of this one is found here.
+            if self._name in self._held:
+                raise self._error(f"this process ({os.getpid()})")
+            self._file = (directory / "lock").open("a+")
+            try:
+                self._lock()
+            except BaseException:
+                self._file.close()
+                raise
+            self._held.add(self._name)
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # the file system has no locks
+                warnings.warn(f"could not lock {self._name}: {error}", stacklevel=2)
+                return
+            self._file.seek(0)
+            raise self._error(self._file.read().strip() or "another process") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+
+    def _error(self, holder: str) -> RuntimeError:
+        return RuntimeError(
+            f"directory: expected a folder that no other run writes to, "
+            f"got {self._name}, in use by {holder}; end that run, or choose another folder"
+        )
+
+    def release(self) -> None:
+        with self._guard:
+            if not self._file.closed:
+                self._file.close()
+                self._held.discard(self._name)

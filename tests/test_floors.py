@@ -13,7 +13,19 @@ FLOORS = [
     {"schedules", "grids", "times", "process"},
     {"parametrizations", "exact", "flows", "guidance"},
     {"weightings", "losses", "samplers", "solve", "likelihood", "optimal_grids"},
-    {"networks", "training", "_loop", "checkpoints", "metrics", "distillation", "couplings", "weights"},
+    {
+        "networks",
+        "training",
+        "_loop",
+        "_log",
+        "_processes",
+        "_fingerprint",
+        "checkpoints",
+        "metrics",
+        "distillation",
+        "couplings",
+        "weights",
+    },
 ]
 FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}
 CORE = {"__future__", "jax", "jaxtyping", "diffrax", "equinox", "lineax", "numpy", *sys.stdlib_module_names}

@@ -650,20 +650,20 @@ def test_batches_that_cannot_be_resumed_or_end_early(tmp_path):
     run = lambda batches, n, folder=None: fit(  # noqa: E731
         new(optimizer), step, batches, n, directory=folder, progress=False
     )
-    with pytest.raises(ValueError, match="a function of the step or an iterator with get_state and set_state"):
+    with pytest.raises(ValueError, match="a function of the step or an iterator with get_state and"):
         run(iter([regression()]), 1, tmp_path)
-    with pytest.raises(ValueError, match="batches must be a function of the step or an iterator, got <class 'list'>"):
+    with pytest.raises(ValueError, match="batches: expected a function of the step or an iterator, got <class 'list'>"):
         run([regression()], 1)
-    with pytest.raises(ValueError, match="batches ended after 2 steps"):
+    with pytest.raises(ValueError, match="batches: expected num_steps batches, got 2"):
         run(iter([regression()] * 2), 3)
     assert int(run(iter([regression()] * 2), 2).step) == 2
-    with pytest.raises(ValueError, match="tensorboard=True needs a directory"):
+    with pytest.raises(ValueError, match="directory: expected a folder for tensorboard=True"):
         fit(new(optimizer), step, lambda i: regression(), 1, tensorboard=True)
 
     import grain
 
     run(lambda i: regression(), 1, tmp_path)
-    with pytest.raises(ValueError, match="drew its batches from a function of the step, batches is an iterator"):
+    with pytest.raises(ValueError, match="batches: expected a function of the step, as in the run"):
         run(iter(grain.MapDataset.source([regression()]).repeat().to_iter_dataset()), 2, tmp_path)
 
 

@@ -1,0 +1,121 @@
+"""Names, shapes, dtypes and checksums of the arrays in a pytree.
+
+A checksum is computed where the array is. It depends neither on the mesh nor on the number of
+processes, so an array may be saved by one and checked by another.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["describe", "fingerprint", "is_key", "named", "text"]
+
+
+def named(tree: Any, part: str | None = None) -> dict[str, Any]:
+    """The leaves by name, such as "params.hidden.kernel". Dots inside a key are written as %2E.
+
+    The names begin with that of `part`, if the tree is a part of another one.
+
+    >>> import numpy as np
+    >>> named({"a.b": 1, "a": {"b": 2}})
+    {'a.b': 2, 'a%2Eb': 1}
+    """
+    leaves = jax.tree.leaves_with_path(tree)
+    start = [] if part is None else [part]
+    names = {".".join([*start, *map(_quoted, path)]) or "%": leaf for path, leaf in leaves}
+    if len(names) < len(leaves):
+        raise ValueError(
+            f"state: expected leaves with different names, got {len(leaves)} leaves and {len(names)} names"
+        )
+    return names
+
+
+def _quoted(key: Any) -> str:
+    name = jax.tree_util.keystr((key,), simple=True)
+    return re.sub("[%./]", lambda match: f"%{ord(match[0]):02X}", name) or "%"
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether it is an array of typed PRNG keys, or describes one."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def describe(leaf: Any) -> list:
+    """`[shape, dtype]`, as JSON can hold them."""
+    return [list(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)]
+
+
+def text(shape: list[int], dtype: str) -> str:
+    """The description in words: "(3, 4) float32"."""
+    return f"{tuple(shape)} {dtype}"
+
+
+def fingerprint(leaves: dict[str, Any]) -> dict[str, list]:
+    """`{name: [shape, dtype, checksum]}`. It is None for Python objects and deleted arrays.
+
+    >>> import numpy as np
+    >>> fingerprint({"w": np.ones(2, np.float32)}) == fingerprint({"w": jax.numpy.ones(2)})
+    True
+    """
+    checksums = jax.device_get({name: _checksum(leaf) for name, leaf in leaves.items()})
+    as_int = {name: None if value is None else int(value) for name, value in checksums.items()}
+    return {name: [*describe(leaf), as_int[name]] for name, leaf in leaves.items()}
+
+
+def _checksum(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():  # a batch that its step donated
+        return None
+    if is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if not isinstance(leaf, jax.Array):
+        leaf = _host_words(np.asarray(leaf))
+    return None if leaf is None else _sum(leaf)
+
+
+def _host_words(array: np.ndarray) -> np.ndarray | None:
+    """The bytes as unsigned integers, which need no 64-bit types on the device."""
+    if array.dtype.hasobject:
+        return None
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    size = math.gcd(array.dtype.itemsize, 4)
+    words = np.ascontiguousarray(array).reshape(-1).view(f"u{size}")
+    return words & np.uint8(2**bits - 1) if (bits := _bits(array.dtype)) < 8 else words
+
+
+@jax.jit
+def _sum(x: jax.Array) -> jax.Array:
+    """The sum modulo 2^32 of all words, each of them mixed with its place.
+
+    A sum has no order, so every shard can add its part. The mixing is that of MurmurHash3.
+    """
+    words = _words(x).astype(jnp.uint32)
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(words.ndim):
+        stride = np.uint32(math.prod(words.shape[axis + 1 :]) % 2**32)
+        place += stride * jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(_mix(words ^ _mix(place + np.uint32(1))), dtype=jnp.uint32)
+
+
+def _words(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag], axis=-1)
+    if x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.unsignedinteger) and _bits(x.dtype) <= 32):
+        return x
+    return jax.lax.bitcast_convert_type(x, f"uint{min(_bits(x.dtype), 32)}")
+
+
+def _bits(dtype: Any) -> int:
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits
+    return jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else 8 * np.dtype(dtype).itemsize
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))

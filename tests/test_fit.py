@@ -1,0 +1,302 @@
+"""The training loop: how a run stops, resumes, and tells what it finds."""
+
+import json
+import logging
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import diffjax as dj
+from diffjax import checkpoints
+from diffjax.training import fit, functional, in_memory, init_state, make_train_step
+
+DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "checkpoints.md"
+DATA = np.random.default_rng(0).normal(size=(20, 3))
+SGD = optax.sgd(0.01)
+
+
+def loss(params, key, batch):
+    return jnp.mean((batch @ params["w"] - 1.0) ** 2)
+
+
+STEP = jax.jit(make_train_step(loss, SGD))
+
+
+def new(optimizer=SGD):
+    return init_state(jax.random.key(0), {"w": jnp.zeros(3)}, optimizer)
+
+
+def run(directory, steps=4, *, state=None, step=STEP, batches=None, **settings):
+    settings = {"progress": False, "checkpoint_every": 2, "log_every": 1, **settings}
+    batches = in_memory(DATA, 5) if batches is None else batches
+    return fit(new() if state is None else state, step, batches, steps, directory=directory, **settings)
+
+
+def saved_steps(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def logged_steps(directory):
+    return [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("broken", ["", "nonsense", '{"loss": 1}', "3", '{"step": "2"}', "\xff\x00"])
+def test_a_broken_line_of_the_log_is_dropped_and_told(tmp_path, caplog, broken):
+    run(tmp_path, 2)
+    path = tmp_path / "metrics.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(f'{first}\n{broken}\n{second}\n{{"step": 3, "lo')
+    with caplog.at_level(logging.WARNING, "diffjax"):
+        run(tmp_path, 4)
+    assert logged_steps(tmp_path) == [1, 2, 3, 4]
+    assert f"in lines {'2, 4' if broken else '4'}" in caplog.text
+
+
+def test_fits_in_threads_with_folders_of_their_own(tmp_path):
+    results = {}
+
+    def one(name):
+        try:
+            results[name] = run(tmp_path / name, 40)
+        except BaseException as error:
+            results[name] = error
+
+    threads = [threading.Thread(target=one, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with jax.enable_x64(False):
+        assert {name: int(getattr(result, "step", -1)) for name, result in results.items()} == dict.fromkeys("abc", 40)
+
+
+def test_a_second_fit_in_the_same_folder_names_the_first(tmp_path):
+    def again(step, state):
+        with pytest.raises(
+            RuntimeError, match=rf"got {tmp_path}/checkpoints, in use by this process \({os.getpid()}\)"
+        ):
+            run(tmp_path)
+
+    run(tmp_path, 1, callback=again, callback_every=1)
+    run(tmp_path, 2)  # the first one has ended
+
+
+@pytest.mark.parametrize("number, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_is_honoured_while_a_batch_is_awaited(tmp_path, number, error):
+    """The third batch never comes. The state after two steps is saved, and the run goes on from there."""
+
+    class Batches:
+        def __init__(self, stuck):
+            self.drawn, self.stuck = 0, stuck
+
+        def __next__(self):
+            self.drawn += 1
+            if self.stuck and self.drawn == 3:
+                threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+                time.sleep(30)
+                raise AssertionError("the signal was ignored")
+            return in_memory(DATA, 5)(self.drawn - 1)
+
+        def get_state(self):
+            return {"drawn": self.drawn}
+
+        def set_state(self, state):
+            self.drawn = state["drawn"]
+
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(error) as stopped:
+        run(tmp_path, 4, batches=Batches(True), checkpoint_every=100)
+    assert error is KeyboardInterrupt or stopped.value.code == 143
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert saved_steps(tmp_path) == [2]
+    found = run(tmp_path, 4, batches=Batches(False))
+    assert np.array_equal(found.params["w"], run(None, 4).params["w"])
+
+
+def test_ctrl_c_saves_the_step_that_was_taken(tmp_path):
+    def press(step, state):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 50, checkpoint_every=100, callback=press, callback_every=1)
+    assert saved_steps(tmp_path) == [3]
+
+
+def numbers(seed=0, size=4, n=12):
+    data = np.random.default_rng(0).normal(size=(n, 3))
+    return iter(grain.MapDataset.source(data).seed(seed).shuffle().repeat().batch(size).to_iter_dataset())
+
+
+@pytest.mark.parametrize(
+    "before, after, message",
+    [
+        (lambda: in_memory(DATA, 5), lambda: in_memory(DATA, 4), r"\(5, 3\) float64 then, \(4, 3\) float64 now"),
+        (lambda: in_memory(DATA, 5), lambda: in_memory(DATA, 5, seed=1), "that of step 2 has other values"),
+        (lambda: in_memory(DATA, 5), lambda: in_memory(DATA + 1, 5), "that of step 2 has other values"),
+        (lambda: numbers(), lambda: numbers(size=6), r"\(4, 3\) float64 then, \(6, 3\) float64 now"),
+        (lambda: numbers(), lambda: numbers(seed=1), "that of step 2 has other values"),
+    ],
+    ids=["batch size", "seed", "data", "iterator's batch size", "iterator's seed"],
+)
+def test_other_batches_at_resume_are_told(tmp_path, before, after, message):
+    run(tmp_path, 2, batches=before())
+    with pytest.warns(UserWarning, match=message):
+        run(tmp_path, 4, batches=after())
+    run(tmp_path, 6, batches=after())  # what the run has by now
+
+
+def test_another_x64_at_resume_is_told(tmp_path):
+    state32 = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, new())
+    data = DATA.astype(np.float32)
+    run(tmp_path, 2, state=state32, batches=in_memory(data, 5))
+    with jax.enable_x64(False), pytest.warns(UserWarning, match="jax_enable_x64 False, and was saved with True"):
+        run(tmp_path, 4, batches=in_memory(data, 5))
+    with pytest.raises(ValueError, match="jax_enable_x64 was False when it was saved, and is True"):
+        run(tmp_path, 6)
+
+
+def test_resuming_says_from_where(tmp_path, capsys, caplog):
+    run(tmp_path, 2, progress=True)
+    assert "resumes" not in capsys.readouterr().err
+    run(tmp_path, 4, progress=True)
+    assert f"fit: resumes at step 2, from {tmp_path}/checkpoints/2" in capsys.readouterr().err
+    with caplog.at_level(logging.INFO, "diffjax"):
+        run(tmp_path, 4)
+    assert "resumes at step 4" in caplog.text and "nothing to do" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def spoil(part, at):
+    """A step that puts a NaN into a part of the state at one step, while loss and gradient stay finite."""
+    optimizer = optax.sgd(0.0, momentum=0.9)
+    inner = make_train_step(loss, optimizer)
+
+    def step(state, batch):
+        state, metrics = inner(state, batch)
+        bad = jnp.where(state.step == at, jnp.nan, 0.0)
+        spoilt = jax.tree.map(lambda x: x + bad.astype(x.dtype), getattr(state, part))
+        return state._replace(**{part: spoilt}), metrics
+
+    return jax.jit(step), new(optimizer)
+
+
+@pytest.mark.parametrize("part", ["params", "ema", "opt_state"])
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_every_part_of_the_state_is_checked_with_and_without_a_folder(tmp_path, part, in_folder):
+    step, state = spoil(part, at=3)
+    directory = tmp_path if in_folder else None
+    with pytest.raises(FloatingPointError, match=f"{part}: not finite after step 3; "):
+        run(directory, 3, state=state, step=step)
+
+
+def test_an_infinite_scalar_of_the_optimizer_is_no_fault(tmp_path):
+    optimizer = optax.chain(optax.sgd(0.1), optax.GradientTransformation(lambda p: jnp.inf, lambda g, s, p: (g, s)))
+    run(tmp_path, 2, state=new(optimizer), step=jax.jit(make_train_step(loss, optimizer)))
+
+
+def test_a_run_that_skips_every_step_fails(tmp_path):
+    step = jax.jit(make_train_step(loss, SGD, skip_nonfinite=True))
+    nans = lambda first: lambda i: DATA[:5] * (np.nan if i >= first else 1.0)  # noqa: E731
+    with pytest.raises(FloatingPointError, match="not finite in any step from 1 to 4, so all of them were skipped"):
+        run(None, 4, step=step, batches=nans(0))
+    assert int(run(None, 4, step=step, batches=nans(1)).step) == 4
+    with pytest.raises(FloatingPointError, match="not finite in any step from 2 to 1001"):
+        run(None, 2000, step=step, batches=nans(1), checkpoint_every=1001, log_every=500)
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every", "callback_every"])
+@pytest.mark.parametrize("value", [0, -5])
+def test_intervals_are_at_least_one_step(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected a number of steps of at least 1, got {value}; for none"):
+        run(None, **{name: value})
+
+
+def test_arguments_in_another_order_are_named():
+    with pytest.raises(ValueError, match=r"state: expected a TrainState .*, got .*; fit\(state, step, batches, num_st"):
+        fit(STEP, new(), in_memory(DATA, 5), 2)
+    with pytest.raises(ValueError, match=r"step: expected a function .*, got int; fit\(state, step"):
+        fit(new(), 3, in_memory(DATA, 5), 2)  # pyright: ignore
+
+
+def test_samples_from_the_folder_of_a_run(tmp_path, monkeypatch):
+    """The three lines of docs/checkpoints.md are executed."""
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(2))
+
+        def __call__(self, x, t):
+            return self.scale * x
+
+    schedule, network, key, ts = dj.linear_vp(), Net(), jax.random.key(1), dj.uniform(5)
+    x1 = jax.random.normal(jax.random.key(2), (2,))
+    apply, params = functional(network)
+    denoiser = lambda apply, params: dj.as_denoiser(dj.bind(apply, params), schedule, dj.EPS)  # noqa: E731
+    objective = lambda params, key, batch: jnp.sum((apply(params, batch, 0.5) - 2 * batch) ** 2)  # noqa: E731
+    optimizer = optax.adam(0.1)
+    step, state = jax.jit(make_train_step(objective, optimizer)), init_state(jax.random.key(0), params, optimizer)
+    state = run(tmp_path / "runs" / "mine", 5, state=state, step=step, batches=lambda i: DATA[i, :2])
+    expected = dj.sample(key, dj.ddim(denoiser(apply, state.ema), schedule), x1, ts)
+
+    monkeypatch.chdir(tmp_path)
+    lines = DOCS.read_text().split("```python\n")[1].split("```")[0]
+    assert len(lines.splitlines()) == 3
+    names = {**locals(), "dj": dj, "functional": functional, "checkpoints": checkpoints}
+    exec(lines, names)
+    assert np.array_equal(names["samples"], expected)
+    assert not np.array_equal(names["ema"]["scale"], params["scale"])
+
+
+def test_a_run_on_a_mesh_resumes_from_a_state_that_was_never_placed(tmp_path):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    batches = lambda i: jax.device_put(in_memory(DATA, 8)(i), place)  # noqa: E731
+    never = run(None, 4, batches=batches)
+    run(tmp_path, 2, batches=batches)
+    assert np.array_equal(run(tmp_path, 4, batches=batches).params["w"], never.params["w"])
+
+
+MESHES = {"2": (2,), "4": (4,), "2x2": (2, 2)}
+
+
+@pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+def test_training_does_not_depend_on_the_mesh(shape, sharded):
+    """Five steps: loss and parameters are those of one device, with the parameters replicated or sharded."""
+    optimizer = optax.adam(0.1)
+    mesh = jax.make_mesh(shape, tuple("ab"[: len(shape)]), axis_types=(AxisType.Auto,) * len(shape))
+    where = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))  # noqa: E731
+    data = np.random.default_rng(0).normal(size=(5, 8, 4))
+    state = init_state(jax.random.key(0), {"w": jnp.ones((4, 4))}, optimizer)
+
+    def noisy(params, key, batch):
+        return jnp.mean((jnp.tanh((batch + jax.random.normal(key, batch.shape)) @ params["w"]) - batch) ** 2)
+
+    def train(state, place):
+        losses, inner = [], jax.jit(make_train_step(noisy, optimizer))
+
+        def step(state, batch):
+            state, metrics = inner(state, batch)
+            losses.append(metrics["loss"])
+            return state, metrics
+
+        state = fit(state, step, lambda i: place(data[i]), 5, progress=False)
+        return np.array(losses), np.asarray(state.params["w"]), np.asarray(state.ema["w"])
+
+    names = mesh.axis_names
+    state_shardings = jax.tree.map(lambda x: where(names) if sharded and x.ndim == 2 else where(), state)
+    found = train(jax.device_put(state, state_shardings), lambda x: jax.device_put(x, where(names)))
+    for a, b in zip(found, train(state, jnp.asarray), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
