@@ -8,10 +8,12 @@ Flow matching takes any joint distribution with the right marginals (1.17). Whic
 
 For a bridge of noise amplitude a (`process.brownian_bridge`) the static problem is the entropic one with eps = 2 a^2.
 
-The data stay where they are and only the prior's draws move. For a class-conditional network couple within each class: over
-a mixed batch, the draws that one class is given no longer have the prior's distribution, from which sampling starts.
+The data stay where they are and only the prior's draws move. For a class-conditional network couple within each class, as
+`optimal(..., labels=...)` does: over a mixed batch, the draws that one class is given no longer have the prior's
+distribution, from which sampling starts.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,47 +54,101 @@ def independent(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n
     return x1
 
 
-def optimal(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]) -> Float[Array, "n *x"]:
+def optimal(
+    key: PRNGKeyArray | None,
+    x0: Float[Array, "n *x"],
+    x1: Float[Array, "m *x"],
+    *,
+    labels: Int[Array, " n"] | None = None,
+) -> Float[Array, "n *x"]:
     """The optimal transport of a minibatch: the permutation of x1 that makes `sum_i |x0_i - x1_i|^2` least.
 
     SciPy's `linear_sum_assignment` on the host, in O(n^3). Under jit it is a callback; under vmap the batches take turns.
     No gradient passes through the choice of the permutation.
 
+    If m is not n, each data point still has the mass 1/n in the plan and each draw the mass 1/m.
+    Both sets are copied until they have lcm(n, m) points, and x0_i's partner is drawn from those of
+    its copies. (The n cheapest of m > n draws would not have the prior's distribution.) That takes
+    O(lcm(n, m)^3): let one number be a multiple of the other.
+
+    With `labels` only points of one class are permuted: x1_j is a draw for the class of x0_j. So the
+    draws that a class is given keep the prior's distribution, from which sampling starts.
+
     Args:
-        key: not looked at: the assignment is not random.
+        key: what the partners are drawn by if m does not divide n; otherwise it is not looked at.
         x0: data, n points of any shape.
-        x1: n independent draws of the prior.
+        x1: m independent draws of the prior.
+        labels: the class of each data point, integers; with them m = n.
 
     Returns:
-        x1, permuted.
+        The partner of each data point, of the shape of x0.
 
     Raises:
-        ValueError: if the shapes differ, n = 0, or concrete points are not finite.
+        ValueError: if the points differ in shape, n = 0 or m = 0, concrete points are not finite,
+            lcm(n, m) is above 8192 for m other than n, or there is no key to draw by; if the labels
+            are not n integers, or m is not n beside them.
 
     Reference: Pooladian et al. 2023 (arXiv 2304.14772), section 3.1; Tong et al. 2024 (arXiv 2302.00482), proposition 3.4.
+    As a plan of unequal numbers: Peyre and Cuturi 2019 (arXiv 1803.00567), eq. 2.10 and 2.11.
 
-    >>> optimal(None, jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
-    Array([1., 4.], dtype=float32)
+    >>> x0, x1 = jnp.array([[0.0], [5.0], [6.0]]), jnp.array([[4.0], [1.0], [2.0]])
+    >>> optimal(None, x0, x1).ravel()
+    Array([1., 2., 4.], dtype=float32)
+    >>> optimal(None, x0, x1, labels=jnp.array([0, 1, 1])).ravel()
+    Array([4., 1., 2.], dtype=float32)
+    >>> optimal(None, x0, x1[:1]).ravel()
+    Array([4., 4., 4.], dtype=float32)
     """
     cost = squared_distances(x0, x1)
     check_that(np.isfinite, "x0, x1: expected finite numbers, got others among them", cost)
-    shape = jax.ShapeDtypeStruct((len(cost),), np.int32)
-    return x1[jax.pure_callback(_assign, shape, jax.lax.stop_gradient(cost), vmap_method="sequential")]
+    n, m = cost.shape
+    if labels is not None:
+        labels = jnp.asarray(labels)
+        if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer) or m != n:
+            raise ValueError(
+                f"labels: expected {n} integers, the classes of x0, and as many draws x1, "
+                f"got {labels.dtype}{list(labels.shape)} and {m} draws"
+            )
+    copies = math.lcm(n, m) // n
+    if m != n and copies * n > _MOST_COPIES:
+        raise ValueError(
+            f"x0, x1: expected numbers of points whose least common multiple is at most {_MOST_COPIES}, got {n} and {m}; "
+            "let one be a multiple of the other"
+        )
+    if copies > 1 and key is None:
+        raise ValueError(f"key: expected a key to draw one of the {copies} partners of each data point, got None")
+    shape = jax.ShapeDtypeStruct((n, copies), np.int32)
+    partners = jax.pure_callback(_assign, shape, jax.lax.stop_gradient(cost), labels, vmap_method="sequential")
+    drawn = jax.random.randint(key, (n,), 0, copies) if copies > 1 else 0
+    return jnp.asarray(x1)[partners[jnp.arange(n), drawn]]
 
 
-def _assign(cost):
+_MOST_COPIES = 8192  # their costs are half a GB
+
+
+def _assign(cost, labels):
+    """The columns that the copies of each row are given, of shape (n, lcm(n, m) / n)."""
     cost = np.asarray(cost)
-    if not np.isfinite(cost).all():  # of traced points; their own values show it
-        return np.arange(len(cost), dtype=np.int32)
-    return linear_sum_assignment(cost)[1].astype(np.int32)
+    n, m = cost.shape
+    size = math.lcm(n, m)
+    columns = np.arange(size) % m
+    if np.isfinite(cost).all():  # traced points may not be; their own values show it
+        rows = np.arange(size) // (size // n)
+        classes = np.zeros(n, int) if labels is None else np.asarray(labels)
+        for label in np.unique(classes):
+            members = np.flatnonzero(classes[rows] == label)
+            chosen = linear_sum_assignment(cost[np.ix_(rows[members], columns[members])])[1]
+            columns[members] = columns[members][chosen]
+    return columns.reshape(n, -1).astype(np.int32)
 
 
 def entropic(epsilon: float | Array, tolerance: float = 1e-3, max_iterations: int = 1000) -> Coupling:
     """The entropic transport of a minibatch: x0_i's partner is a draw of row i of Sinkhorn's plan.
 
-    Every data point has one partner; of the draws of the prior some may serve twice and some not at all, on average each
-    once if Sinkhorn's iterations reached their tolerance: the smaller epsilon, the more of them that takes, and under jit
-    only `sinkhorn(...).error` tells. Small epsilon nears `optimal`, large epsilon `independent`.
+    Every data point has one partner. Some draws of the prior may serve twice and some not at all, on
+    average each equally often, if Sinkhorn's iterations reached their tolerance. The numbers of data
+    and draws may differ. The smaller epsilon is, the more iterations that takes, and under jit only
+    `sinkhorn(...).error` tells. Small epsilon nears `optimal`, large epsilon `independent`.
 
     Args:
         epsilon: the strength of the entropy, above 0, in units of a squared distance: 2 a^2 for a bridge of amplitude a.
@@ -103,8 +159,8 @@ def entropic(epsilon: float | Array, tolerance: float = 1e-3, max_iterations: in
         The coupling.
 
     Raises:
-        ValueError: if a concrete epsilon is not positive; when it is called, if the shapes differ or n = 0, or if concrete
-            points need more iterations.
+        ValueError: if a concrete epsilon is not positive; when it is called, if the points differ in
+            shape, there are none, or concrete points need more iterations.
 
     Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), section 3.2 and proposition 3.4.
 
@@ -190,19 +246,28 @@ def squared_distances(x0: Float[Array, "n *x"], x1: Float[Array, "m *x"]) -> Flo
 
     Args:
         x0: n points of any shape.
-        x1: as many points of that shape.
+        x1: m points of that shape.
 
     Returns:
-        The costs, of shape (n, n).
+        The costs, of shape (n, m).
 
     Raises:
-        ValueError: if the shapes differ or there are no points.
+        ValueError: if the points differ in shape or there are none.
 
     >>> squared_distances(jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]]))
     Array([[16.,  1.],
            [ 1., 16.]], dtype=float32)
     """
-    _check_pairs(x0, x1)
+    if (
+        jnp.ndim(x0) < 1
+        or jnp.ndim(x1) < 1
+        or jnp.shape(x0)[1:] != jnp.shape(x1)[1:]
+        or not jnp.size(x0) * jnp.size(x1)
+    ):
+        raise ValueError(
+            "x0, x1: expected data points and draws of the prior of one shape, (n, ...) and (m, ...), n, m >= 1, "
+            f"got {jnp.shape(x0)} and {jnp.shape(x1)}"
+        )
     x0, x1 = (as_float(x, name).reshape(len(x), -1) for name, x in (("x0", x0), ("x1", x1)))
     return _differences(x0, x1)
 

@@ -68,6 +68,70 @@ def test_optimal_is_scipys_assignment_under_every_transform():
     np.testing.assert_allclose(gradient[chosen], 2 * (expected[0] - x0[0]), rtol=1e-12)
 
 
+def cheapest(cost):
+    """By brute force over all permutations."""
+    rows = np.arange(len(cost))
+    return np.array(min(itertools.permutations(rows), key=lambda p: cost[rows, list(p)].sum()))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1, 1, 0], [3, 3, 3, 3, 3, 3], [5, 4, 3, 2, 1, 0]])
+def test_optimal_within_classes_is_the_cheapest_permutation_that_keeps_them(labels):
+    x0, x1 = pairs(6)
+    cost = np.sum((np.asarray(x0)[:, None] - np.asarray(x1)[None]) ** 2, 2)
+    cost[np.not_equal.outer(labels, labels)] = np.inf
+    expected = x1[cheapest(cost)]
+    within = functools.partial(couplings.optimal, None)
+    np.testing.assert_array_equal(within(x0, x1, labels=jnp.array(labels)), expected)
+    np.testing.assert_array_equal(jax.jit(within)(x0, x1, labels=jnp.array(labels)), expected)
+    both = jax.vmap(lambda x0, x1, labels: within(x0, x1, labels=labels))
+    np.testing.assert_array_equal(both(x0[None], x1[None], jnp.array([labels])), expected[None])
+
+
+def test_the_draws_of_a_class_keep_the_priors_distribution():
+    """Data of class 0 lie at -3, of class 1 at 3. Over the whole batch class 0 would get draws below 0."""
+    labels = jnp.tile(jnp.array([0, 1]), 200)
+    x1 = jax.random.normal(jax.random.key(0), (400, 1))
+    x0 = 6.0 * labels[:, None] - 3
+    mixed, within = couplings.optimal(None, x0, x1), couplings.optimal(None, x0, x1, labels=labels)
+    for label in (0, 1):
+        np.testing.assert_array_equal(np.sort(within[labels == label], 0), np.sort(x1[labels == label], 0))
+    assert mixed[labels == 0].max() <= mixed[labels == 1].min()
+
+
+def test_fewer_draws_than_data_serve_equally_often():
+    """Six data points and three draws: by brute force over three draws, each copied."""
+    x0, x1 = pairs(6)
+    twice = np.repeat(np.asarray(x1[:3]), 2, 0)
+    expected = twice[cheapest(np.sum((np.asarray(x0)[:, None] - twice[None]) ** 2, 2))]
+    np.testing.assert_array_equal(couplings.optimal(None, x0, x1[:3]), expected)
+    np.testing.assert_array_equal(jax.jit(couplings.optimal)(None, x0, x1[:3]), expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 6), (4, 6), (3, 2)])
+def test_the_plan_of_unequal_numbers_is_that_of_linear_programming(n, m):
+    """Both marginals are uniform, and the cost is least. 3000 draws of the partners; five sigma."""
+    x0, x1 = pairs(6)
+    x0, x1 = x0[:n], x1[:m]
+    cost = np.sum((np.asarray(x0)[:, None] - np.asarray(x1)[None]) ** 2, 2)
+    marginals = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+    masses = np.concatenate([np.full(n, 1 / n), np.full(m, 1 / m)])
+    plan = scipy.optimize.linprog(cost.ravel(), A_eq=marginals, b_eq=masses).x.reshape(n, m)
+    keys = jax.random.split(jax.random.key(0), 3000)
+    partners = jax.jit(jax.vmap(couplings.optimal, (0, None, None)))(keys, x0, x1)
+    drawn = np.mean(np.all(np.asarray(partners)[:, :, None] == np.asarray(x1), -1), 0) / n
+    np.testing.assert_allclose(drawn, plan, atol=5 * 0.5 / np.sqrt(3000) / n)
+    np.testing.assert_array_equal(drawn > 0, plan > 1e-9)
+
+
+def test_entropic_draws_of_another_number_than_the_data():
+    """The marginal of each draw is 1/m: 3000 draws of the partners of three data points; five sigma."""
+    x0, x1 = pairs(5)
+    draw = jax.jit(jax.vmap(couplings.entropic(0.5, 1e-6), (0, None, None)))
+    partners = draw(jax.random.split(jax.random.key(0), 3000), x0[:3], x1)
+    used = np.mean(np.all(np.asarray(partners)[:, :, None] == np.asarray(x1), -1), (0, 1))
+    np.testing.assert_allclose(used, 1 / 5, atol=5 * 0.5 / np.sqrt(3 * 3000))
+
+
 def test_traced_points_that_are_not_finite_stay_as_they_were_drawn():
     x0, x1 = pairs(4)
     np.testing.assert_array_equal(jax.jit(couplings.optimal)(None, x0.at[0].set(jnp.nan), x1), x1)
@@ -136,11 +200,23 @@ def test_entropic_partners_are_drawn_from_the_plan():
 
 def test_refusals():
     x0, x1 = pairs(4)
+    with pytest.raises(ValueError, match=r"as many data points as draws.*got \(4, 2\) and \(3, 2\)"):
+        couplings.independent(None, x0, x1[:3])
     for coupling in (couplings.independent, couplings.optimal, couplings.entropic(1.0)):
-        with pytest.raises(ValueError, match=r"as many data points as draws.*got \(4, 2\) and \(3, 2\)"):
-            coupling(jax.random.key(0), x0, x1[:3])
-        with pytest.raises(ValueError, match=r"n >= 1, got \(0, 2\) and \(0, 2\)"):
+        with pytest.raises(ValueError, match=r"of one shape.*got \(4, 2\) and \(4, 1\)"):
+            coupling(jax.random.key(0), x0, x1[:, :1])
+        with pytest.raises(ValueError, match=r">= 1, got \(0, 2\) and \(0, 2\)"):
             coupling(jax.random.key(0), x0[:0], x1[:0])
+    with pytest.raises(ValueError, match=r"labels: expected 4 integers.*got int64\[3\] and 4 draws"):
+        couplings.optimal(None, x0, x1, labels=jnp.arange(3))
+    with pytest.raises(ValueError, match=r"labels: expected 4 integers.*got float64\[4\]"):
+        couplings.optimal(None, x0, x1, labels=jnp.arange(4.0))
+    with pytest.raises(ValueError, match=r"labels: expected 4 integers.*as many draws x1.*and 2 draws"):
+        couplings.optimal(None, x0, x1[:2], labels=jnp.arange(4))
+    with pytest.raises(ValueError, match=r"key: expected a key to draw one of the 2 partners.*got None"):
+        couplings.optimal(None, x0[:2], x1)
+    with pytest.raises(ValueError, match=r"least common multiple is at most 8192, got 127 and 128; let one"):
+        couplings.optimal(None, jnp.zeros((127, 1)), jnp.zeros((128, 1)))
     with pytest.raises(ValueError, match="x0, x1: expected finite numbers"):
         couplings.optimal(None, x0.at[0].set(jnp.nan), x1)
     with pytest.raises(ValueError, match="cost: expected finite numbers"):

@@ -377,6 +377,18 @@ def test_neighbours_are_those_of_scikit_learn(n, m, k):
     assert (density, coverage) == pytest.approx((in_real.sum() / (k * m), in_real.any(1).mean()), rel=1e-12)
 
 
+@pytest.mark.parametrize("d", [1, 16, 17, 40])
+def test_neighbours_of_any_number_of_features_and_of_two_precisions(d):
+    """Integers, so that both precisions are exact; more features than are added up at a time, and fewer."""
+    real = np.random.default_rng(0).integers(-3, 4, (30, d)).astype(np.float32)
+    generated = np.random.default_rng(1).integers(-3, 4, (20, d)).astype(np.float64)
+    across = np.sum((real[:, None] - generated[None]) ** 2, 2)
+    within = [np.sum((a[:, None] - a[None]) ** 2, 2) for a in (real, generated)]
+    radii = [np.sort(distances, 1)[:, 2] for distances in within]  # the first is the sample's own
+    expected = (across <= radii[0][:, None]).any(0).mean(), (across <= radii[1][None]).any(1).mean()
+    np.testing.assert_allclose(precision_recall(real, generated, k=2), expected, rtol=1e-6)
+
+
 def test_balls_are_closed():
     real, generated = np.array([[0.0], [1.0], [2.0]]), np.array([[3.0], [7.0]])  # radii 1; 4
     both = jax.jit(lambda r, g: (precision_recall(r, g, 1), density_coverage(r, g, 1)))

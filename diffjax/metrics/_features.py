@@ -7,6 +7,8 @@ import numpy as np
 from diffjax._math import as_float, is_concrete
 
 _ELEMENTS = 2**26  # of the largest array that a pass over pairs may build, unless one row of x needs more
+_BLOCK = 2**17  # numbers of a block of distances
+_UNROLL = 16  # features that are added to a block at a time
 
 
 def host_features(x, name: str, least: int = 1) -> np.ndarray:
@@ -44,13 +46,32 @@ def nan_unless_finite(result, *arrays):
     return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), result)
 
 
-def map_rows(fn, x, y):
+def map_rows(fn, x, y, rows=None):
     """`fn(row, y)` for each row of x, a pytree, stacked; a few rows at a time, again in the backward pass."""
     n = len(jax.tree.leaves(x)[0])
-    rows = min(n, max(1, _ELEMENTS // y.size))
+    rows = min(n, max(1, rows or _ELEMENTS // y.size))
     return jax.lax.map(jax.checkpoint(lambda row: fn(row, y)), x, batch_size=rows)
 
 
-def squared_distances(row, y):
-    """`|row - y_j|^2` for every row of y."""
-    return jnp.sum((row[None] - y) ** 2, axis=-1)
+def map_distances(fn, x, y):
+    """`fn(row, |row - y_j|^2 for all j)` for each row of x, a pytree whose first leaf holds the samples.
+
+    The distances are summed feature by feature, in a block of rows that stays in the cache of a CPU: three times as fast
+    there as a sum over the last axis, and as exact.
+    """
+    unroll = min(y.shape[1], _UNROLL)
+    pad = -y.shape[1] % unroll  # by features that are equal
+    groups = jnp.pad(y, ((0, 0), (0, pad))).T.reshape(-1, unroll, len(y))
+
+    def of_row(row, groups):
+        sample = jnp.pad(jax.tree.leaves(row)[0], (0, pad)).reshape(-1, unroll)
+
+        def add(total, group):
+            for a, column in zip(*group, strict=True):
+                total += (a - column) ** 2
+            return total, None
+
+        start = jnp.zeros(len(y), jnp.result_type(sample, y))
+        return fn(row, jax.lax.scan(add, start, (sample, groups))[0])
+
+    return map_rows(of_row, x, groups, rows=max(1, _BLOCK // len(y)))

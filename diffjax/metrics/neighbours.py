@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._features import map_rows, nan_unless_finite, pair, squared_distances
+from ._features import map_distances, nan_unless_finite, pair
 
 __all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall"]
 
@@ -109,30 +109,24 @@ def _check_k(k, x, name):
 def _share(points, centres, k):
     """The share of the points that some ball of the centres holds."""
     radii = _squared_radii(centres, k)
-    inside = map_rows(lambda row, centres: jnp.any(squared_distances(row, centres) <= radii), points, centres)
+    inside = map_distances(lambda _, distances: jnp.any(distances <= radii), points, centres)
     return jnp.mean(inside, dtype=points.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _counts(real, generated, k):
     """How many generated samples each real ball holds."""
-
-    def count(row, generated):
-        centre, radius = row
-        return jnp.sum(squared_distances(centre, generated) <= radius)
-
-    return map_rows(count, (real, _squared_radii(real, k)), generated)
+    balls = real, _squared_radii(real, k)
+    return map_distances(lambda ball, distances: jnp.sum(distances <= ball[1]), balls, generated)
 
 
 def _squared_radii(x, k):
     """The squared distance from each sample to its k-th nearest other."""
 
-    def radius(row, x):
-        a, i = row
-        others = jnp.where(jnp.arange(len(x)) == i, jnp.inf, squared_distances(a, x))
-        return _kth_least(others, k)
+    def radius(row, distances):
+        return _kth_least(jnp.where(jnp.arange(len(x)) == row[1], jnp.inf, distances), k)
 
-    return map_rows(radius, (x, jnp.arange(len(x))), x)
+    return map_distances(radius, (x, jnp.arange(len(x))), x)
 
 
 def _kth_least(x, k):
