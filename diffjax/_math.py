@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +74,56 @@ def as_scalar(value, name: str):
     return value
 
 
+def zeros_of(x, *numbers):
+    """Zeros of the shape and dtype of x, computed from x and some scalars. A compiler makes a constant of them.
+
+    Under a transformation a loop may not start from a constant if what it computes is no constant. These zeros are mapped
+    where `vmap` maps x or one of the numbers, they vary over the same axes of `shard_map`, and are sharded as x is.
+    """
+    zeros = (x == x) & False
+    for number in numbers:
+        zeros = zeros | ((number == number) & False)
+    return zeros.astype(jnp.result_type(x))
+
+
+def stack(numbers):
+    """`jnp.stack` of scalars. On a mesh with explicit axes all are sharded as one: a constant as a number that is mapped."""
+    zero = zeros_of(numbers[0], *numbers)
+    return jnp.stack([number + zero for number in numbers])
+
+
+def varying_carry(step, carry):
+    """The first carry of a loop, cast to vary over the axes of `shard_map` over which `step(carry)` varies."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return carry
+    cast, varying = None, jax.tree.map(_varying_axes, carry)
+    while cast != varying:
+        cast = varying
+        carry = jax.tree.map(
+            lambda x, axes: jax.lax.pcast(x, tuple(axes - _varying_axes(x)), to="varying"), carry, cast
+        )
+        varying = jax.tree.map(_varying_axes, jax.eval_shape(step, carry))
+    return carry
+
+
+def vary_alike(*trees):
+    """The trees, with each array cast to vary over all axes of `shard_map` over which any of them varies."""
+    axes = frozenset().union(*(_varying_axes(x) for x in jax.tree.leaves(trees)))
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(axes - _varying_axes(x)), to="varying") if axes else x, trees)
+
+
+def _varying_axes(x):
+    aval = jax.typeof(x)
+    return aval.mat.varying if hasattr(aval, "mat") else aval.vma  # jax renamed it
+
+
+def error_if(x, wrong, message: str):
+    """X, or a RuntimeError at run time if `wrong`. Within `shard_map`, which has no such errors, x becomes NaN."""
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        return jax.tree.map(lambda x: jnp.where(wrong, jnp.nan, x), x)
+    return eqx.error_if(x, wrong, message)
+
+
 @jax.custom_jvp
 def safe_sqrt(x):
     """sqrt(x), with a huge finite derivative at x = 0 in place of infinity.
@@ -100,8 +151,8 @@ def bisect(increasing, target, steps: int):
         below = increasing(middle) < target
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    low, high = jnp.zeros_like(target), jnp.ones_like(target)
-    low, high = jax.lax.fori_loop(0, steps, halve, (low, high))
+    low = zeros_of(target)
+    low, high = jax.lax.fori_loop(0, steps, halve, (low, low + 1))
     return 0.5 * (low + high)
 
 

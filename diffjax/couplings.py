@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.optimize import linear_sum_assignment
 
 from ._bind import bind
-from ._math import as_float, check_number, check_that
+from ._math import as_float, check_number, check_that, varying_carry
 
 __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
 
@@ -237,7 +237,7 @@ def sinkhorn(
 
     zeros = jnp.zeros((n, 1), cost.dtype), jnp.zeros((1, m), cost.dtype)
     start = (*zeros, jnp.asarray(jnp.inf, cost.dtype), jnp.zeros((), int))
-    f, g, error, count = jax.lax.while_loop(unfinished, iterate, start)
+    f, g, error, count = jax.lax.while_loop(unfinished, iterate, varying_carry(iterate, start))
     return Plan(scores + f + g, error, count)
 
 

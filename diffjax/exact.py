@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._bind import bind
-from ._math import as_float, check_that
+from ._math import as_float, check_that, vary_alike
 from .schedules import coefficients
 from .typing import Denoiser, Estimate, Schedule
 
@@ -81,6 +81,7 @@ def _gaussian_terms(mean, cov, alpha, sigma, x):
     vectors = jax.lax.stop_gradient(vectors)
     total = alpha**2 * jnp.maximum(variances, 0.0) + sigma**2
     difference = x - jnp.broadcast_to(alpha * mean, x.shape)
+    difference, total, cov, vectors, alpha, sigma = vary_alike(difference, total, cov, vectors, alpha, sigma)
     dot = functools.partial(jnp.matmul, precision="highest")  # the residual is divided by sigma^2
 
     def solve(_, b):

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._math import check_that, is_concrete
+from ._bind import bind
+from ._math import check_that, is_concrete, zeros_of
+from ._once import once
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 
@@ -79,11 +81,7 @@ def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1
     [1.0, 0.722, 0.305, 0.032, 0.001]
     """
     _check_log_snr(schedule, start, end)
-
-    def warp(t):
-        return half_log_snr(schedule, t)
-
-    return _interpolate(n, start, end, warp, lambda value: half_log_snr_inverse(schedule, value))
+    return _interpolate(n, start, end, bind(half_log_snr, schedule), bind(half_log_snr_inverse, schedule))
 
 
 def karras(
@@ -114,12 +112,17 @@ def karras(
     if n < 2:
         raise ValueError(f"n: expected at least 2 steps, got {n}")
     _check_log_snr(schedule, start, end)
+    warp, unwarp = bind(_karras_warp, schedule, rho), bind(_karras_unwarp, schedule, rho)
+    ts = _interpolate(n - 1, start, end, warp, unwarp)
+    return jnp.concatenate([ts, zeros_of(ts[:1])])
 
-    def warp(t):
-        return jnp.exp(-half_log_snr(schedule, t) / rho)
 
-    ts = _interpolate(n - 1, start, end, warp, lambda value: half_log_snr_inverse(schedule, -rho * jnp.log(value)))
-    return jnp.append(ts, 0.0)
+def _karras_warp(schedule, rho, t):
+    return jnp.exp(-half_log_snr(schedule, t) / rho)
+
+
+def _karras_unwarp(schedule, rho, value):
+    return half_log_snr_inverse(schedule, -rho * jnp.log(value))
 
 
 def _interpolate(n, start, end, warp, unwarp):
@@ -132,7 +135,11 @@ def _interpolate(n, start, end, warp, unwarp):
         start,
         end,
     )
-    start, end = jnp.asarray(start, float), jnp.asarray(end, float)
+    return _evenly_warped(n, jnp.asarray(start, float), jnp.asarray(end, float), warp, unwarp)
+
+
+@once
+def _evenly_warped(n, start, end, warp, unwarp):
     inner = jax.vmap(unwarp)(jnp.linspace(warp(start), warp(end), n + 1)[1:-1])
     return jnp.concatenate([start[None], inner, end[None]])
 

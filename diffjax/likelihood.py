@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._bind import bind
-from ._math import as_float, check_that, safe_sqrt
+from ._math import as_float, check_that, safe_sqrt, zeros_of
 from .flows import probability_flow
 from .process import log_prior
 from .solve import integrate
@@ -130,6 +130,7 @@ def probe_products(f: Callable[[Array], Array], x: Array, probes: Float[Array, "
     y, transposed = jax.vjp(lambda x: as_float(f(x), "network's output").astype(x.dtype), x)
     if y.shape != x.shape:
         raise ValueError(f"network: it returned {y.shape} for x of shape {x.shape}; expected the same shape")
+    probes = probes + zeros_of(y)[None]
     if len(probes) == 1:  # a mapped axis of length 1 would cost copies of every activation
         return y, transposed(probes[0])[0][None]
     return y, jax.vmap(lambda z: transposed(z)[0])(probes)

@@ -10,9 +10,12 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 
-from ._math import as_float, check_that
+from ._bind import bind
+from ._math import as_float, check_that, error_if, is_concrete
+from ._once import once
 from .flows import diffusion, noise_amplitude, probability_flow, reverse_sde
 from .typing import Denoiser, Schedule, Time
 
@@ -48,25 +51,63 @@ def integrate(
         y at time s.
 
     Raises:
-        RuntimeError: (from diffrax) if max_steps do not suffice.
+        ValueError: if the velocity is not finite on the way, where that can be seen: not under jit.
+        RuntimeError: if max_steps do not suffice.
 
     Reference: Kidger 2022 (arXiv 2202.02435), chapter 5.
 
     >>> float(integrate(lambda t, y, args: -y, jnp.array(1.0), 0.0, 1.0))  # exp(-1)
     0.3678...
     """
+    terms = terms if isinstance(terms, diffrax.AbstractTerm) else diffrax.ODETerm(bind(terms))
+    start, end = jnp.asarray(t, float), jnp.asarray(s, float)
+    y, last, result = _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps)
+    failed = result != diffrax.RESULTS.successful
+    message = (
+        f"max_steps: expected enough steps to go from t to s, got {max_steps}. Is the velocity finite on the way? "
+        "Then give more steps, or wider tolerances"
+    )
+    if not is_concrete(failed, terms, y):
+        return error_if(y, failed, message)
+    if failed:
+        _check_field(terms, y, last, end)
+        raise RuntimeError(message)
+    return y
+
+
+@once
+def _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps):
+    """The last y, its time, and diffrax's verdict."""
+    # diffrax compiles a function once, whatever it reads later; a new one is compiled anew.
+    terms = jax.tree.map(
+        lambda leaf: bind(lambda f, *args: f(*args), leaf) if isinstance(leaf, Partial) else leaf,
+        terms,
+        is_leaf=lambda leaf: isinstance(leaf, Partial),
+    )
     solution = diffrax.diffeqsolve(
-        terms if isinstance(terms, diffrax.AbstractTerm) else diffrax.ODETerm(terms),
+        terms,
         solver,
-        jnp.asarray(t, float),
-        jnp.asarray(s, float),
+        start,
+        end,
         dt0,
         y,
         stepsize_controller=stepsize_controller,
         adjoint=adjoint,
         max_steps=max_steps,
+        throw=False,
     )
-    return jax.tree.map(lambda y: y[-1], solution.ys)
+    return jax.tree.map(lambda y: y[-1], solution.ys), solution.ts[-1], solution.result
+
+
+def _check_field(terms, y, last, end):
+    """Raises ValueError if dy/dt is not finite at the y that was reached, now or later on the way to the end."""
+    for t in last + (end - last) * jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-6, 1.0, 13)]):
+        slope = jax.tree.leaves(terms.vf(t, y, None))
+        if not all(jnp.all(jnp.isfinite(leaf)) for leaf in slope if isinstance(leaf, jax.Array)):
+            raise ValueError(
+                f"velocity: expected finite values, got others at t={t}, having reached t={last}. Is alpha or sigma 0 "
+                "there? Then stay off that end, as from 0.999 to 1e-3. Else see what the network returns there"
+            )
 
 
 def solve_flow(denoise: Denoiser, schedule: Schedule, x: Array, t: Time, s: Time, **options: Any) -> Array:
@@ -85,7 +126,7 @@ def solve_flow(denoise: Denoiser, schedule: Schedule, x: Array, t: Time, s: Time
 
     Raises:
         ValueError: for concrete times outside [0, 1].
-        RuntimeError: (from diffrax) if max_steps do not suffice.
+        RuntimeError: if max_steps do not suffice.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.2; (1.18).
 
@@ -135,7 +176,7 @@ def solve_sde(
 
     Raises:
         ValueError: for concrete times outside [0, 1], or s >= t, or of an amplitude that is not finite at t.
-        RuntimeError: (from diffrax) if max_steps do not suffice.
+        RuntimeError: if max_steps do not suffice.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), eq. 6; Foster et al. 2023 (arXiv 2210.11160) for ShARK.
 

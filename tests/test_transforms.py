@@ -4,6 +4,7 @@ A row builds an object from numbers, `make(numbers)`, and uses it, `use(object, 
 as an ordinary argument.
 """
 
+import contextlib
 import functools
 import importlib
 import pickle
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import diffjax
 from diffjax import (
@@ -601,6 +602,30 @@ def batch(row):
     return numbers, xs, ts
 
 
+# Equinox's loops start from constants, which jax's checks of `shard_map` refuse: these need check_vma=False.
+DIFFRAX = ("solve_flow", "solve_sde", "log_likelihood", "maximum_likelihood")
+# jax 0.10 cannot map these loops and gathers over an explicit axis.
+NOT_EXPLICIT = (*DIFFRAX, "dpm_solver_adaptive", "couplings", "cheapest_paths", "learn_grid")
+# The row makes a new loss and a new optimizer for every call.
+NEW_FUNCTIONS = ("learn_grid",)
+
+
+@contextlib.contextmanager
+def compilations():
+    """The list of the compilations in the context."""
+    count = []
+
+    def listen(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            count.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def whole(row, numbers, x, t):
     return row.use(row.make(*numbers), x, t)
 
@@ -636,11 +661,32 @@ def test_vmap_and_shard_map_and_pmap_are_the_loop(name):
     each = jax.vmap(functools.partial(whole, row))
     mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("batch",))
     spec = PartitionSpec("batch")
-    sharded = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    sharded = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=name not in DIFFRAX))
     np.testing.assert_allclose(
         each(numbers, xs, ts) if not numbers else jax.jit(each)(numbers, xs, ts), values, rtol=1e-9, atol=1e-11
     )
     np.testing.assert_allclose(sharded(numbers, xs, ts), values, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_EXPLICIT])
+def test_a_mesh_with_explicit_axes_is_the_loop(name):
+    row, (_, values, _) = ROWS[name], mapped(name)
+    mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(batch(row), NamedSharding(mesh, PartitionSpec("batch")))
+        out = jax.jit(jax.vmap(functools.partial(whole, row)))(*placed)
+    np.testing.assert_allclose(out, values, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in NEW_FUNCTIONS])
+def test_a_second_call_without_jit_compiles_nothing(name):
+    row, (objects, _, _) = ROWS[name], mapped(name)
+    _, xs, ts = batch(row)
+    for _ in range(2):
+        row.use(objects[0], xs[0], ts[0])
+    with compilations() as count:
+        row.use(objects[0], xs[1], ts[1])  # as a number, the time would be another program
+    assert count == []
 
 
 def test_pmap_is_the_loop():

@@ -71,7 +71,12 @@ def discrete_reconstruction(levels: int) -> Reconstruction:
     """
     if levels < 2:
         raise ValueError(f"levels: expected at least 2, got {levels}")
-    return bind(_discrete_reconstruction, (2 * jnp.arange(levels) + 1) / levels - 1)
+    return bind(_discrete_reconstruction, _level(jnp.arange(levels), levels))
+
+
+def _level(k, levels):
+    """The k-th of so many equal levels in [-1, 1]: the middle of its bin."""
+    return (2 * k + 1) / levels - 1
 
 
 def _discrete_reconstruction(values, key, x0, alpha, sigma):
@@ -80,7 +85,8 @@ def _discrete_reconstruction(values, key, x0, alpha, sigma):
     def log_kernel(v):
         return -0.5 * ((z - alpha * v) / sigma) ** 2
 
-    level = values[jnp.clip(jnp.floor((x0 + 1) * values.size / 2), 0, values.size - 1).astype(int)]
+    k = jnp.clip(jnp.floor((x0 + 1) * values.size / 2), 0, values.size - 1)
+    level = _level(k, values.size)
     return jnp.sum(jax.nn.logsumexp(jax.vmap(log_kernel)(values), 0) - log_kernel(level))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._math import accepted, as_float, check_that
+from .._math import accepted, as_float, check_that, varying_carry
 from ..typing import Time
 
 __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_grid"]
@@ -112,6 +112,7 @@ def learn_grid(
         return (params, state, best, jnp.minimum(value, best_loss)), value
 
     carry = params, optimizer.init(params), params, jnp.full((), jnp.inf, params[0].dtype)
+    carry = varying_carry(lambda carry: descend(carry, None)[0], carry)
     (_, _, best, _), losses = jax.lax.scan(descend, carry, length=steps)
     return _learned(unpack, best, losses)
 
@@ -184,8 +185,9 @@ def fit_grid(
         return (flat, least, jnp.clip(damping, epsilon, 1 / epsilon)), least
 
     first, epsilon = loss(flat), jnp.finfo(flat.dtype).eps
-    (flat, *_), losses = jax.lax.scan(step, (flat, first, jnp.asarray(1e-2, flat.dtype)), length=steps)
-    return _learned(unpack, unravel(flat), jnp.append(first, losses))
+    carry = varying_carry(lambda carry: step(carry, None)[0], (flat, first, jnp.asarray(1e-2, flat.dtype)))
+    (flat, *_), losses = jax.lax.scan(step, carry, length=steps)
+    return _learned(unpack, unravel(flat), jnp.concatenate([first[None], losses]))
 
 
 def _parameters(ts, numbers, steps):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._math import as_float
+from .._math import as_float, varying_carry, zeros_of
+from .._once import once
 
 __all__ = ["Budgets", "cheapest_paths"]
 
@@ -55,6 +56,11 @@ def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
         raise ValueError(f"table: expected a square matrix, got shape {table.shape}")
     if not 1 <= steps < n:
         raise ValueError(f"steps: expected from 1 to {n - 1} for {n} candidates, got {steps}")
+    return _cheapest(table, n, steps)
+
+
+@once
+def _cheapest(table, n, steps):
 
     def extend(costs, _):
         through = costs[:, None] + table
@@ -63,6 +69,7 @@ def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
         return costs, (costs[-1], best)
 
     start = jnp.where(jnp.arange(n) == 0, 0.0, jnp.inf).astype(table.dtype)
+    start = varying_carry(lambda costs: extend(costs, None)[0], start)
     _, (costs, best) = jax.lax.scan(extend, start, length=steps)
 
     def walk_back(k):
@@ -70,8 +77,11 @@ def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
             before = jnp.where(level <= k, best[level, j], j)
             return before, before
 
-        _, path = jax.lax.scan(back, jnp.array(n - 1), jnp.arange(steps)[::-1])
-        path = jnp.append(path[::-1], n - 1)  # where the path has fewer steps its last candidate is repeated
+        last = varying_carry(lambda j: back(j, steps - 1)[0], jnp.array(n - 1))
+        _, path = jax.lax.scan(back, last, jnp.arange(steps)[::-1])
+        path = jnp.concatenate(
+            [path[::-1], zeros_of(path[:1]) + n - 1]
+        )  # where the path has fewer steps its last candidate is repeated
         return path
 
     return Budgets(costs, jax.vmap(walk_back)(jnp.arange(steps)))

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._calls import call_denoiser
 from .._math import as_float, check_that
+from .._once import once
 from ..process import Transition, transition
 from ..schedules import coefficients, half_log_snr
 from ..typing import Denoiser, Sampler, Schedule
@@ -51,6 +52,11 @@ def elbo_table(
     (3, 3)
     """
     ts, lambdas = _candidates(schedule, ts)
+    return _upper(_elbo(key, denoise, schedule, ts, lambdas, x0))
+
+
+@once
+def _elbo(key, denoise, schedule, ts, lambdas, x0):
     dims = x0[0].size
 
     def mean_errors(key, t):
@@ -66,8 +72,7 @@ def elbo_table(
     from_nothing = 0.5 * jnp.exp(2 * lambdas)[None, :] * data_errors[:, None]  # the same where alpha_t = 0
     table = jnp.where(jnp.isfinite(lambdas)[:-1, None], table, from_nothing)
     decoder = 0.5 * dims * jnp.log(2 * jnp.pi) - dims * lambdas[:-1] + 0.5 * errors
-    table = jnp.where(jnp.isfinite(lambdas)[None, :], table, decoder[:, None])
-    return _upper(table)
+    return jnp.where(jnp.isfinite(lambdas)[None, :], table, decoder[:, None])
 
 
 def klub_table(
@@ -107,7 +112,11 @@ def klub_table(
     """
     ts, lambdas = _candidates(schedule, ts)
     check_that(jnp.isfinite, "ts: expected times of finite log-SNR, got half log-SNRs {}", lambdas)
+    return _upper(_klub(key, denoise, schedule, ts, lambdas, x0))
 
+
+@once
+def _klub(key, denoise, schedule, ts, lambdas, x0):
     def forward(x, inputs):  # from the data to the prior
         key, t, scale, std = inputs
         x = scale * x + std * jax.random.normal(key, x.shape, x.dtype)
@@ -116,7 +125,7 @@ def klub_table(
     back = ts[::-1]
     first = Transition(*coefficients(schedule, back[0])[:2])
     later = jax.vmap(lambda s, t: transition(schedule, s, t))(back[:-1], back[1:])
-    steps = jax.tree.map(lambda a, b: jnp.append(a, b), first, later)
+    steps = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
     _, estimates = jax.lax.scan(forward, x0, (jax.random.split(key, len(ts)), back, *steps))
     estimates = estimates[::-1].reshape(len(ts), len(x0), -1)
     distances = jax.lax.map(lambda a: jnp.sum((estimates - a[None]) ** 2, (1, 2)) / len(x0), estimates)
@@ -127,7 +136,7 @@ def klub_table(
         * jnp.diff(snr)[None, :]
         * jnp.where(jnp.arange(len(ts) - 1)[None, :] >= jnp.arange(len(ts))[:, None], middle, 0.0)
     )
-    return _upper(jnp.concatenate([jnp.zeros((len(ts), 1)), jnp.cumsum(parts, 1)], 1))
+    return jnp.concatenate([jnp.zeros((len(ts), 1)), jnp.cumsum(parts, 1)], 1)
 
 
 def solver_error_table(
@@ -164,6 +173,11 @@ def solver_error_table(
     ts, _ = _candidates(schedule, ts)
     if len(xs) != len(ts):
         raise ValueError(f"xs: expected one batch for each of the {len(ts)} times, got {len(xs)}")
+    return _upper(_solver_errors(sampler, schedule, ts, xs))
+
+
+@once
+def _solver_errors(sampler, schedule, ts, xs):
     alphas, sigmas, *_ = jax.vmap(lambda t: coefficients(schedule, t))(ts)
     scales = jnp.hypot(alphas, sigmas)
 
@@ -176,7 +190,7 @@ def solver_error_table(
 
         return jax.vmap(error)(ts, xs, scales)
 
-    return _upper(jax.lax.map(from_one, (ts, xs)))
+    return jax.lax.map(from_one, (ts, xs))
 
 
 def _candidates(schedule, ts):

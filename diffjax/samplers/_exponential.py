@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import as_scalar, phis, safe_sqrt
+from .._math import as_scalar, phis, safe_sqrt, zeros_of
 from ..schedules import half_log_snr
 from ..schedules.coefficients import alpha_sigma, log_ratio
 from ..typing import Denoiser, Estimate, History, Sampler, Schedule, State, Time
@@ -283,7 +283,8 @@ def multistep(
 
 def _no_history(empty, x, t):  # the length of `empty` is that of the memory: a shape, while a number would be traced
     nodes = jnp.full(empty.shape, jnp.inf, jnp.result_type(t, 1.0))
-    return State(x, History(jnp.zeros((empty.size, *x.shape), x.dtype), nodes, jnp.zeros((), jnp.int32)))
+    values = jnp.broadcast_to(zeros_of(x), (empty.size, *x.shape))
+    return State(x, History(values, nodes, jnp.zeros((), jnp.int32)))
 
 
 def _no_corrected_history(schedule, empty, x, t):

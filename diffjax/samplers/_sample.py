@@ -1,5 +1,6 @@
 """The engine: a scan of a sampler's step over a time grid."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
-from .._math import as_float, check_that, is_concrete, shown
+from .._math import as_float, check_that, is_concrete, shown, varying_carry
+from .._once import once
 from ..typing import History, Sampler, State, Time
 
 __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
@@ -45,8 +47,7 @@ def sample(
     >>> sample(jax.random.key(0), sampler, jnp.array([0.5]), uniform(10))  # all data are 3
     Array([3.], dtype=float32)
     """
-    state, _ = _run(key, sampler, x, ts, scan, keep=False)
-    return state.x
+    return _run(key, sampler, as_float(x, "x"), ts, scan, keep=False)
 
 
 def trajectory(
@@ -72,28 +73,36 @@ def trajectory(
     >>> trajectory(jax.random.key(0), sampler, jnp.array([1.0]), uniform(2))[:, 0]
     Array([1., 2., 3.], dtype=float32)
     """
-    _, xs = _run(key, sampler, x, ts, scan, keep=True)
-    return jnp.concatenate([as_float(x, "x")[None], xs])
+    x = as_float(x, "x")
+    return jnp.concatenate([x[None], _run(key, sampler, x, ts, scan, keep=True)])
 
 
 def _run(key, sampler, x, ts, scan, keep):
-    x, ts = as_float(x, "x"), _check_grid(ts)
+    """The last x, or every x after the first."""
+    ts = _check_grid(ts)
     if not (hasattr(sampler, "init") and hasattr(sampler, "step")):
         raise ValueError(
             "sampler: expected a Sampler(init, step), such as the result of ddim(denoise, schedule), got "
             f"{getattr(sampler, '__name__', repr(sampler))}"
         )
-
-    def body(state, inputs):
-        i, t, s = inputs
-        state = sampler.step(jax.random.fold_in(key, i), state, t, s)
-        return state, state.x if keep else None
-
     state = sampler.init(x, ts[0])
     _check_steps(state.memory, ts)
-    state, xs = scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]))
-    _check_finite(key, sampler, x, ts, state.x)
-    return state, xs
+    out = _scan_steps(key, sampler.step, state, ts, scan, keep)
+    _check_finite(key, sampler, x, ts, out)
+    return out
+
+
+@once
+def _scan_steps(key, step, state, ts, scan, keep):
+    def body(state, inputs):
+        i, t, s = inputs
+        state = step(jax.random.fold_in(key, i), state, t, s)
+        return state, state.x if keep else None
+
+    inputs = jnp.arange(ts.size - 1), ts[:-1], ts[1:]
+    first = jax.tree.map(lambda a: a[0], inputs)
+    state, xs = scan(body, varying_carry(lambda state: body(state, first)[0], state), inputs)
+    return xs if keep else state.x
 
 
 def _check_finite(key, sampler, x, ts, result):
@@ -196,6 +205,7 @@ def checkpointed_scan(body: Callable, init, xs):
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
 
 
+@functools.cache  # equal numbers give one function, which is compiled once
 def truncated_scan(last: int) -> Callable:
     """A scan whose reverse mode stops before its last steps: no gradient and no memory for the earlier ones.
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._math import as_float, check_that
+from .._math import as_float, check_that, error_if, varying_carry
+from .._once import once
 from ..schedules import half_log_snr, half_log_snr_inverse
 from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Schedule, Time
@@ -99,8 +99,14 @@ def dpm_solver_adaptive(
     Array([0.5], dtype=float32)
     """
     x, t, s = as_float(x, "x"), jnp.asarray(t, float), jnp.asarray(s, float)
-    end = half_log_snr(schedule, s)
     _check_adaptive(schedule, t, s, rtol, atol, first_step)
+    numbers = jax.tree.map(jnp.asarray, (rtol, atol, first_step, safety))
+    return _adapt(denoise, schedule, x, t, s, pair, *numbers, max_steps)
+
+
+@once
+def _adapt(denoise, schedule, x, t, s, pair, rtol, atol, first_step, safety, max_steps):
+    end = half_log_snr(schedule, s)
 
     def unfinished(carry):
         return (carry[1] > s) & (carry[-1] < max_steps) & jnp.isfinite(carry[3])
@@ -119,12 +125,13 @@ def dpm_solver_adaptive(
         x, before, t = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t))
         return x, t, before, h, tried + 1
 
-    carry = (x, t, x, jnp.asarray(first_step, end.dtype), jnp.zeros((), jnp.int32))
-    x, t, _, h, tried = jax.lax.while_loop(unfinished, attempt, carry)
-    x = equinox.error_if(
+    carry = (x, t, x, first_step.astype(end.dtype), jnp.zeros((), jnp.int32))
+    x, t, _, h, tried = jax.lax.while_loop(unfinished, attempt, varying_carry(attempt, carry))
+    unreached = f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}"
+    x = error_if(
         x, ~jnp.isfinite(h), "the adaptive DPM-Solver met values that are not finite, in x or from the denoiser"
     )
-    x = equinox.error_if(x, t > s, f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}")
+    x = error_if(x, t > s, unreached)
     return AdaptiveSolution(x, pair.order * tried)
 
 

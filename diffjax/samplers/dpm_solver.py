@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import check_number, check_that, phis
+from .._math import check_number, check_that, phis, stack, zeros_of
+from .._once import once
 from ..grids import uniform_log_snr
 from ..schedules import half_log_snr_inverse
 from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time
@@ -48,14 +49,14 @@ def _stages(schedule, t, s, ratios):
     h = s.half_log_snr - t.half_log_snr
     finite = jnp.isfinite(h)
     start, h = jnp.where(finite, t.half_log_snr, 0.0), jnp.where(finite, h, 1.0)
-    ratios = jnp.stack([jnp.asarray(r, h.dtype) for r in ratios])
+    ratios = stack([jnp.asarray(r, h.dtype) for r in ratios])
     inner = jax.vmap(lambda r: half_log_snr_inverse(schedule, start + r * h))(ratios)
     targets = [*places(schedule, *jnp.where(finite, inner, t.t)), s]
 
     def stages(weights):
-        times = jnp.stack([place.t for place in (t, *targets[:-1])])
-        weights = jnp.where(finite, jnp.stack([jnp.zeros_like(h), *weights]), 0.0)
-        return Stages(times, jax.tree.map(lambda *leaves: jnp.stack(leaves), *targets), weights)
+        times = stack([place.t for place in (t, *targets[:-1])])
+        weights = jnp.where(finite, stack([zeros_of(h), *weights]), 0.0)
+        return Stages(times, jax.tree.map(lambda *leaves: stack(leaves), *targets), weights)
 
     return h, targets, stages
 
@@ -63,7 +64,7 @@ def _stages(schedule, t, s, ratios):
 def stages_1(schedule, t, s):
     """DPM-Solver-1 (1.56)."""
     (target,) = places(schedule, s)
-    return jax.tree.map(lambda a: jnp.asarray(a)[None], Stages(t, target, jnp.zeros_like(t)))
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], Stages(t, target, zeros_of(t)))
 
 
 def stages_2(schedule, t, s, r1=0.5):
@@ -93,6 +94,7 @@ def _stage(denoise, predict, x, start, first, time, target, weight):
     return towards(start, target.alpha, target.sigma) + weight * difference, start, difference
 
 
+@once
 def run_stages(denoise, predict, x, stages):
     """Gives x after the last stage and the estimate at the beginning, and what each stage's prediction differs by."""
 
@@ -101,7 +103,7 @@ def run_stages(denoise, predict, x, stages):
         return (x, start), difference
 
     first = jnp.arange(stages.times.size) == 0
-    return jax.lax.scan(body, (x, Estimate(jnp.zeros_like(x), jnp.zeros_like(x))), (first, *stages))
+    return jax.lax.scan(body, (x, Estimate(zeros_of(x), zeros_of(x))), (first, *stages))
 
 
 def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
@@ -247,7 +249,7 @@ def dpm_solver_fast(
 
 
 def _planned_init(x, t):
-    return State(x, (jnp.zeros((), jnp.int32), Estimate(jnp.zeros_like(x), jnp.zeros_like(x))))
+    return State(x, (jnp.zeros((), jnp.int32), Estimate(zeros_of(x), zeros_of(x))))
 
 
 def _planned_step(denoise, first, stages, key, state, t, s):

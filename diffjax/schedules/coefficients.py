@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from .._math import as_float, bisect, from_right
+from .._math import as_float, bisect, from_right, zeros_of
+from .._once import once
 from ..typing import Schedule, Time
 
 __all__ = ["Coefficients", "coefficients", "diffusion_squared", "drift", "half_log_snr", "half_log_snr_inverse"]
@@ -120,6 +121,11 @@ def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) ->
     value = as_float(value, "value")
     if value.ndim:
         raise ValueError(f"value: expected a scalar (vmap for many), got shape {value.shape}")
+    return _inverse(schedule, value)
+
+
+@once
+def _inverse(schedule, value):
     steps = 3 * jnp.finfo(value.dtype).nmant
     finite = jnp.isfinite(value)
     target = jnp.where(finite, value, 0.0)
@@ -127,15 +133,16 @@ def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) ->
     def residual(t):
         return (half_log_snr(schedule, t) - target).astype(target.dtype)
 
-    def solve(residual, _):
-        return bisect(lambda t: -residual(t), jnp.zeros_like(target), steps)
+    def solve(residual, zero):
+        return bisect(lambda t: -residual(t), zero, steps)
 
     def tangent_solve(linear, y):
         slope = linear(jnp.ones_like(y))
         regular = jnp.isfinite(slope) & (slope != 0)  # not so where alpha or sigma is 0
         return jnp.where(regular, y / jnp.where(regular, slope, 1.0), 0.0)
 
-    t = jax.lax.custom_root(residual, jnp.zeros_like(target), solve, tangent_solve)
+    zero = zeros_of(target, *alpha_sigma(schedule, 0.5))
+    t = jax.lax.custom_root(residual, zero, solve, tangent_solve)
     return jnp.where(finite, t, jnp.where(value > 0, 0.0, 1.0).astype(t.dtype))
 
 

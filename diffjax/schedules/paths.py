@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
-from .._math import check_number, check_that, safe_sqrt
+from .._math import check_number, check_that, safe_sqrt, zeros_of
 from ..typing import Schedule
 
 __all__ = ["cosine", "edm", "gvp", "linear", "linear_vp", "sub_vp", "ve"]
@@ -104,7 +104,7 @@ def ve(sigma_min: float | Array = 0.01, sigma_max: float | Array = 50.0) -> Sche
 
 
 def _ve(sigma_min, sigma_max, t):
-    return jnp.ones_like(t), sigma_min ** (1 - t) * sigma_max**t
+    return 1 + zeros_of(t), sigma_min ** (1 - t) * sigma_max**t
 
 
 def edm(sigma_max: float | Array = 80.0) -> Schedule:
@@ -129,7 +129,7 @@ def edm(sigma_max: float | Array = 80.0) -> Schedule:
 
 
 def _edm(sigma_max, t):
-    return jnp.ones_like(t), t * sigma_max
+    return 1 + zeros_of(t), t * sigma_max
 
 
 def linear() -> Schedule:
