@@ -156,7 +156,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(two, tmp_path, c
 def test_a_part_is_read_without_a_target_for_the_rest(two):
     saved = state(2.0)
     assert_same(checkpoints.restore(two, saved.params, part="params").state, saved.params)
-    assert_same(checkpoints.restore(two, saved.params["layers"], part="ema.layers").state, saved.params["layers"])
+    assert_same(checkpoints.restore(two, saved.ema["layers"], part="ema.layers").state, saved.ema["layers"])
     assert_same(checkpoints.restore(two, saved.key, part="key").state, saved.key)
     with pytest.raises(ValueError, match=r"part: expected one of \['ema', 'key', 'opt_state', .*\], got 'emma'"):
         checkpoints.restore(two, saved.params, part="emma")
