@@ -96,7 +96,8 @@ def _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, 
         max_steps=max_steps,
         throw=False,
     )
-    return jax.tree.map(lambda y: y[-1], solution.ys), solution.ts[-1], solution.result
+    y, last = jax.tree.map(lambda a: a[-1], (solution.ys, solution.ts))
+    return y, last, solution.result
 
 
 def _check_field(terms, y, last, end):
