@@ -223,6 +223,11 @@ def sinkhorn(
         raise ValueError(f"cost: expected a matrix (n, m) with n, m >= 1, got shape {cost.shape}")
     check_that(np.isfinite, "cost: expected finite numbers, got others among them", cost)
     check_number(epsilon, "epsilon", low=1e-38)
+    return _sinkhorn(cost, epsilon, tolerance, max_iterations)
+
+
+@jax.jit
+def _sinkhorn(cost, epsilon, tolerance, max_iterations):
     (n, m), scores = cost.shape, -cost / epsilon
 
     def iterate(state):  # the error is that of the rows before f's update; that of the columns after it is no larger
