@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffjax._math import safe_sqrt
 
-from ._features import map_rows, pair
+from ._features import map_distances, map_rows, pair
 
 __all__ = ["KernelDistance", "energy_distance", "kernel_distance", "mmd", "polynomial_kernel"]
 
@@ -138,11 +138,11 @@ def energy_distance(x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Float[A
 
 @jax.jit
 def _energy_distance(x, y):
-    return _mmd(_negative_distance, x, y)
+    def mean(x, y, pairs):
+        """The distance of a sample to itself is exactly 0, so that it needs no mask."""
+        return jnp.mean(map_distances(lambda _, squares: jnp.sum(safe_sqrt(squares)) / pairs, x, y))
 
-
-def _negative_distance(x, y):
-    return -safe_sqrt(jnp.sum((x - y) ** 2))
+    return 2 * mean(x, y, len(y)) - mean(x, x, len(x) - 1) - mean(y, y, len(y) - 1)
 
 
 def _mmd(kernel, x, y, rows=None):
