@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ot
+import ot  # pyright: ignore[reportMissingImports]
 import scipy.linalg
 import scipy.stats
 import sklearn
@@ -199,7 +199,7 @@ def scipy_frechet_distance(x, y):
     """As the usual implementations of the FID: a matrix square root of the covariances' product, in float64."""
     x, y = (a.astype(np.float64) for a in (x, y))
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    root = scipy.linalg.sqrtm(cov_x @ cov_y).real
+    root = np.real(scipy.linalg.sqrtm(cov_x @ cov_y))
     return np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(cov_x + cov_y - 2 * root)
 
 

@@ -115,12 +115,13 @@ def optimal(
             f"x0, x1: expected numbers of points whose least common multiple is at most {_MOST_COPIES}, got {n} and {m}; "
             "let one be a multiple of the other"
         )
-    if copies > 1 and key is None:
-        raise ValueError(f"key: expected a key to draw one of the {copies} partners of each data point, got None")
     shape = jax.ShapeDtypeStruct((n, copies), np.int32)
     partners = jax.pure_callback(_assign, shape, jax.lax.stop_gradient(cost), labels, vmap_method="sequential")
-    drawn = jax.random.randint(key, (n,), 0, copies) if copies > 1 else 0
-    return jnp.asarray(x1)[partners[jnp.arange(n), drawn]]
+    if copies == 1:
+        return jnp.asarray(x1)[partners[:, 0]]
+    if key is None:
+        raise ValueError(f"key: expected a key to draw one of the {copies} partners of each data point, got None")
+    return jnp.asarray(x1)[partners[jnp.arange(n), jax.random.randint(key, (n,), 0, copies)]]
 
 
 _MOST_COPIES = 8192  # their costs are half a GB
@@ -223,6 +224,11 @@ def sinkhorn(
         raise ValueError(f"cost: expected a matrix (n, m) with n, m >= 1, got shape {cost.shape}")
     check_that(np.isfinite, "cost: expected finite numbers, got others among them", cost)
     check_number(epsilon, "epsilon", low=1e-38)
+    return _sinkhorn(cost, epsilon, tolerance, max_iterations)
+
+
+@jax.jit
+def _sinkhorn(cost, epsilon, tolerance, max_iterations):
     (n, m), scores = cost.shape, -cost / epsilon
 
     def iterate(state):  # the error is that of the rows before f's update; that of the columns after it is no larger

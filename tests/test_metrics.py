@@ -628,7 +628,13 @@ def test_a_second_call_of_the_same_shapes_compiles_nothing(caplog):
         lambda: sliced(x, y),
         lambda: inception_score(jax.nn.softmax(x)),
         lambda: curvature(jnp.arange(30.0), x),
+        lambda: energy_distance(x, y),
+        lambda: kernel(x, y, size=10),
         lambda: couplings.optimal(None, x, y),
+        lambda: couplings.optimal(jax.random.key(0), x[:15], y),
+        lambda: couplings.optimal(None, x, y, labels=jnp.arange(30) % 2),
+        lambda: couplings.sinkhorn(couplings.squared_distances(x, y), 1.0),
+        lambda: couplings.entropic(1.0)(jax.random.key(0), x, y),
     )
     for call in calls:
         call()

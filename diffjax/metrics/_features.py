@@ -66,6 +66,7 @@ def map_distances(fn, x, y):
     def of_row(row, groups):
         sample = jnp.pad(jax.tree.leaves(row)[0], (0, pad)).reshape(-1, unroll)
 
+        @jax.checkpoint
         def add(total, group):
             for a, column in zip(*group, strict=True):
                 total += (a - column) ** 2

@@ -1,5 +1,6 @@
 """Maximum mean discrepancy, and two of its cases: the kernel distance (KID) and the energy distance."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffjax._math import safe_sqrt
 
-from ._features import map_rows, pair
+from ._features import map_distances, map_rows, pair
 
 __all__ = ["KernelDistance", "energy_distance", "kernel_distance", "mmd", "polynomial_kernel"]
 
+_ROWS = 256  # whose products with all the others are one product of matrices
 Kernel = Callable[[Float[Array, " d"], Float[Array, " d"]], Float[Array, ""]]
 
 
@@ -41,9 +43,7 @@ def mmd(kernel: Kernel, x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Flo
     >>> mmd(jnp.dot, jnp.array([[0.0], [2.0]]), jnp.array([[1.0], [3.0]]))  # 0 * 2 + 1 * 3 - 2 * (1 * 2)
     Array(-1., dtype=float32)
     """
-    x, y = pair(x, y, least=2)
-    across = map_rows(lambda row, y: jnp.mean(_row(kernel, row, y)), x, y)
-    return _mean_within(kernel, x) + _mean_within(kernel, y) - 2 * jnp.mean(across)
+    return _mmd(kernel, *pair(x, y, least=2))
 
 
 def polynomial_kernel(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
@@ -99,12 +99,17 @@ def kernel_distance(
             f"size: expected blocks of at least 2 samples of each set, got {size} for {len(x)} and {len(y)} samples"
         )
 
+    return _kernel_distance(key, x, y, blocks)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _kernel_distance(key, x, y, blocks):
     def cut(key, a):
         return jax.random.permutation(key, a)[: len(a) // blocks * blocks].reshape(blocks, -1, a.shape[1])
 
     keys = jax.random.split(key)
     cuts = cut(keys[0], x), cut(keys[1], y)
-    estimates = jax.lax.map(lambda block: mmd(polynomial_kernel, *block), cuts)
+    estimates = jax.lax.map(lambda block: _mmd(polynomial_kernel, *block, rows=_ROWS), cuts)
     return KernelDistance(jnp.mean(estimates), jnp.std(estimates, ddof=1) / blocks**0.5)
 
 
@@ -128,22 +133,33 @@ def energy_distance(x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Float[A
     >>> energy_distance(jnp.array([[0.0], [2.0]]), jnp.array([[10.0], [13.0]]))  # 2 * 10.5 - 2 - 3
     Array(16., dtype=float32)
     """
-    return mmd(_negative_distance, x, y)
+    return _energy_distance(*pair(x, y, least=2))
 
 
-def _negative_distance(x, y):
-    return -safe_sqrt(jnp.sum((x - y) ** 2))
+@jax.jit
+def _energy_distance(x, y):
+    def mean(x, y, pairs):
+        """The distance of a sample to itself is exactly 0, so that it needs no mask."""
+        return jnp.mean(map_distances(lambda _, squares: jnp.sum(safe_sqrt(squares)) / pairs, x, y))
+
+    return 2 * mean(x, y, len(y)) - mean(x, x, len(x) - 1) - mean(y, y, len(y) - 1)
+
+
+def _mmd(kernel, x, y, rows=None):
+    across = map_rows(lambda row, y: jnp.mean(_row(kernel, row, y)), x, y, rows)
+    within = _mean_within(kernel, x, rows) + _mean_within(kernel, y, rows)
+    return within - 2 * jnp.mean(across)
 
 
 def _row(kernel, row, y):
     return jax.vmap(kernel, (None, 0))(row, y)
 
 
-def _mean_within(kernel, x):
+def _mean_within(kernel, x, rows):
     """The mean over i != j. The diagonal is masked: subtracting its sum from all would cancel where it is large."""
 
     def others(row, x):
         a, i = row
         return jnp.sum(jnp.where(jnp.arange(len(x)) == i, 0, _row(kernel, a, x))) / (len(x) - 1)
 
-    return jnp.mean(map_rows(others, (x, jnp.arange(len(x))), x))
+    return jnp.mean(map_rows(others, (x, jnp.arange(len(x))), x, rows))
