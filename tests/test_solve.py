@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from diffjax import schedules
+from diffjax import exact, likelihood, parametrizations, schedules, solve
 from diffjax.exact import gaussian
 from diffjax.solve import solve_flow, solve_sde
 
@@ -68,3 +68,25 @@ def test_the_reverse_sde_ends_in_the_data():
     x0 = np.asarray(reverse(xs, jax.random.key(0), 0.01, 1e-3))
     assert np.all(np.abs(x0.mean(0) - M) < 5 * np.sqrt(V / n) + 0.01)
     assert np.all(np.abs(x0.var(0) / V - 1) < 5 * np.sqrt(2 / n) + 0.02)
+
+
+def half_nan(x, t):
+    return x * jnp.where(t < 0.5, jnp.nan, 1.0)
+
+
+@pytest.mark.parametrize("run", ["solve_flow", "log_likelihood"])
+def test_a_velocity_that_is_nan_is_named_and_not_max_steps(run):
+    schedule = schedules.linear_vp()
+    denoise = parametrizations.as_denoiser(half_nan, schedule, parametrizations.EPS)
+    with pytest.raises(ValueError, match=r"velocity: expected finite values, got others at t=0\.[45]"):
+        if run == "solve_flow":
+            solve.solve_flow(denoise, schedule, jnp.ones(2), 1.0, 1e-3)
+        else:
+            likelihood.log_likelihood(jax.random.key(0), denoise, schedule, jnp.ones(2), start=0.4)
+
+
+def test_too_few_steps_are_named():
+    schedule = schedules.linear_vp()
+    denoise = exact.gaussian(jnp.zeros(2), 4 * jnp.eye(2), schedule)
+    with pytest.raises(RuntimeError, match="max_steps: expected enough steps to go from t to s, got 3"):
+        solve.solve_flow(denoise, schedule, jnp.ones(2), 1.0, 1e-3, max_steps=3)
