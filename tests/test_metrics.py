@@ -628,6 +628,7 @@ def test_a_second_call_of_the_same_shapes_compiles_nothing(caplog):
         lambda: sliced(x, y),
         lambda: inception_score(jax.nn.softmax(x)),
         lambda: curvature(jnp.arange(30.0), x),
+        lambda: mmd(rbf, x, y),
         lambda: energy_distance(x, y),
         lambda: kernel(x, y, size=10),
         lambda: couplings.optimal(None, x, y),

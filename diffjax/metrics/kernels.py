@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffjax._math import safe_sqrt
+from diffjax._once import once
 
 from ._features import map_distances, map_rows, pair
 
@@ -145,6 +146,7 @@ def _energy_distance(x, y):
     return 2 * mean(x, y, len(y)) - mean(x, x, len(x) - 1) - mean(y, y, len(y) - 1)
 
 
+@once
 def _mmd(kernel, x, y, rows=None):
     across = map_rows(lambda row, y: jnp.mean(_row(kernel, row, y)), x, y, rows)
     within = _mean_within(kernel, x, rows) + _mean_within(kernel, y, rows)
