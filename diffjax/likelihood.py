@@ -145,8 +145,9 @@ def log_likelihood(
     probes: Probes = rademacher_probes,
     start: Time = 1e-5,
     end: Time = 1.0,
+    with_steps: bool = False,
     **options: Any,
-) -> Float[Array, ""]:
+) -> Any:
     """The log density of one x under the model, `log p(x1) + int div v dt` along its probability flow (1.22), (1.23).
 
     Runs at matmul precision "highest". vmap for many x, with a key for each.
@@ -160,15 +161,18 @@ def log_likelihood(
         start: the time of x. 0 where the velocity is finite there; above it for networks on VP paths. Where alpha(start) is
             not about 1, the log density of data x0 is that of `x = alpha x0` plus `d log alpha`.
         end: the time of the prior.
+        with_steps: whether to return the number of steps, too: each takes as many evaluations of the
+            denoiser as the solver has stages, 6 for the default `diffrax.Tsit5()`.
         **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`; the controller's tolerances
             bound the error of a step, that of the log density's integral too.
 
     Returns:
-        The log density in nats, a scalar (an unbiased estimate of it, unless the probes are exact).
+        The log density in nats, a scalar (an unbiased estimate of it, unless the probes are exact); with_steps, a pair
+        of it and the number of steps that were tried.
 
     Raises:
         ValueError: if the probes do not have the shape of x behind their first axis.
-        RuntimeError: (from diffrax) if max_steps do not suffice.
+        RuntimeError: if max_steps do not suffice.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), eq. 39-40; Grathwohl et al. 2019 (arXiv 1810.01367), eq. 8.
 
@@ -178,8 +182,10 @@ def log_likelihood(
     """
     x = as_float(x, "x")
     flow = bind(_with_divergence, probability_flow(denoise, schedule), probes(key, x))
-    x1, integral = integrate(flow, (x, jnp.zeros((), x.dtype)), start, end, **options)
-    return log_prior(schedule, x1, end) + integral
+    state = x, jnp.zeros((), x.dtype)
+    (x1, integral), steps = integrate(flow, state, start, end, with_steps=True, **options)
+    log_density = log_prior(schedule, x1, end) + integral
+    return (log_density, steps) if with_steps else log_density
 
 
 def _with_divergence(flow, z, t, state, args):

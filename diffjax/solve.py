@@ -33,6 +33,7 @@ def integrate(
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     dt0: float | None = None,
     max_steps: int = 4096,
+    with_steps: bool = False,
 ) -> Any:
     """`diffrax.diffeqsolve` from y at time t to time s, in either direction; returns the last y.
 
@@ -46,9 +47,10 @@ def integrate(
         adjoint: how to differentiate through the solve, e.g. `diffrax.BacksolveAdjoint()`, `diffrax.DirectAdjoint()`.
         dt0: the first step, signed as s - t; None lets an adaptive controller choose it.
         max_steps: after how many steps to give up.
+        with_steps: whether to return the number of steps, too.
 
     Returns:
-        y at time s.
+        y at time s; with_steps, a pair of it and the number of steps that were tried.
 
     Raises:
         ValueError: if the velocity is not finite on the way, where that can be seen: not under jit.
@@ -61,23 +63,23 @@ def integrate(
     """
     terms = terms if isinstance(terms, diffrax.AbstractTerm) else diffrax.ODETerm(bind(terms))
     start, end = jnp.asarray(t, float), jnp.asarray(s, float)
-    y, last, result = _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps)
+    y, last, steps, result = _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps)
     failed = result != diffrax.RESULTS.successful
     message = (
         f"max_steps: expected enough steps to go from t to s, got {max_steps}. Is the velocity finite on the way? "
         "Then give more steps, or wider tolerances"
     )
     if not is_concrete(failed, terms, y):
-        return error_if(y, failed, message)
-    if failed:
+        y = error_if(y, failed, message)
+    elif failed:
         _check_field(terms, y, last, end)
         raise RuntimeError(message)
-    return y
+    return (y, steps) if with_steps else y
 
 
 @once
 def _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps):
-    """The last y, its time, and diffrax's verdict."""
+    """The last y, its time, the number of steps, and diffrax's verdict."""
     # diffrax compiles a function once, whatever it reads later; a new one is compiled anew.
     terms = jax.tree.map(
         lambda leaf: bind(lambda f, *args: f(*args), leaf) if isinstance(leaf, Partial) else leaf,
@@ -97,7 +99,7 @@ def _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, 
         throw=False,
     )
     y, last = jax.tree.map(lambda a: a[-1], (solution.ys, solution.ts))
-    return y, last, solution.result
+    return y, last, solution.stats["num_steps"], solution.result
 
 
 def _check_field(terms, y, last, end):

@@ -88,7 +88,7 @@ def maximum_likelihood(
 
     Raises:
         ValueError: if the network's output or a probe has another shape than x.
-        RuntimeError: (from diffrax) if max_steps do not suffice.
+        RuntimeError: if max_steps do not suffice.
 
     Reference: Chen et al. 2018 (arXiv 1806.07366), section 4; Grathwohl et al. 2019 (FFJORD, arXiv 1810.01367), eq. 8;
     Finlay et al. 2020 (RNODE, arXiv 2002.02798), sections 3 to 5 and algorithm 1.

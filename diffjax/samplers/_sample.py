@@ -27,6 +27,9 @@ def sample(
     Step i of n goes from `ts[i]` to `ts[i + 1]` with the key `fold_in(key, i)`. For many samples either give a batch as
     x, or vmap over keys and x: then each sample is the same for any batch size and any number of devices.
 
+    Outside `jit`, the loop is compiled once for all calls with the same functions, shapes and Python numbers. What a
+    function reads from its closure and globals is looked at again in every call.
+
     Args:
         key: a PRNG key; a deterministic sampler does not look at it.
         sampler: `ddim(denoise, schedule)`, ...
@@ -40,7 +43,8 @@ def sample(
 
     Raises:
         ValueError: if ts is not a vector of at least two times or has fewer steps than the order of a multistep method, x is
-            not floating-point, or concrete times do not descend or leave [0, 1].
+            not floating-point, concrete times do not descend or leave [0, 1], or a concrete result is not finite: the
+            message names the step.
 
     >>> schedule = linear()
     >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
