@@ -66,11 +66,13 @@ class Interpolation(NamedTuple):
     """
 
 
-# The largest sum_j |w_j| / m_0 with one node, with two, and with three. On even steps the Adams-Bashforth methods have
-# 1/2 and 7/4. With these limits no method is worse than DDIM from ten steps on, on any grid and any schedule of the library.
+# The largest sum_j |w_j| / m_0 with one node, with two, and with three. On short even steps the Adams-Bashforth methods
+# have 1/2 and 7/4. With these limits no method is worse than its first-order form from ten steps on, on any grid and any
+# schedule of the library.
 DATA_LIMITS = (0.75, 2.625)  # one and a half times those of even steps
+NOISY_LIMITS = (0.69, 2.4)  # lower: the differences contain noise, which is extrapolated with them
 REGULAR_LIMITS = (math.inf, 3.5)  # eps in the log-SNR and the linear velocity change little over a long step
-CORRECTOR_LIMITS = (1.0, 1.0, 1.0)  # one node is the end of the step: a corrector interpolates
+CORRECTOR_LIMITS = (1.0, 1.0, 1.0)  # lower for the order: one node is the end of the step, so a corrector interpolates
 
 
 def limited_weights(nodes: Float[Array, " n"], moments, limits, one_node=None) -> Float[Array, " n"]:
@@ -164,8 +166,8 @@ def bh2(h: Array) -> Array:
     return jnp.expm1(h)
 
 
-def data_prediction(b: Callable | None = None, tau: float | Array = 0.0) -> Interpolation:
-    """x0 as a polynomial in lambda, under the kernel `c e^(c (u - h))`, `c = 1 + tau^2`.
+def data_prediction(b: Callable | None = None, tau: float | Array | None = None) -> Interpolation:
+    """x0 as a polynomial in lambda, under the kernel `c e^(c (u - h))`, `c = 1 + tau^2`. Without tau, c = 1.
 
     With `b`, a single difference is weighed by `b h / 2` in place of its exact moment: a first-order difference taken at the
     middle of the step.
@@ -177,11 +179,11 @@ def _half_log_snr(t):
     return t.half_log_snr
 
 
-def _data_weights(b, tau, t, s, nodes, limits=DATA_LIMITS):
-    c = 1 + jnp.square(tau)
+def _data_weights(b, tau, t, s, nodes, limits=None):
+    c, default = (1.0, DATA_LIMITS) if tau is None else (1 + jnp.square(tau), NOISY_LIMITS)
     h, finite = _log_snr_step(t, s)
     moments = [c * moment for moment in _exponential_moments(nodes.size, h, -c * h)]
-    weights = limited_weights(nodes, moments, limits, None if b is None else -b(-c * h) * h / 2)
+    weights = limited_weights(nodes, moments, limits or default, None if b is None else -b(-c * h) * h / 2)
     return jnp.where(finite, s.alpha * weights, 0.0)
 
 
