@@ -69,7 +69,7 @@ class Interpolation(NamedTuple):
 # The largest sum_j |w_j| / m_0 with one node, with two, and with three. On short even steps the Adams-Bashforth methods
 # have 1/2 and 7/4. With these limits no method is worse than its first-order form from ten steps on, on any grid and any
 # schedule of the library.
-DATA_LIMITS = (0.75, 2.625)  # one and a half times those of even steps
+DATA_LIMITS = (0.72, 2.5)
 NOISY_LIMITS = (0.69, 2.4)  # lower: the differences contain noise, which is extrapolated with them
 REGULAR_LIMITS = (math.inf, 3.5)  # eps in the log-SNR and the linear velocity change little over a long step
 CORRECTOR_LIMITS = (1.0, 1.0, 1.0)  # lower for the order: one node is the end of the step, so a corrector interpolates
