@@ -2,6 +2,18 @@
 
 A grid is a plain array, `ts[0]` the time of the prior and `ts[-1]` the time at which to stop; any descending array of
 times in [0, 1] is one. The number of steps is a shape, hence a Python integer; everything else may be traced.
+
+A sampler wants a grid whose steps are even in the variable that it interpolates in:
+
+| sampler | good grids |
+|---|---|
+| `dpm_solver_*`, `unipc`, `sa_solver`, `sde_dpm_solver_2m`, `data_adams`, `noise_adams` | `uniform_log_snr` |
+| `velocity_adams`, `deis` | `uniform` on `linear` and `gvp`, `quadratic` on VP paths, `uniform_log_snr` on `ve` and `edm` |
+| `ddim` | `uniform`; `uniform_log_snr` on `ve` and `edm` |
+| `edm_sampler` | `karras` |
+
+On another grid a multistep sampler lowers its order where a step is too long. From ten steps on it is then no worse than its
+first-order form, but it gains less than on its own grid.
 """
 
 import jax
@@ -20,6 +32,9 @@ __all__ = ["karras", "quadratic", "uniform", "uniform_log_snr"]
 
 def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
     """Uniform in time: `t_i = start + (end - start) i / n`.
+
+    Good for `ddim`, and for `deis` and `velocity_adams` on `linear` and `gvp`. Its last step is long in the log-SNR, where
+    DPM-Solver, UniPC and SA-Solver interpolate: use `uniform_log_snr` for them.
 
     Args:
         n: the number of steps, at least 1.
@@ -40,6 +55,8 @@ def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
 
 def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
     """Uniform in the square root of time, so finer towards the data: `t_i = (sqrt(start) + (...) i / n)^2`.
+
+    Good for `deis` and `velocity_adams` on variance-preserving paths.
 
     Args:
         n: the number of steps, at least 1.
@@ -62,6 +79,9 @@ def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"
 
 def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3) -> Float[Array, " n+1"]:
     """Uniform in the log-SNR: `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n` (Fig. 1.4).
+
+    Good for every sampler that interpolates in the log-SNR (DPM-Solver, UniPC, SA-Solver, `data_adams`, `noise_adams`), and
+    for all samplers on `ve` and `edm`.
 
     Args:
         schedule: any schedule.
@@ -89,7 +109,8 @@ def karras(
 ) -> Float[Array, " n+1"]:
     """Karras' grid, uniform in `(sigma / alpha)^(1 / rho)` from start to end in n - 1 steps, and from there to t = 0.
 
-    Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. For his values on `edm(80.0)`: `end=0.002 / 80`.
+    Made for `edm_sampler`. Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. For his values on
+    `edm(80.0)`: `end=0.002 / 80`.
 
     Args:
         schedule: any schedule.

@@ -1,4 +1,7 @@
-"""The times to train at: n random times of a batch."""
+"""The times to train at: n random times of a batch.
+
+The choice does not bind a sampler to a grid. `diffjax.grids` says which grid suits which sampler.
+"""
 
 import jax
 import jax.numpy as jnp

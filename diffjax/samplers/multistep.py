@@ -1,4 +1,8 @@
-"""Multistep solvers: one evaluation a step, and a memory of the last ones. Each is a row of the exponential integrator."""
+"""Multistep solvers: one evaluation a step, and a memory of the last ones. Each is a row of the exponential integrator.
+
+Where a step is too long beside the distances of its nodes, every method but `deis` takes a lower order. `diffjax.grids` says
+on which grids that does not happen.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
