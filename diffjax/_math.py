@@ -80,9 +80,9 @@ def zeros_of(x, *numbers):
     Under a transformation a loop may not start from a constant if what it computes is no constant. These zeros are mapped
     where `vmap` maps x or one of the numbers, they vary over the same axes of `shard_map`, and are sharded as x is.
     """
-    zeros = (x == x) & False
+    zeros = jnp.equal(x, x) & False
     for number in numbers:
-        zeros = zeros | ((number == number) & False)
+        zeros = zeros | (jnp.equal(number, number) & False)
     return zeros.astype(jnp.result_type(x))
 
 
