@@ -7,7 +7,7 @@ that this library implements; docs/equations.md lists them all.
 
 Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `times`, `process`,
 `parametrizations`, `exact`, `flows`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`, `solve`, `likelihood`,
-and with Flax, Optax and Orbax `couplings`, `networks`, `training`, `checkpoints`, `metrics`, `weights`.
+`couplings`, and with Flax, Optax and Orbax `networks`, `training`, `checkpoints`, `metrics`, `weights`.
 """
 
 from ._bind import bind
