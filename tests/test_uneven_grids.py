@@ -130,12 +130,12 @@ def flow():
     """Draws of the prior, and where the flow takes them: to the same quantile, by bisection."""
     first, last = ends()
     x = first[1][:, None, None] * np.broadcast_to(QUANTILES, (len(WEIGHTS), len(QUANTILES)))
-    shares = distribution(*first, x)
+    shares = distribution(first[0], first[1], x)
     reach = 12 * (1.5 * last[0] + last[1])[:, None, None]
     low, high = -reach + 0 * x, reach + 0 * x
     for _ in range(60):
         middle = 0.5 * (low + high)
-        below = distribution(*last, middle) < shares
+        below = distribution(last[0], last[1], middle) < shares
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     return x, 0.5 * (low + high)
 
@@ -287,7 +287,7 @@ def test_good_grids_lose_nothing(method):
 
 def test_the_order_falls_where_a_step_is_too_long():
     moments = [1.0, 0.5, 1 / 3]  # of a step of length 1 under an even kernel
-    even = np.array([-1.0, -2.0])
+    even = jnp.array([-1.0, -2.0])
     np.testing.assert_allclose(limited_weights(even, moments, (0.75, 2.625)), [-4 / 3, 5 / 12])
     one = limited_weights(jnp.array([-0.7, -0.9]), moments, (0.75, 2.625))
     np.testing.assert_allclose(one, [-0.5 / 0.7, 0.0])

@@ -70,9 +70,12 @@ class Interpolation(NamedTuple):
 # have 1/2 and 7/4. With these limits no method is worse than its first-order form from ten steps on, on any grid and any
 # schedule of the library.
 DATA_LIMITS = (0.72, 2.5)
-NOISY_LIMITS = (0.69, 2.4)  # lower: the differences contain noise, which is extrapolated with them
-REGULAR_LIMITS = (math.inf, 3.5)  # eps in the log-SNR and the linear velocity change little over a long step
-CORRECTOR_LIMITS = (1.0, 1.0, 1.0)  # lower for the order: one node is the end of the step, so a corrector interpolates
+# Lower with noise: the differences contain it, and it is extrapolated with them.
+NOISY_LIMITS = (0.69, 2.4)
+# Higher for eps in the log-SNR and for the linear velocity, which change less over a long step.
+REGULAR_LIMITS = (math.inf, 3.5)
+# A corrector interpolates: its first node is the end of the step.
+CORRECTOR_LIMITS = (1.0, 1.0, 1.0)
 
 
 def limited_weights(nodes: Float[Array, " n"], moments, limits, one_node=None) -> Float[Array, " n"]:
