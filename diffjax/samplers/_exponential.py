@@ -70,8 +70,8 @@ class Interpolation(NamedTuple):
 # have 1/2 and 7/4. With these limits no method is worse than its first-order form from ten steps on, on any grid and any
 # schedule of the library.
 DATA_LIMITS = (0.72, 2.5)
-# Lower with noise: the differences contain it, and it is extrapolated with them.
-NOISY_LIMITS = (0.69, 2.4)
+# With noise they are divided by a power of c = 1 + tau^2: the differences contain noise, which is extrapolated with them.
+NOISE_POWER = 1 / 16
 # Higher for eps in the log-SNR and for the linear velocity, which change less over a long step.
 REGULAR_LIMITS = (math.inf, 3.5)
 # A corrector interpolates: its first node is the end of the step.
@@ -169,8 +169,8 @@ def bh2(h: Array) -> Array:
     return jnp.expm1(h)
 
 
-def data_prediction(b: Callable | None = None, tau: float | Array | None = None) -> Interpolation:
-    """x0 as a polynomial in lambda, under the kernel `c e^(c (u - h))`, `c = 1 + tau^2`. Without tau, c = 1.
+def data_prediction(b: Callable | None = None, tau: float | Array = 0.0) -> Interpolation:
+    """x0 as a polynomial in lambda, under the kernel `c e^(c (u - h))`, `c = 1 + tau^2`.
 
     With `b`, a single difference is weighed by `b h / 2` in place of its exact moment: a first-order difference taken at the
     middle of the step.
@@ -183,10 +183,11 @@ def _half_log_snr(t):
 
 
 def _data_weights(b, tau, t, s, nodes, limits=None):
-    c, default = (1.0, DATA_LIMITS) if tau is None else (1 + jnp.square(tau), NOISY_LIMITS)
+    c = 1 + jnp.square(tau)
+    limits = limits or [limit / c**NOISE_POWER for limit in DATA_LIMITS]
     h, finite = _log_snr_step(t, s)
     moments = [c * moment for moment in _exponential_moments(nodes.size, h, -c * h)]
-    weights = limited_weights(nodes, moments, limits or default, None if b is None else -b(-c * h) * h / 2)
+    weights = limited_weights(nodes, moments, limits, None if b is None else -b(-c * h) * h / 2)
     return jnp.where(finite, s.alpha * weights, 0.0)
 
 
