@@ -34,7 +34,7 @@ def shown(values) -> str:
 
 
 def check_that(condition, message: str, *values) -> None:
-    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not looked at.
+    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not checked.
 
     Each `{}` of the message stands for one of the values, in their order.
     """
@@ -118,7 +118,7 @@ def _varying_axes(x):
 
 
 def error_if(x, wrong, message: str):
-    """X, or a RuntimeError at run time if `wrong`. Within `shard_map`, which has no such errors, x becomes NaN."""
+    """Returns x, or raises RuntimeError at run time if `wrong`. Within `shard_map` x becomes NaN instead."""
     if jax.sharding.get_abstract_mesh().manual_axes:
         return jax.tree.map(lambda x: jnp.where(wrong, jnp.nan, x), x)
     return eqx.error_if(x, wrong, message)

@@ -35,7 +35,7 @@ def independent(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n
     """The independent coupling: x1 as it was drawn.
 
     Args:
-        key: not looked at.
+        key: unused.
         x0: data, n points of any shape.
         x1: n independent draws of the prior.
 
@@ -75,7 +75,7 @@ def optimal(
     draws that a class is given keep the prior's distribution, from which sampling starts.
 
     Args:
-        key: what the partners are drawn by if m does not divide n; otherwise it is not looked at.
+        key: what the partners are drawn by if m does not divide n; otherwise unused.
         x0: data, n points of any shape.
         x1: m independent draws of the prior.
         labels: the class of each data point, integers; with them m = n.
@@ -153,8 +153,8 @@ def entropic(epsilon: float | Array, tolerance: float = 1e-3, max_iterations: in
 
     Args:
         epsilon: the strength of the entropy, above 0, in units of a squared distance: 2 a^2 for a bridge of amplitude a.
-        tolerance: as of `sinkhorn`.
-        max_iterations: as of `sinkhorn`.
+        tolerance: see `sinkhorn`.
+        max_iterations: see `sinkhorn`.
 
     Returns:
         The coupling.

@@ -105,7 +105,7 @@ def reverse_sde(denoise: Denoiser, schedule: Schedule, amplitude: Callable[[Sche
     """The reverse SDE of any noise amplitude, in the reversed time tau = 1 - t, from prior to data (1.19), (1.20).
 
     `dx = -[velocity - a^2 score / 2] dtau + a dw`. It runs forward in its own time because diffrax's stochastic
-    Runge-Kutta solvers are wrong, without a word, when they are run backward.
+    Runge-Kutta solvers silently give wrong results when integrated backward in time.
 
     Args:
         denoise: the denoiser.

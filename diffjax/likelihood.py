@@ -88,7 +88,7 @@ def exact_probes(key: PRNGKeyArray, x: Array) -> Float[Array, "d *x"]:
     """The d probes `sqrt(d) e_i`, over which the mean of `z^T J z` is the trace of J: d products, no randomness.
 
     Args:
-        key: not looked at.
+        key: unused.
         x: what to probe at; only its shape and dtype matter.
 
     Returns:

@@ -28,7 +28,7 @@ from jaxtyping import Array
 
 from ._bind import bind
 from ._calls import call_denoiser, call_network
-from ._math import SMALLEST_TIME, as_float, check_number, check_that, from_right, inside, is_concrete
+from ._math import SMALLEST_TIME, as_float, as_scalar, check_number, check_that, from_right, inside, is_concrete
 from .schedules import coefficients, half_log_snr, half_log_snr_inverse
 from .typing import Denoiser, Estimate, Network, Schedule, Time
 
@@ -131,13 +131,13 @@ def edm_preconditioning(sigma_data: float | Array = 0.5) -> Parametrization:
 
 def _edm_row(sigma_data, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    total = jnp.hypot(sigma, alpha * sigma_data)
+    total = jnp.hypot(sigma, alpha * as_scalar(sigma_data, "sigma_data"))
     return sigma / (sigma_data * total), -alpha * sigma_data / total, 1.0
 
 
 def _edm_inputs(sigma_data, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    return 1 / jnp.hypot(sigma, alpha * sigma_data), -0.25 * half_log_snr(schedule, t)
+    return 1 / jnp.hypot(sigma, alpha * as_scalar(sigma_data, "sigma_data")), -0.25 * half_log_snr(schedule, t)
 
 
 def target(schedule: Schedule, parametrization: Parametrization, x0: Array, eps: Array, t: Time) -> Array:

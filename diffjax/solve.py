@@ -54,7 +54,7 @@ def integrate(
 
     Raises:
         ValueError: if the velocity is not finite on the way, where that can be seen: not under jit.
-        RuntimeError: if max_steps do not suffice.
+        RuntimeError: if max_steps do not suffice. Within `shard_map`, where jax cannot raise, y is NaN instead.
 
     Reference: Kidger 2022 (arXiv 2202.02435), chapter 5.
 
@@ -82,7 +82,7 @@ def _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, 
     """The last y, its time, the number of steps, and diffrax's verdict."""
     # diffrax compiles a function once, whatever it reads later; a new one is compiled anew.
     terms = jax.tree.map(
-        lambda leaf: bind(lambda f, *args: f(*args), leaf) if isinstance(leaf, Partial) else leaf,
+        lambda leaf: bind(lambda f, *args: f(*args), leaf) if callable(leaf) else leaf,
         terms,
         is_leaf=lambda leaf: isinstance(leaf, Partial),
     )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._bind import bind
-from ._math import check_number, limit
+from ._math import as_scalar, check_number, limit
 from .flows import diffusion
 from .parametrizations import Parametrization, solve
 from .schedules import coefficients
@@ -142,7 +142,7 @@ def p2(gamma: float | Array = 1.0, k: float | Array = 1.0) -> Weighting:
 
 def _p2(gamma, k, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    return jnp.hypot(jnp.sqrt(k), alpha / sigma) ** -gamma
+    return jnp.hypot(jnp.sqrt(as_scalar(k, "k")), alpha / sigma) ** -as_scalar(gamma, "gamma")
 
 
 def min_snr(gamma: float | Array = 5.0) -> Weighting:
@@ -168,7 +168,7 @@ def min_snr(gamma: float | Array = 5.0) -> Weighting:
 
 def _min_snr(gamma, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    return jnp.minimum(1.0, jnp.sqrt(gamma) * sigma / alpha)
+    return jnp.minimum(1.0, jnp.sqrt(as_scalar(gamma, "gamma")) * sigma / alpha)
 
 
 def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
@@ -194,7 +194,7 @@ def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
 
 def _edm_weighting(sigma_data, schedule, t):
     alpha, sigma, *_ = coefficients(schedule, t)
-    return jnp.hypot(1.0, sigma / (alpha * sigma_data))
+    return jnp.hypot(1.0, sigma / (alpha * as_scalar(sigma_data, "sigma_data")))
 
 
 def _weight(factor, schedule, parametrization, t):

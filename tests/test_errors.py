@@ -92,6 +92,20 @@ VALUES = {  # (call, what the message must say)
     "many tau of SA": (lambda: run_with(samplers.sa_solver, 2, ones2), r"tau: expected a scalar, got shape \(2,\)"),
     "many snr": (lambda: run_with(corrector, 0.1 * ones2), r"snr: expected a scalar, got shape \(2,\)"),
     "many amplitudes": (lambda: run_with(bridge, ones2), r"amplitude: expected a scalar, got shape \(2,\)"),
+    "many gammas": (
+        lambda: weightings.min_snr(ones2)(LINEAR, EPS, 0.5),
+        r"gamma: expected a scalar, got shape \(2,\)",
+    ),
+    "many gammas of P2": (lambda: weightings.p2(ones2)(LINEAR, EPS, 0.5), r"gamma: expected a scalar, got shape"),
+    "many k": (lambda: weightings.p2(1.0, ones2)(LINEAR, EPS, 0.5), r"k: expected a scalar, got shape \(2,\)"),
+    "many deviations of the data": (
+        lambda: as_denoiser(lambda x, t: x, LINEAR, edm_preconditioning(ones2))(jnp.zeros(2), 0.5),
+        r"sigma_data: expected a scalar, got shape \(2,\)",
+    ),
+    "many deviations of a weighting": (
+        lambda: weightings.edm_weighting(ones2)(LINEAR, EPS, 0.5),
+        r"sigma_data: expected a scalar, got shape \(2,\)",
+    ),
     "a number as the amplitude": (
         lambda: run_with(samplers.euler_maruyama, 0.5),
         r"amplitude: expected a function \(schedule, t\) -> a, got 0.5; a constant one is lambda",

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +136,18 @@ def test_a_model_that_is_trained_in_place_gives_fresh_samples(run):
     for weight in (1.0, 0.5):
         model.weight[...] = jnp.asarray(weight)
         np.testing.assert_allclose(call(), np.exp(-weight), rtol=1e-2)
+
+
+def test_a_vector_field_that_changes_gives_fresh_solutions():
+    # dy/dt = -rate y: y(1) = y(0) exp(-rate), though diffrax itself looks at a function only once
+    rate = 1.0
+
+    def field(t, y, args):
+        return -rate * y
+
+    for terms in (field, diffrax.ODETerm(field)):
+        for rate in (1.0, 0.5):
+            np.testing.assert_allclose(solve.integrate(terms, X, 0.0, 1.0), np.exp(-rate), rtol=1e-3)
 
 
 def test_few_programs_are_kept():

@@ -32,7 +32,7 @@ def gaussian_reconstruction(key: PRNGKeyArray, x0: Array, alpha: Array, sigma: A
     `d/2 log(2 pi e sigma^2 / alpha^2)`: it bounds the density of continuous data.
 
     Args:
-        key: not looked at.
+        key: unused.
         x0: one example, of any shape.
         alpha: alpha(s), a scalar.
         sigma: sigma(s) > 0, a scalar.

@@ -88,7 +88,8 @@ def dpm_solver_adaptive(
     Raises:
         ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or concrete tolerances that
             are not positive.
-        RuntimeError: if max_steps do not suffice, or x or what the denoiser returns is not finite.
+        RuntimeError: if max_steps do not suffice, or x or what the denoiser returns is not finite. Within `shard_map`,
+            where jax cannot raise, x is NaN instead.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), appendix C.
 
