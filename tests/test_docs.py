@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import diffjax as dj
+
 PAGES = sorted((pathlib.Path(__file__).parent.parent / "docs").glob("*.md"))
 
 
@@ -26,8 +28,8 @@ def _as_a_user_runs():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page):
     names = run(page)
-    if page.name == "training.md":
-        _check_training(names)
+    checks = {"training.md": _check_training, "checkpoints.md": _check_checkpoints}
+    checks.get(page.name, lambda names: None)(names)
 
 
 def _check_training(names):
@@ -38,3 +40,13 @@ def _check_training(names):
     assert len({tuple(out.tolist()) for out in dropped}) > 1
     assert all(len(leaf.sharding.device_set) == jax.device_count() for leaf in jax.tree.leaves(names["state"].params))
     assert int(names["state"].step) == 3
+
+
+def _check_checkpoints(names):
+    """The samples come from the average, which is not the parameters."""
+    state = names["state"]
+    denoise = dj.as_denoiser(dj.bind(names["apply"], state.ema), names["schedule"], dj.VELOCITY)
+    expected = dj.sample(jax.random.key(1), dj.ddim(denoise, names["schedule"]), jnp.zeros((3, 2)), dj.uniform(10))
+    assert jnp.array_equal(names["samples"], expected)
+    leaves = zip(jax.tree.leaves(names["ema"]), jax.tree.leaves(state.params), strict=True)
+    assert any(not jnp.array_equal(ema, param) for ema, param in leaves)

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -14,14 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import diffjax as dj
-from diffjax import checkpoints
-from diffjax.training import fit, functional, in_memory, init_state, make_train_step
+from diffjax.training import fit, in_memory, init_state, make_train_step
 
-DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "checkpoints.md"
 DATA = np.random.default_rng(0).normal(size=(20, 3))
 SGD = optax.sgd(0.01)
 
@@ -228,35 +223,6 @@ def test_arguments_in_another_order_are_named():
         fit(STEP, new(), in_memory(DATA, 5), 2)
     with pytest.raises(ValueError, match=r"step: expected a function .*, got int; fit\(state, step"):
         fit(new(), 3, in_memory(DATA, 5), 2)  # pyright: ignore
-
-
-def test_samples_from_the_folder_of_a_run(tmp_path, monkeypatch):
-    """The three lines of docs/checkpoints.md are executed."""
-
-    class Net(nnx.Module):
-        def __init__(self):
-            self.scale = nnx.Param(jnp.ones(2))
-
-        def __call__(self, x, t):
-            return self.scale * x
-
-    schedule, network, key, ts = dj.linear_vp(), Net(), jax.random.key(1), dj.uniform(5)
-    x1 = jax.random.normal(jax.random.key(2), (2,))
-    apply, params = functional(network)
-    denoiser = lambda apply, params: dj.as_denoiser(dj.bind(apply, params), schedule, dj.EPS)  # noqa: E731
-    objective = lambda params, key, batch: jnp.sum((apply(params, batch, 0.5) - 2 * batch) ** 2)  # noqa: E731
-    optimizer = optax.adam(0.1)
-    step, state = jax.jit(make_train_step(objective, optimizer)), init_state(jax.random.key(0), params, optimizer)
-    state = run(tmp_path / "runs" / "mine", 5, state=state, step=step, batches=lambda i: DATA[i, :2])
-    expected = dj.sample(key, dj.ddim(denoiser(apply, state.ema), schedule), x1, ts)
-
-    monkeypatch.chdir(tmp_path)
-    lines = DOCS.read_text().split("```python\n")[1].split("```")[0]
-    assert len(lines.splitlines()) == 3
-    names = {**locals(), "dj": dj, "functional": functional, "checkpoints": checkpoints}
-    exec(lines, names)
-    assert np.array_equal(names["samples"], expected)
-    assert not np.array_equal(names["ema"]["scale"], params["scale"])
 
 
 def test_a_run_on_a_mesh_resumes_from_a_state_that_was_never_placed(tmp_path):
