@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, PartitionSpec
 
 
 def is_concrete(*values) -> bool:
@@ -92,8 +93,15 @@ def stack(numbers):
     return jnp.stack([number + zero for number in numbers])
 
 
+def on_mesh(x):
+    """X, placed on the mesh with explicit axes if there is one: there `vmap` refuses constants and results of callbacks."""
+    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return jax.sharding.reshard(x, PartitionSpec()) if explicit and jax.typeof(x).sharding.mesh.empty else x
+
+
 def varying_carry(step, carry):
     """The first carry of a loop, cast to vary over the axes of `shard_map` over which `step(carry)` varies."""
+    carry = jax.tree.map(on_mesh, carry)
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return carry
     cast, varying = None, jax.tree.map(_varying_axes, carry)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.optimize import linear_sum_assignment
 
 from ._bind import bind
-from ._math import as_float, check_number, check_that, varying_carry
+from ._math import as_float, check_number, check_that, on_mesh, varying_carry
 
 __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
 
@@ -115,8 +115,10 @@ def optimal(
             f"x0, x1: expected numbers of points whose least common multiple is at most {_MOST_COPIES}, got {n} and {m}; "
             "let one be a multiple of the other"
         )
+    classes = jnp.zeros(n, jnp.int32) if labels is None else labels
     shape = jax.ShapeDtypeStruct((n, copies), np.int32)
-    partners = jax.pure_callback(_assign, shape, jax.lax.stop_gradient(cost), labels, vmap_method="sequential")
+    cost = jax.lax.stop_gradient(cost)
+    partners = on_mesh(jax.pure_callback(_assign, shape, cost, classes, vmap_method="broadcast_all"))
     if copies == 1:
         return jnp.asarray(x1)[partners[:, 0]]
     if key is None:
@@ -127,15 +129,16 @@ def optimal(
 _MOST_COPIES = 8192  # their costs are half a GB
 
 
-def _assign(cost, labels):
-    """The columns that the copies of each row are given, of shape (n, lcm(n, m) / n)."""
-    cost = np.asarray(cost)
+def _assign(cost, classes):
+    """The columns that the copies of each row are given, of shape (..., n, lcm(n, m) / n), for each batch of costs."""
+    cost, classes = np.asarray(cost), np.asarray(classes)
+    if cost.ndim > 2:
+        return np.stack([_assign(*batch) for batch in zip(cost, classes, strict=True)])
     n, m = cost.shape
     size = math.lcm(n, m)
     columns = np.arange(size) % m
     if np.isfinite(cost).all():  # traced points may not be; their own values show it
         rows = np.arange(size) // (size // n)
-        classes = np.zeros(n, int) if labels is None else np.asarray(labels)
         for label in np.unique(classes):
             members = np.flatnonzero(classes[rows] == label)
             chosen = linear_sum_assignment(cost[np.ix_(rows[members], columns[members])])[1]

@@ -55,6 +55,7 @@ def integrate(
     Raises:
         ValueError: if the velocity is not finite on the way, where that can be seen: not under jit.
         RuntimeError: if max_steps do not suffice. Within `shard_map`, where jax cannot raise, y is NaN instead.
+        TypeError: within `shard_map`, unless that has check_vma=False: diffrax's loops start from constants.
 
     Reference: Kidger 2022 (arXiv 2202.02435), chapter 5.
 
@@ -63,7 +64,16 @@ def integrate(
     """
     terms = terms if isinstance(terms, diffrax.AbstractTerm) else diffrax.ODETerm(bind(terms))
     start, end = jnp.asarray(t, float), jnp.asarray(s, float)
-    y, last, steps, result = _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps)
+    try:
+        y, last, steps, result = _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps)
+    except (TypeError, ValueError) as error:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.manual_axes or mesh.explicit_axes:
+            error.add_note(
+                "diffrax's loops start from constants: give `jax.shard_map` check_vma=False, and map over axes of a mesh "
+                "with axis_types=(jax.sharding.AxisType.Auto, ...) (https://github.com/patrick-kidger/diffrax/issues/735)"
+            )
+        raise
     failed = result != diffrax.RESULTS.successful
     message = (
         f"max_steps: expected enough steps to go from t to s, got {max_steps}. Is the velocity finite on the way? "

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffjax import exact, likelihood, parametrizations, schedules, solve
 from diffjax.exact import gaussian
@@ -90,3 +91,14 @@ def test_too_few_steps_are_named():
     denoise = exact.gaussian(jnp.zeros(2), 4 * jnp.eye(2), schedule)
     with pytest.raises(RuntimeError, match="max_steps: expected enough steps to go from t to s, got 3"):
         solve.solve_flow(denoise, schedule, jnp.ones(2), 1.0, 1e-3, max_steps=3)
+
+
+@pytest.mark.parametrize("name", ["shard_map", "explicit axes"])
+def test_what_diffrax_refuses_of_a_mesh_names_the_way_out(name):
+    kind = AxisType.Explicit if name == "explicit axes" else AxisType.Auto
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(kind,))
+    run = jax.vmap(lambda x: solve.integrate(lambda t, y, args: -y, x, 0.0, 1.0))
+    if name == "shard_map":
+        run = jax.shard_map(run, mesh=mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch"))
+    with jax.set_mesh(mesh), pytest.raises((TypeError, ValueError), match=r"check_vma=False, .*AxisType\.Auto"):
+        jax.jit(run)(jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, PartitionSpec("batch"))))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._math import accepted, as_float, check_that, varying_carry
+from .._math import accepted, as_float, check_that, varying_carry, zeros_of
+from .._once import once
 from ..typing import Time
 
 __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_grid"]
@@ -96,7 +97,12 @@ def learn_grid(
     >>> bool(loss(learned.ts) < 0.25 * loss(uniform(5, end=1e-3)))
     True
     """
-    params, unpack = _parameters(ts, numbers, steps)
+    return _learn(loss, _checked(ts, steps), optimizer, steps, numbers)
+
+
+@once
+def _learn(loss, ts, optimizer, steps, numbers):
+    params, unpack = _parameters(ts, numbers)
 
     def objective(params):
         return loss(*unpack(params)).astype(params[0].dtype)
@@ -154,8 +160,12 @@ def fit_grid(
     >>> bool(losses[-1] < 0.25 * losses[0])
     True
     """
-    params, unpack = _parameters(ts, numbers, steps)
+    return _fit(residuals, _checked(ts, steps), numbers, steps)
 
+
+@once
+def _fit(residuals, ts, numbers, steps):
+    params, unpack = _parameters(ts, numbers)
     flat, unravel = ravel_pytree(params)
 
     def errors(flat):
@@ -185,19 +195,23 @@ def fit_grid(
         return (flat, least, jnp.clip(damping, epsilon, 1 / epsilon)), least
 
     first, epsilon = loss(flat), jnp.finfo(flat.dtype).eps
-    carry = varying_carry(lambda carry: step(carry, None)[0], (flat, first, jnp.asarray(1e-2, flat.dtype)))
+    carry = varying_carry(lambda carry: step(carry, None)[0], (flat, first, zeros_of(first) + 1e-2))
     (flat, *_), losses = jax.lax.scan(step, carry, length=steps)
     return _learned(unpack, unravel(flat), jnp.concatenate([first[None], losses]))
 
 
-def _parameters(ts, numbers, steps):
-    """What is learned, and the function from it to the arguments of the loss."""
+def _checked(ts, steps):
     ts = as_float(ts, "ts")
     if ts.ndim != 1 or ts.size < 2:
         raise ValueError(f"ts: expected a vector of at least 2 times, got shape {ts.shape}")
     check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend, got {}", ts)
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
+    return ts
+
+
+def _parameters(ts, numbers):
+    """What is learned, and the function from it to the arguments of the loss."""
 
     def unpack(params):
         z, numbers = params
