@@ -48,9 +48,13 @@ def nan_unless_finite(result, *arrays):
 
 def map_rows(fn, x, y, rows=None):
     """`fn(row, y)` for each row of x, a pytree, stacked; a few rows at a time, again in the backward pass."""
-    n = len(jax.tree.leaves(x)[0])
-    rows = min(n, max(1, rows or _ELEMENTS // y.size))
+    rows = min(len(jax.tree.leaves(x)[0]), block_rows(y, rows))
     return jax.lax.map(jax.checkpoint(lambda row: fn(row, y)), x, batch_size=rows)
+
+
+def block_rows(y, rows=None):
+    """How many rows meet all of y at a time."""
+    return max(1, rows or _ELEMENTS // y.size)
 
 
 def map_distances(fn, x, y):

@@ -43,6 +43,11 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
         "probabilities: expected numbers in [0, 1] whose rows sum to 1 (to within 1e-2); of logits, give the softmax"
     )
     check_that(lambda p: (p >= 0) & (abs(p.sum(1, keepdims=True) - 1) < 1e-2), message, p)
+    return _inception_score(p)
+
+
+@jax.jit
+def _inception_score(p):
     marginal = jnp.mean(p, axis=0, keepdims=True)
     return nan_unless_finite(jnp.exp(jnp.mean(jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1))), p)
 

@@ -1,5 +1,7 @@
 """Wasserstein distances between samples: exact on the host, and of projections on random lines in jax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,11 @@ def sliced_wasserstein(
     x, y = pair(x, y)
     if projections < 1:
         raise ValueError(f"projections: expected at least 1, got {projections}")
+    return _sliced_wasserstein(key, x, y, projections, p)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _sliced_wasserstein(key, x, y, projections, p):
     directions = jax.random.normal(key, (x.shape[1], projections), jnp.result_type(x, y))
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
     origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))  # the distance does not depend on it
