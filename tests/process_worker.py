@@ -132,13 +132,17 @@ def job_wait():
     train("wait", 10**6, checkpoint_every=10**6, callback=tell, callback_every=1)
 
 
+def job_interrupt():
+    train("interrupt", 10**6, checkpoint_every=10**6, callback=tell, callback_every=1)
+
+
 def job_die():
     train("die", 10**6, checkpoint_every=5, callback=tell, callback_every=1)
 
 
 def job_on():
     """Resumes a run that was ended, and takes two steps."""
-    for name in ("wait", "die"):
+    for name in ("wait", "interrupt", "die"):
         path = DIRECTORY / name
         start = max(int(found.name) for found in (path / "checkpoints").iterdir() if found.name.isdecimal())
         assert int(train(name, start + 2).step) == start + 2

@@ -91,7 +91,7 @@ def test_others_restore_and_train_alike(saved):
         assert [line["step"] for line in log(saved, "never")] == [3, 6, 9, 12, 15, 18]
 
 
-def wait_for(paths, processes, seconds=60):
+def wait_for(paths, processes, seconds=120):
     end = time.monotonic() + seconds
     while not all(path.exists() for path in paths):
         assert time.monotonic() < end and all(process.poll() is None for process in processes), finish(processes, 1)
@@ -99,14 +99,20 @@ def wait_for(paths, processes, seconds=60):
 
 
 def test_one_stops_or_dies_and_the_run_resumes(tmp_path):
-    """Two programs at once: SIGTERM to one process stops both at one step; a dead one ends the other."""
-    terminated, killed = start("wait", tmp_path), start("die", tmp_path)
-    wait_for([tmp_path / f"ready-{job}-{index}" for job in ("wait", "die") for index in range(2)], terminated + killed)
+    """Three programs at once: SIGTERM or Ctrl-C to one process stops both at one step; a dead one ends the other."""
+    jobs = ("wait", "interrupt", "die")
+    terminated, interrupted, killed = (start(job, tmp_path) for job in jobs)
+    ready = [tmp_path / f"ready-{job}-{index}" for job in jobs for index in range(2)]
+    wait_for(ready, terminated + interrupted + killed)
     terminated[1].send_signal(signal.SIGTERM)
+    interrupted[1].send_signal(signal.SIGINT)
     killed[1].kill()
     codes, errors = finish(terminated, 30)
     assert codes == [143, 143], errors
     assert len(steps_in(tmp_path, "wait")) == 1
+    codes, errors = finish(interrupted, 30)
+    assert codes == [143, -signal.SIGINT] and "KeyboardInterrupt" in errors[1], (codes, errors)
+    assert len(steps_in(tmp_path, "interrupt")) == 1
     codes, errors = finish(killed, 40)  # the heartbeat's timeout is 10 s
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, -signal.SIGKILL), (codes, errors)
     succeed(start("on", tmp_path))
