@@ -10,8 +10,9 @@ def _names(doctest_namespace):
 
     from diffjax import (
         _bind,
+        divergence,
+        dynamics,
         exact,
-        flows,
         grids,
         guidance,
         likelihood,
@@ -28,7 +29,7 @@ def _names(doctest_namespace):
 
     doctest_namespace.update(jax=jax, jnp=jnp)
     for module in (
-        *(_bind, exact, flows, grids, guidance, likelihood, losses, optimal_grids, parametrizations),
+        *(_bind, exact, divergence, dynamics, grids, guidance, likelihood, losses, optimal_grids, parametrizations),
         *(process, samplers, schedules, solve, times, weightings),
     ):
         doctest_namespace.update({name: getattr(module, name) for name in getattr(module, "__all__", ())})

@@ -32,16 +32,10 @@ import tyro
 
 from benchmarks import overhead
 from diffjax import cosine, edm, gvp, linear, linear_vp, sub_vp, ve
+from diffjax.divergence import divergence, exact_probes, rademacher_probes
+from diffjax.dynamics import probability_flow
 from diffjax.exact import gaussian_mixture
-from diffjax.flows import probability_flow
-from diffjax.likelihood import (
-    bits_per_dim,
-    divergence,
-    exact_probes,
-    log_likelihood,
-    rademacher_probes,
-    standard_errors,
-)
+from diffjax.likelihood import bits_per_dim, log_likelihood, standard_errors
 from diffjax.process import log_prior
 from diffjax.solve import solve_flow
 from experiments.results import write_results

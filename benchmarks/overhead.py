@@ -41,8 +41,8 @@ import tyro
 from flax import nnx
 
 from diffjax import EPS, VELOCITY, as_denoiser, bind, cfg, ddim, denoising, linear, linear_vp, sample, uniform
-from diffjax.flows import probability_flow
-from diffjax.likelihood import divergence, rademacher_probes
+from diffjax.divergence import divergence, rademacher_probes
+from diffjax.dynamics import probability_flow
 from diffjax.networks import MLP, UNet
 from diffjax.times import uniform_times
 from diffjax.training import functional, init_state, make_train_step

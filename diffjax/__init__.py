@@ -5,9 +5,10 @@ that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinar
 the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`. A number such as (1.18) is that of an equation of the book chapter
 that this library implements; docs/equations.md lists them all.
 
-Here stands what a first program needs; the rest is in the modules: `schedules`, `grids`, `times`, `process`,
-`parametrizations`, `exact`, `flows`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`, `solve`, `likelihood`,
-`couplings`, and with Flax, Optax and Orbax `networks`, `training`, `checkpoints`, `metrics`, `weights`.
+This namespace has what a first program needs. The rest is in the modules `schedules`, `grids`, `times`, `process`,
+`parametrizations`, `exact`, `dynamics`, `divergence`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`,
+`solve`, `likelihood`, `couplings`, and with Flax, Optax and Orbax `networks`, `features`, `training`, `checkpoints`,
+`metrics`, `torch_files`.
 """
 
 from ._bind import bind

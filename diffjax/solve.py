@@ -16,7 +16,7 @@ from jaxtyping import Array, PRNGKeyArray
 from ._bind import bind
 from ._math import as_float, check_that, error_if, is_concrete
 from ._once import once
-from .flows import diffusion, noise_amplitude, probability_flow, reverse_sde
+from .dynamics import diffusion, noise_amplitude, probability_flow, reverse_sde
 from .typing import Denoiser, Schedule, Time
 
 __all__ = ["integrate", "solve_flow", "solve_sde"]

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ._bind import bind
 from ._math import as_scalar, check_number, limit
-from .flows import diffusion
+from .dynamics import diffusion
 from .parametrizations import Parametrization, solve
 from .schedules import coefficients
 from .typing import Schedule, Time

@@ -34,7 +34,7 @@ from flax import nnx
 
 import diffjax as dj
 from diffjax import exact, optimal_grids, samplers
-from diffjax.flows import probability_flow
+from diffjax.dynamics import probability_flow
 from diffjax.metrics import frechet_distance
 from diffjax.networks import MLP
 from experiments import digits, fashion_mnist, images

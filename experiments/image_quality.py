@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 import diffjax as dj
 from diffjax import metrics
-from diffjax.networks import efficientnet_lite0
+from diffjax.features import efficientnet_lite0
 from experiments import fashion_mnist, images
 from experiments.results import write_results
 

@@ -21,7 +21,7 @@ import optax
 from sklearn.svm import SVC
 
 import diffjax as dj
-from diffjax import likelihood, losses, times, training
+from diffjax import divergence, likelihood, losses, times, training
 from diffjax.metrics import frechet_distance
 from experiments.results import write_results
 
@@ -208,14 +208,14 @@ def held_out_bits(apply, params, data: Images, event, settings) -> dict[str, flo
     def bits(n, seed, probes):
         arrays = np.arange(n), data.held_out[:n].astype(np.int32), data.held_out_labels[:n].astype(np.int32)
         of_chunk = functools.partial(log_densities, params, seed, probes=probes)
-        size = settings.exact_images if probes is likelihood.exact_probes else 64
+        size = settings.exact_images if probes is divergence.exact_probes else 64
         log_density = in_chunks(of_chunk, min(n, size), *arrays)
         return np.asarray(likelihood.bits_per_dim(log_density, dims, data.levels), np.float64)
 
     many, few = min(settings.likelihood_images, len(data.held_out)), settings.exact_images
-    all_bits = bits(many, 2, likelihood.rademacher_probes)
-    exact = bits(few, 0, likelihood.exact_probes)
-    probed = np.stack([bits(few, 3 + k, likelihood.rademacher_probes) for k in range(8)])
+    all_bits = bits(many, 2, divergence.rademacher_probes)
+    exact = bits(few, 0, divergence.exact_probes)
+    probed = np.stack([bits(few, 3 + k, divergence.rademacher_probes) for k in range(8)])
     return {
         "bits_per_dim": all_bits.mean(),
         "bits_per_dim_standard_error_of_data": all_bits.std(ddof=1) / np.sqrt(many),

@@ -37,9 +37,10 @@ from flax import nnx
 from sklearn.neural_network import MLPClassifier
 
 import diffjax as dj
-from diffjax import couplings, likelihood, losses, schedules, times, training, weightings
+from diffjax import couplings, divergence, likelihood, losses, schedules, times, training, weightings
+from diffjax.features import efficientnet_lite0
 from diffjax.metrics import frechet_distance, kernel_distance, sliced_wasserstein, wasserstein
-from diffjax.networks import MLP, efficientnet_lite0
+from diffjax.networks import MLP
 from diffjax.process import log_prior
 from experiments import digits, image_quality, images, toy2d
 from experiments.results import write_results
@@ -254,9 +255,9 @@ OBJECTIVES = {
     "v": denoising(V, weightings.unweighted),
     "velocity (flow matching)": denoising(VELOCITY, weightings.unweighted),
     "EDM": denoising(dj.edm_preconditioning(0.7), weightings.edm_weighting(0.7), log_normal_t),
-    "score, implicit": score_matching(losses.implicit_score_matching, likelihood.exact_probes),
-    "score, sliced": score_matching(losses.implicit_score_matching, likelihood.rademacher_probes),
-    "score, sliced, no variance reduction": score_matching(losses.sliced_score_matching, likelihood.gaussian_probes),
+    "score, implicit": score_matching(losses.implicit_score_matching, divergence.exact_probes),
+    "score, sliced": score_matching(losses.implicit_score_matching, divergence.rademacher_probes),
+    "score, sliced, no variance reduction": score_matching(losses.sliced_score_matching, divergence.gaussian_probes),
     "flow matching, optimal pairs": Objective(pair, VELOCITY, any_path=False, pairs=True),
     "maximum likelihood": maximum_likelihood(0.0, 0.0),
     "maximum likelihood, regularized": maximum_likelihood(0.05, 0.05),
@@ -395,7 +396,7 @@ def score(kind: Kind, distances, apply, params, path, objective: Objective, sett
     model = apply, params, path, objective.parametrization
     if kind.levels is None:
         held_out, labels, dims = kind.held_out[: settings.held_out], None, 2
-        scored = held_out, labels, 1, likelihood.exact_probes, None
+        scored = held_out, labels, 1, divergence.exact_probes, None
         tolerance = (
             1e-5 if objective.simulates else 1e-3
         )  # a flow that was trained through a solver fits its errors, too
@@ -404,7 +405,7 @@ def score(kind: Kind, distances, apply, params, path, objective: Objective, sett
     else:
         n, dims = settings.digits_held_out, kind.held_out[0].size
         held_out, labels = kind.held_out[:n], kind.held_out_labels[:n]
-        log_p = or_nan(lambda: log_densities(*model, held_out, labels, 1, likelihood.rademacher_probes, kind.levels), n)
+        log_p = or_nan(lambda: log_densities(*model, held_out, labels, 1, divergence.rademacher_probes, kind.levels), n)
         both = log_p, -bounds(*model, held_out, labels, 1, kind.levels)
         nll, bound = (np.asarray(likelihood.bits_per_dim(a, dims, kind.levels), np.float64) for a in both)
     labels = None if kind.labels is None else jnp.arange(settings.samples) % 10
@@ -557,7 +558,7 @@ def dequantization(kind: Kind, apply, params, path, parametrization, settings: S
             else:
                 x, log_q = likelihood.dequantize(key, image, levels).ravel(), 0.0
             denoise = denoiser(apply, params, path, parametrization, label)
-            return log_density(None, denoise, path, x, likelihood.exact_probes) - log_q
+            return log_density(None, denoise, path, x, divergence.exact_probes) - log_q
 
         return jax.vmap(one)(jax.random.split(key, n), images, labels)
 

@@ -19,7 +19,7 @@ from flax import nnx
 from sklearn.datasets import make_circles, make_moons
 
 import diffjax as dj
-from diffjax import likelihood, losses, schedules, times, training, weightings
+from diffjax import divergence, losses, schedules, times, training, weightings
 from diffjax.networks import MLP
 from experiments.results import write_results
 
@@ -135,7 +135,7 @@ def log_density(denoise, schedule, xs):
             denoise,
             schedule,
             x,
-            probes=likelihood.exact_probes,
+            probes=divergence.exact_probes,
             start=DATA_END,
             end=PRIOR_END,
             stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-3),

@@ -37,7 +37,7 @@ import optax
 
 import diffjax as dj
 from diffjax import exact
-from diffjax.likelihood import exact_probes
+from diffjax.divergence import exact_probes
 
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 

@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import bind, exact, flows, guidance, likelihood, losses, optimal_grids, parametrizations, samplers, solve
+from diffjax import (
+    bind,
+    dynamics,
+    exact,
+    guidance,
+    likelihood,
+    losses,
+    optimal_grids,
+    parametrizations,
+    samplers,
+    solve,
+)
 from diffjax.grids import uniform
 from diffjax.parametrizations import EPS, as_denoiser
 from diffjax.schedules import linear, linear_vp
@@ -36,8 +47,8 @@ TAKES_A_DENOISER = {
     "reschedule": lambda d: parametrizations.reschedule(d, VP, LINEAR)(X, 0.5),
     "score": lambda d: parametrizations.score(d, VP, X, 0.5),
     "velocity": lambda d: parametrizations.velocity(d, VP, X, 0.5),
-    "probability_flow": lambda d: flows.probability_flow(d, VP)(0.5, X, None),
-    "reverse_sde": lambda d: flows.reverse_sde(d, VP).drift(0.5, X, None),
+    "probability_flow": lambda d: dynamics.probability_flow(d, VP)(0.5, X, None),
+    "reverse_sde": lambda d: dynamics.reverse_sde(d, VP).drift(0.5, X, None),
     "solve_flow": lambda d: solve.solve_flow(d, VP, X, 1.0, 0.1),
     "solve_sde": lambda d: solve.solve_sde(KEY, d, VP, X, 1.0, 0.1),
     "log_likelihood": lambda d: likelihood.log_likelihood(KEY, d, VP, X),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import exact, grids, likelihood, losses, process, samplers, schedules, solve, times, weightings
+from diffjax import divergence, exact, grids, likelihood, losses, process, samplers, schedules, solve, times, weightings
 from diffjax.parametrizations import EPS, as_denoiser, edm_preconditioning
 from diffjax.typing import Estimate
 
@@ -215,7 +215,7 @@ STRUCTURE = {  # raised under jit, too
         r"x: expected.*2.*\(3,\)",
     ),
     "probes": (
-        lambda x: likelihood.divergence(lambda x: x, x, jnp.ones((1, 3))),
+        lambda x: divergence.divergence(lambda x: x, x, jnp.ones((1, 3))),
         r"probes: expected shape \(n, 2\).*\(1, 3\)",
     ),
     "float values": (lambda x: likelihood.dequantize(KEY, x, 256), r"values: expected integers, got dtype float64"),

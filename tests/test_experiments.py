@@ -13,7 +13,7 @@ import scipy.stats
 import tyro
 from flax import nnx
 
-from diffjax import exact, likelihood, training
+from diffjax import divergence, exact, likelihood, training
 from diffjax.networks import MLP
 from diffjax.parametrizations import as_denoiser, target
 from experiments import couplings, digits, fashion_mnist, images, objectives, toy2d
@@ -200,7 +200,7 @@ def test_the_log_density_is_that_of_the_data_not_of_what_is_scaled(path):
     mean, variances, x0 = np.array([0.7, -0.4]), np.array([0.3, 2.0]), np.array([0.9, -1.3])
     used = objectives.PATHS[path]
     denoise = exact.gaussian(jnp.asarray(mean), jnp.diag(jnp.asarray(variances)), used.schedule)
-    value = objectives.log_density(None, denoise, used, jnp.asarray(x0), likelihood.exact_probes)
+    value = objectives.log_density(None, denoise, used, jnp.asarray(x0), divergence.exact_probes)
     low, high = (tuple(map(float, used.schedule(t))) for t in (used.low, used.high))
     x1 = oracles.gaussian_flow(mean, variances, low, high, low[0] * x0)
     (m, v), (m1, v1) = (oracles.gaussian_marginal(mean, variances, *at) for at in (low, high))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffjax.networks import EfficientNetLite0, InceptionV3
+from diffjax.features import EfficientNetLite0, InceptionV3
 
 
 @functools.cache

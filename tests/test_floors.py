@@ -9,12 +9,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "diffjax"
 FLOORS = [
-    {"_bind", "typing", "_math", "_calls", "_once"},
+    {"_bind", "typing", "_math", "_calls", "_once", "divergence"},
     {"schedules", "grids", "times", "process"},
-    {"parametrizations", "exact", "flows", "guidance"},
+    {"parametrizations", "exact", "dynamics", "guidance"},
     {"weightings", "losses", "samplers", "solve", "likelihood", "optimal_grids"},
     {
         "networks",
+        "features",
         "training",
         "_loop",
         "_log",
@@ -24,7 +25,7 @@ FLOORS = [
         "metrics",
         "distillation",
         "couplings",
-        "weights",
+        "torch_files",
     },
 ]
 FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}

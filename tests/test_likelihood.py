@@ -9,16 +9,13 @@ import pytest
 import scipy.stats
 
 from diffjax import bind
+from diffjax.divergence import divergence, exact_probes, gaussian_probes, rademacher_probes
 from diffjax.exact import gaussian, gaussian_mixture
 from diffjax.likelihood import (
     bits_per_dim,
     dequantize,
-    divergence,
-    exact_probes,
-    gaussian_probes,
     importance_weighted_bound,
     log_likelihood,
-    rademacher_probes,
     standard_errors,
     variational_dequantize,
 )

@@ -12,7 +12,8 @@ import scipy.special
 import scipy.stats
 
 from diffjax import bind, exact, losses, schedules
-from diffjax.likelihood import exact_probes, log_likelihood, rademacher_probes
+from diffjax.divergence import exact_probes, rademacher_probes
+from diffjax.likelihood import log_likelihood
 from diffjax.parametrizations import velocity
 from diffjax.process import log_prior
 from diffjax.times import log_snr_times

@@ -13,7 +13,7 @@ import oracles
 import pytest
 
 from diffjax import exact, losses, optimal_grids, parametrizations, process, samplers, schedules, solve, weightings
-from diffjax.flows import reverse_sde
+from diffjax.dynamics import reverse_sde
 from diffjax.grids import karras, uniform
 from diffjax.guidance import clip_x0
 from diffjax.parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning, score, velocity

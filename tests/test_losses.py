@@ -7,8 +7,8 @@ import oracles
 import pytest
 
 from diffjax import bind, schedules
+from diffjax.divergence import exact_probes
 from diffjax.exact import gaussian_mixture
-from diffjax.likelihood import exact_probes
 from diffjax.losses import (
     bridge_matching,
     conditional_flow_matching,

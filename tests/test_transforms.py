@@ -22,8 +22,9 @@ import diffjax
 from diffjax import (
     bind,
     couplings,
+    divergence,
+    dynamics,
     exact,
-    flows,
     grids,
     guidance,
     likelihood,
@@ -206,7 +207,7 @@ def _matching(network, x, t):
 
 
 def _score_matching(network, x, t):
-    probes = likelihood.exact_probes(None, x)
+    probes = divergence.exact_probes(None, x)
     return jnp.stack(
         [
             losses.explicit_score_matching(network, network.args[1], x, t),
@@ -239,7 +240,7 @@ def _quantities(schedule, x, t):
         schedules.diffusion_squared(schedule, t),
         schedules.half_log_snr(schedule, t),
     )
-    return jnp.stack([*quantities, *schedules.coefficients(schedule, t), flows.diffusion(schedule, t)]) * x[0]
+    return jnp.stack([*quantities, *schedules.coefficients(schedule, t), dynamics.diffusion(schedule, t)]) * x[0]
 
 
 def _betas(schedule, x, t):
@@ -261,8 +262,8 @@ def _solve_sde(denoise, x, t):
 
 def _all_probes(key, x):
     keys = jax.random.split(key)
-    kinds = likelihood.rademacher_probes(keys[0], x), likelihood.gaussian_probes(keys[1], x)
-    return jnp.concatenate([likelihood.exact_probes(None, x), *kinds])
+    kinds = divergence.rademacher_probes(keys[0], x), divergence.gaussian_probes(keys[1], x)
+    return jnp.concatenate([divergence.exact_probes(None, x), *kinds])
 
 
 def _log_likelihood(denoise, x, t):
@@ -273,7 +274,7 @@ def _log_likelihood(denoise, x, t):
 
 
 def _divergence(w, x, t):
-    value, trace = likelihood.divergence(lambda x: jnp.sin(w * x) * t, x, likelihood.exact_probes(None, x))
+    value, trace = divergence.divergence(lambda x: jnp.sin(w * x) * t, x, divergence.exact_probes(None, x))
     return value + trace
 
 
@@ -405,11 +406,16 @@ ROWS = {
         (0.01, 1.0),
     ),
     "probability_flow": Row(
-        lambda a, b: flows.probability_flow(_gaussian(a, b, schedules.linear()), schedules.linear()), _flow, (0.4, 0.7)
+        lambda a, b: dynamics.probability_flow(_gaussian(a, b, schedules.linear()), schedules.linear()),
+        _flow,
+        (0.4, 0.7),
     ),
-    "forward_sde": Row(lambda a: flows.forward_sde(schedules.linear_vp(a)), _sde, (0.1,), OPEN, ("SDE",)),
+    "forward_sde": Row(lambda a: dynamics.forward_sde(schedules.linear_vp(a)), _sde, (0.1,), OPEN, ("SDE",)),
     "reverse_sde": Row(
-        lambda a: flows.reverse_sde(_gaussian(a, 0.7, schedules.linear_vp()), schedules.linear_vp()), _sde, (0.4,), OPEN
+        lambda a: dynamics.reverse_sde(_gaussian(a, 0.7, schedules.linear_vp()), schedules.linear_vp()),
+        _sde,
+        (0.4,),
+        OPEN,
     ),
     "cfg": Row(
         lambda a, b, w: guidance.cfg(_gaussian(a, 0.7, schedules.linear()), _gaussian(b, 0.7, schedules.linear()), w),
@@ -576,7 +582,8 @@ MODULES = (
     "couplings",
     "parametrizations",
     "exact",
-    "flows",
+    "divergence",
+    "dynamics",
     "guidance",
     "losses",
     "weightings",

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._bind import bind
 from .._calls import call_network
 from .._math import as_float
-from ..likelihood import Probes, probe_products, rademacher_probes
+from ..divergence import Probes, probe_products, rademacher_probes
 from ..solve import integrate
 from ..typing import Network, Time
 
@@ -93,7 +93,7 @@ def maximum_likelihood(
     Reference: Chen et al. 2018 (arXiv 1806.07366), section 4; Grathwohl et al. 2019 (FFJORD, arXiv 1810.01367), eq. 8;
     Finlay et al. 2020 (RNODE, arXiv 2002.02798), sections 3 to 5 and algorithm 1.
 
-    >>> from diffjax.likelihood import exact_probes
+    >>> from diffjax.divergence import exact_probes
     >>> flow = maximum_likelihood(None, lambda x, t: jnp.log(2.0) * x, jnp.zeros(2), probes=exact_probes)
     >>> float(flow.log_density), float(flow.jacobian)  # x_1 = 2 x_0: log(4 / (2 pi)); 2 log(2)^2
     (-0.4515..., 0.9609...)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._calls import call_network
-from ..likelihood import divergence
+from ..divergence import divergence
 from ..typing import Network, Time
 from ._errors import mean_squared_error
 
@@ -59,7 +59,7 @@ def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[A
         network: predicts the score.
         x: one sample of p_t, of any shape.
         t: its time, a scalar.
-        probes: of shape (n, *x.shape), as of `likelihood.exact_probes(key, x)`.
+        probes: of shape (n, *x.shape), as of `divergence.exact_probes(key, x)`.
 
     Returns:
         The loss.
@@ -69,7 +69,7 @@ def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[A
 
     Reference: Hyvarinen 2005, theorem 1; Song et al. 2019 (arXiv 1905.07088), with variance reduction (SSM-VR).
 
-    >>> from diffjax.likelihood import exact_probes
+    >>> from diffjax.divergence import exact_probes
     >>> x = jnp.array([2.0, 1.0])
     >>> implicit_score_matching(lambda x, t: -x, x, 0.5, exact_probes(None, x)).round(4)  # (5 - 2 * 2) / 2
     Array(0.5, dtype=float32)
@@ -87,7 +87,7 @@ def sliced_score_matching(network: Network, x: Array, t: Time, probes: Float[Arr
         network: predicts the score.
         x: one sample of p_t, of any shape.
         t: its time, a scalar.
-        probes: the z, of shape (n, *x.shape), with `E z z^T = 1`, as of `likelihood.rademacher_probes(key, x)`.
+        probes: the z, of shape (n, *x.shape), with `E z z^T = 1`, as of `divergence.rademacher_probes(key, x)`.
 
     Returns:
         The loss.
@@ -97,7 +97,7 @@ def sliced_score_matching(network: Network, x: Array, t: Time, probes: Float[Arr
 
     Reference: Song et al. 2019 (arXiv 1905.07088), eq. 7.
 
-    >>> from diffjax.likelihood import exact_probes
+    >>> from diffjax.divergence import exact_probes
     >>> x = jnp.array([2.0, 1.0])
     >>> sliced_score_matching(lambda x, t: -x, x, 0.5, jnp.array([[1.0, -1.0]]))  # (1 - 2 * 2) / 2
     Array(-1.5, dtype=float32)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffjax.weights import load_tensors, read_tensors
+from diffjax.torch_files import load_tensors, read_tensors
 
 MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -212,7 +212,7 @@ HOSTILE = {  # (file, message)
 }
 READ = """
 import json, pathlib, sys, tracemalloc
-from diffjax.weights import read_tensors
+from diffjax.torch_files import read_tensors
 
 results = {}
 tracemalloc.start()

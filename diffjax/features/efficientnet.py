@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from diffjax.networks._layers import apply_images, batch_norm, check_settings
-from diffjax.weights import load_tensors, read_tensors
+from diffjax.torch_files import load_tensors, read_tensors
 
 __all__ = ["EfficientNetLite0", "efficientnet_lite0"]
 

@@ -7,8 +7,8 @@ import oracles
 import pytest
 
 from diffjax import schedules
+from diffjax.dynamics import diffusion, forward_sde, probability_flow, reverse_sde
 from diffjax.exact import gaussian
-from diffjax.flows import diffusion, forward_sde, probability_flow, reverse_sde
 
 M, V, T = 0.7, 0.3, 0.6
 

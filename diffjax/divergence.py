@@ -1,0 +1,110 @@
+"""The divergence of a vector field, exact or by Hutchinson's trace estimator.
+
+    div v = tr(dv/dx) = mean_z z^T (dv/dx) z,   E[z z^T] = I             (1.23)
+
+The probes z are one array: `rademacher_probes` and `gaussian_probes` give unbiased estimates, and
+the scaled basis of `exact_probes`, `z_i = sqrt(d) e_i`, the trace itself. All are the same
+computation.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._math import as_float, zeros_of
+
+__all__ = ["divergence", "exact_probes", "gaussian_probes", "probe_products", "rademacher_probes"]
+
+Probes = Callable[[PRNGKeyArray, Array], Array]
+
+
+def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
+    """N probes of independent random signs: of all probes, those of the least variance for a symmetric Jacobian.
+
+    Args:
+        key: a PRNG key.
+        x: what to probe at; only its shape and dtype matter.
+        n: how many, at least 1. To choose it: `functools.partial(rademacher_probes, n=8)`.
+
+    Returns:
+        Probes, of shape (n, *x.shape).
+
+    Reference: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD, arXiv 1810.01367), section 3.1.
+
+    >>> rademacher_probes(jax.random.key(0), jnp.zeros(3), n=2).shape
+    (2, 3)
+    """
+    return jax.random.rademacher(key, (n, *x.shape), x.dtype)
+
+
+def gaussian_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
+    """N standard normal probes.
+
+    Args:
+        key: a PRNG key.
+        x: what to probe at; only its shape and dtype matter.
+        n: how many, at least 1.
+
+    Returns:
+        Probes, of shape (n, *x.shape).
+
+    Reference: as `rademacher_probes`.
+
+    >>> gaussian_probes(jax.random.key(0), jnp.zeros(3), n=2).shape
+    (2, 3)
+    """
+    return jax.random.normal(key, (n, *x.shape), x.dtype)
+
+
+def exact_probes(key: PRNGKeyArray, x: Array) -> Float[Array, "d *x"]:
+    """The d probes `sqrt(d) e_i`, over which the mean of `z^T J z` is the trace of J: d products, no randomness.
+
+    Args:
+        key: unused.
+        x: what to probe at; only its shape and dtype matter.
+
+    Returns:
+        Probes, of shape (x.size, *x.shape).
+
+    >>> exact_probes(None, jnp.zeros(4))[0]
+    Array([2., 0., 0., 0.], dtype=float32)
+    """
+    return (jnp.sqrt(x.size) * jnp.eye(x.size)).astype(x.dtype).reshape(x.size, *x.shape)
+
+
+def divergence(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]) -> tuple[Array, Float[Array, ""]]:
+    """f(x), and the estimate `mean_z z^T (df/dx) z` of its divergence: one evaluation and one product per probe.
+
+    Args:
+        f: a vector field, from the shape of x to the shape of x.
+        x: one point, of any shape.
+        probes: the probes z, of shape (n, *x.shape).
+
+    Returns:
+        `(f(x), divergence)`.
+
+    Raises:
+        ValueError: if the probes do not have the shape of x behind their first axis.
+
+    >>> f = lambda x: jnp.array([[1.0, 2.0], [3.0, 4.0]]) @ x
+    >>> divergence(f, jnp.ones(2), exact_probes(None, jnp.ones(2)))[1].round(4)
+    Array(5., dtype=float32)
+    """
+    y, products = probe_products(f, x, probes)
+    return y, jnp.vdot(products, probes) / len(probes)
+
+
+def probe_products(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]) -> tuple[Array, Array]:
+    """f(x), and `z^T (df/dx)` for every probe, of shape (n, *x.shape)."""
+    if probes.shape[1:] != x.shape or not probes.shape[0]:
+        raise ValueError(f"probes: expected shape (n, {', '.join(map(str, x.shape))}), n >= 1, got {probes.shape}")
+    x = as_float(x, "x")
+    y, transposed = jax.vjp(lambda x: as_float(f(x), "network's output").astype(x.dtype), x)
+    if y.shape != x.shape:
+        raise ValueError(f"network: it returned {y.shape} for x of shape {x.shape}; expected the same shape")
+    probes = probes + zeros_of(y)[None]
+    if len(probes) == 1:  # a mapped axis of length 1 would cost copies of every activation
+        return y, transposed(probes[0])[0][None]
+    return y, jax.vmap(lambda z: transposed(z)[0])(probes)

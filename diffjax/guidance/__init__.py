@@ -1,0 +1,10 @@
+"""Guidance: denoisers in, a denoiser out.
+
+`alpha x0 + sigma eps = x` survives: classifier-free guidance is affine in both estimates, and
+clipping changes both together. So every sampler and every likelihood takes the result.
+"""
+
+from .classifier_free import cfg
+from .clipping import clip_x0
+
+__all__ = ["cfg", "clip_x0"]
