@@ -7,9 +7,9 @@ whatever has the signature is one.
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["Denoiser", "Estimate", "History", "Network", "Sampler", "Schedule", "State", "Time"]
+__all__ = ["Denoiser", "Estimate", "Network", "Sampler", "Schedule", "State", "Time"]
 
 Time: TypeAlias = Float[Array, ""] | float
 
@@ -44,19 +44,6 @@ class State(NamedTuple):
     """The current sample, or batch of samples."""
     memory: Any = ()
     """A pytree of fixed structure: what a multistep method remembers."""
-
-
-class History(NamedTuple):
-    """The memory of a multistep method: its last predictions. Its length is a shape, so `sample` can check the grid."""
-
-    values: Float[Array, "n *x"]
-    """The predictions, as a ring: the next one takes the place `count % n`."""
-    nodes: Float[Array, " n"]
-    """Where they were made, in the variable of the method, the newest first; infinite where there is none yet."""
-    count: Int[Array, ""]
-    """How many predictions there have been."""
-    last_step: Any = None
-    """Of a method with a corrector: from where its last step went, and with which weights."""
 
 
 class Sampler(NamedTuple):

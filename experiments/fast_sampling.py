@@ -317,8 +317,7 @@ def fast_and_adaptive(mixtures, x1, x0, settings):
     for nfe in settings.nfe:
 
         def fast(mixture, x, goal, nfe=nfe):
-            sampler, ts = dj.samplers.dpm_solver_fast(denoiser_of(mixture), SCHEDULE, nfe, START, END)
-            return scored(mixture, dj.sample(jax.random.key(0), sampler, x, ts), goal)
+            return scored(mixture, samplers.dpm_solver_fast(denoiser_of(mixture), SCHEDULE, x, nfe, START, END), goal)
 
         scores = jax.jit(jax.vmap(fast))(mixtures, x1, x0)
         results["DPM-Solver-fast", "uniform log-SNR", nfe] = tuple(np.asarray(s) for s in scores)

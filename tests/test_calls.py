@@ -41,7 +41,7 @@ TAKES_A_DENOISER = {
     "ddim, eta": run(lambda d: samplers.ddim(d, VP, 0.5)),
     "edm_sampler, churn": run(lambda d: samplers.edm_sampler(d, VP, 0.5)),
     "predictor_corrector": run(lambda d: samplers.predictor_corrector(samplers.ddim(fit(d), VP), d, VP)),
-    "dpm_solver_fast": lambda d: samplers.sample(KEY, *_with_x(*samplers.dpm_solver_fast(d, VP, 4))),
+    "dpm_solver_fast": lambda d: samplers.dpm_solver_fast(d, VP, X, 4),
     "dpm_solver_adaptive": lambda d: samplers.dpm_solver_adaptive(d, VP, X),
     "clip_x0": lambda d: guidance.clip_x0(d, VP)(X, 0.5),
     "reschedule": lambda d: parametrizations.reschedule(d, VP, LINEAR)(X, 0.5),
@@ -56,10 +56,6 @@ TAKES_A_DENOISER = {
     "elbo_table": lambda d: optimal_grids.elbo_table(KEY, d, VP, uniform(3, end=0.1), X[None]),
     "klub_table": lambda d: optimal_grids.klub_table(KEY, d, VP, uniform(3, end=0.1), X[None]),
 }
-
-
-def _with_x(sampler, ts):
-    return sampler, X, ts
 
 
 @pytest.mark.parametrize("name", TAKES_A_DENOISER)

@@ -116,8 +116,7 @@ def _bh1(denoise, schedule):
 
 def _fast(scale, x, t):
     schedule = schedules.linear_vp()
-    sampler, ts = samplers.dpm_solver_fast(_gaussian(0.4, scale, schedule), schedule, 4, t, 0.2 * t)
-    return samplers.sample(jax.random.key(0), sampler, x, ts)
+    return samplers.dpm_solver_fast(_gaussian(0.4, scale, schedule), schedule, x, 4, t, 0.2 * t)
 
 
 def _adaptive(denoise, x, t):

@@ -22,19 +22,19 @@ sum_j |w_j| stays below a multiple of m_0, the weight of p itself (`limited_weig
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._bind import bind
 from .._calls import call_denoiser
 from .._math import as_scalar, phis, safe_sqrt, zeros_of
 from ..schedules import half_log_snr
 from ..schedules.coefficients import alpha_sigma, log_ratio
-from ..typing import Denoiser, Estimate, History, Sampler, Schedule, State, Time
+from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time
 from .ddim import towards
 
 
@@ -64,6 +64,19 @@ class Interpolation(NamedTuple):
 
     `limits` replaces the limits of `limited_weights`.
     """
+
+
+class History(NamedTuple):
+    """The memory of a multistep method: its last predictions."""
+
+    values: Float[Array, "n *x"]
+    """The predictions, as a ring: the next one takes the place `count % n`."""
+    nodes: Float[Array, " n"]
+    """Where they were made, in the variable of the method, the newest first; infinite where there is none yet."""
+    count: Int[Array, ""]
+    """How many predictions there have been."""
+    last_step: Any = None
+    """Where the last step of a method with a corrector began, and its weights."""
 
 
 # The largest sum_j |w_j| / m_0 with one node, with two, and with three. On short even steps the Adams-Bashforth methods

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._bind import bind
 from .._math import as_float, check_that, is_concrete, shown, varying_carry
 from .._once import once
-from ..typing import History, Sampler, State, Time
+from ..typing import Sampler, State, Time
 
 __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
 
@@ -42,9 +42,8 @@ def sample(
         x at time ts[-1], of the shape of x.
 
     Raises:
-        ValueError: if ts is not a vector of at least two times or has fewer steps than the order of a multistep method, x is
-            not floating-point, concrete times do not descend or leave [0, 1], or a concrete result is not finite: the
-            message names the step.
+        ValueError: if ts is not a vector of at least two times, x is not floating-point, concrete times do not descend or
+            leave [0, 1], or a concrete result is not finite: the message names the step.
 
     >>> schedule = linear()
     >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
@@ -90,7 +89,6 @@ def _run(key, sampler, x, ts, scan, keep):
             f"{getattr(sampler, '__name__', repr(sampler))}"
         )
     state = sampler.init(x, ts[0])
-    _check_steps(state.memory, ts)
     out = _scan_steps(key, sampler.step, state, ts, scan, keep)
     _check_finite(key, sampler, x, ts, out)
     return out
@@ -136,13 +134,6 @@ def _check_grid(ts):
     check_that(lambda ts: (ts >= 0) & (ts <= 1), "ts: expected times in [0, 1], got {}", ts)
     check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend from prior (1) to data (0), got {}", ts)
     return ts
-
-
-def _check_steps(memory, ts):
-    if isinstance(memory, History):
-        order = len(memory.nodes) - (memory.last_step is not None)
-        if ts.size <= order:
-            raise ValueError(f"ts: a multistep method of order {order} needs at least {order} steps, got {ts.size - 1}")
 
 
 def one_step(update: Callable[[PRNGKeyArray, Array, Time, Time], Array]) -> Sampler:

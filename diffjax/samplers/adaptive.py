@@ -14,7 +14,7 @@ from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Schedule, Time
 from ._exponential import eps_of
 from .ddim import towards
-from .dpm_solver import Stages, run_stages, stages_2, stages_3
+from .dpm_solver import Stages, begins, run_stages, stages_2, stages_3
 
 __all__ = ["DPM_SOLVER_12", "DPM_SOLVER_23", "AdaptiveSolution", "EmbeddedPair", "dpm_solver_adaptive"]
 
@@ -117,7 +117,8 @@ def _adapt(denoise, schedule, x, t, s, pair, rtol, atol, first_step, safety, max
         now = half_log_snr(schedule, t)
         last = h >= end - now
         target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
-        (high, start), differences = run_stages(denoise, eps_of, x, pair.stages(schedule, t, target))
+        stages = pair.stages(schedule, t, target)
+        (high, start), differences = run_stages(denoise, eps_of, x, stages, begins(stages))
         low = pair.lower(schedule, t, target, start, differences)
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))

@@ -14,15 +14,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import check_number, check_that, phis, stack, zeros_of
+from .._math import as_float, check_number, check_that, phis, stack, zeros_of
 from .._once import once
 from ..grids import uniform_log_snr
 from ..schedules import half_log_snr_inverse
-from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time
+from ..typing import Denoiser, Estimate, Sampler, Schedule, Time
 from ._exponential import Place, eps_of, places, x0_of
 from ._sample import one_step
 from .ddim import towards
@@ -86,29 +87,34 @@ def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
     return stages([-u2.sigma * r2 / r1 * r2 * h * phi_2[0], -s.sigma / r2 * h * phi_2[1]])
 
 
-def _stage(denoise, predict, x, start, first, time, target, weight):
-    """One stage: x at the target, and the estimate at the beginning of its step."""
-    estimate = call_denoiser(denoise, x, time)
-    start = jax.tree.map(lambda new, old: jnp.where(first, new, old), estimate, start)
-    difference = predict(estimate) - predict(start)
-    return towards(start, target.alpha, target.sigma) + weight * difference, start, difference
-
-
 @once
-def run_stages(denoise, predict, x, stages):
-    """Gives x after the last stage and the estimate at the beginning, and what each stage's prediction differs by."""
+def run_stages(denoise, predict, x, stages, first):
+    """Runs the stages of one step or of several, which begin where `first` holds.
+
+    Returns x after the last stage and the estimate at the beginning of its step, and what each stage's
+    prediction differs by from that at the beginning of its step.
+    """
 
     def body(carry, inputs):
-        x, start, difference = _stage(denoise, predict, *carry, *inputs)
-        return (x, start), difference
+        x, start = carry
+        first, time, target, weight = inputs
+        estimate = call_denoiser(denoise, x, time)
+        start = jax.tree.map(lambda new, old: jnp.where(first, new, old), estimate, start)
+        difference = predict(estimate) - predict(start)
+        return (towards(start, target.alpha, target.sigma) + weight * difference, start), difference
 
-    first = jnp.arange(stages.times.size) == 0
     return jax.lax.scan(body, (x, Estimate(zeros_of(x), zeros_of(x))), (first, *stages))
+
+
+def begins(stages):
+    """Which of the stages of one step is its first."""
+    return jnp.arange(stages.times.size) == 0
 
 
 def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
     t, s = jnp.asarray(t), jnp.asarray(s)
-    return run_stages(denoise, predict, x, make_stages(schedule, t, s, *ratios))[0][0]
+    stages = make_stages(schedule, t, s, *ratios)
+    return run_stages(denoise, predict, x, stages, begins(stages))[0][0]
 
 
 def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
@@ -203,8 +209,8 @@ def dpm_solver_3(
 
 
 def dpm_solver_fast(
-    denoise: Denoiser, schedule: Schedule, evaluations: int, start: Time = 1.0, end: Time = 1e-3
-) -> tuple[Sampler, Float[Array, " n+1"]]:
+    denoise: Denoiser, schedule: Schedule, x: Array, evaluations: int, start: Time = 1.0, end: Time = 1e-3
+) -> Array:
     """DPM-Solver-fast: exactly K evaluations, in steps of order 3 and, for the rest of K, of order 2 and 1.
 
     K mod 3 = 0: K/3 - 1 steps of order 3, one of 2, one of 1; 1: floor(K/3) of order 3, one of 1; 2: floor(K/3) of order 3,
@@ -213,25 +219,28 @@ def dpm_solver_fast(
     Args:
         denoise: the denoiser.
         schedule: its path.
+        x: where to start: one sample, or a batch.
         evaluations: K, at least 1.
-        start: the first time, of finite log-SNR.
+        start: the time of x, of finite log-SNR.
         end: the last time, of finite log-SNR.
 
     Returns:
-        The sampler, and the grid of its K evaluations for `sample`. (On another grid it is an error, or NaN under jit.)
+        x at the last time, of the shape of x.
 
     Raises:
-        ValueError: if evaluations < 1; and as `uniform_log_snr`.
+        ValueError: if evaluations < 1, x is not floating-point, or a concrete result is not finite; and as
+            `uniform_log_snr`.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4; the rule of the chapter's Fig. 1.4.
 
     >>> schedule = linear_vp()
-    >>> sampler, ts = dpm_solver_fast(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule, 20)
-    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), ts).round(2), ts.size
-    (Array([0.5], dtype=float32), 21)
+    >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
+    >>> dpm_solver_fast(denoise, schedule, jnp.array([1.0]), 20).round(2)
+    Array([0.5], dtype=float32)
     """
     if evaluations < 1:
         raise ValueError(f"evaluations: expected at least 1, got {evaluations}")
+    x = as_float(x, "x")
     threes, rest = divmod(evaluations, 3)
     orders = [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
     outer = uniform_log_snr(schedule, len(orders), start, end)
@@ -244,27 +253,9 @@ def dpm_solver_fast(
         done = n
     stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
     first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
-    sampler = Sampler(bind(_planned_init), bind(_planned_step, denoise, first, stages))
-    return sampler, jnp.append(stages.times, outer[-1])
-
-
-def _planned_init(x, t):
-    return State(x, (jnp.zeros((), jnp.int32), Estimate(zeros_of(x), zeros_of(x))))
-
-
-def _planned_step(denoise, first, stages, key, state, t, s):
-    i, start = state.memory
-    first, time, target, weight = jax.tree.map(lambda a: a[i], (first, *stages))
-    x, start, _ = _stage(denoise, eps_of, state.x, start, first, time, target, weight)
-    on_plan = (i < stages.times.size) & (t == time) & (s == target.t)
-    check_that(
-        lambda on_plan, t, s: on_plan,
-        "ts: expected the grid that dpm_solver_fast returned with the sampler, got a step from t={1} to s={2}",
-        on_plan,
-        t,
-        s,
-    )
-    return State(jnp.where(on_plan, x, jnp.nan), (i + 1, start))
+    (x, _), _ = run_stages(denoise, eps_of, x, stages, first)
+    check_that(np.isfinite, "denoise: expected finite values at all times from start to end, got x={} at the end", x)
+    return x
 
 
 def _check_ratios(*ratios):
