@@ -11,6 +11,26 @@ This namespace has what a first program needs. The rest is in the modules `sched
 `metrics`, `torch_files`.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
+from . import (
+    divergence,
+    dynamics,
+    exact,
+    grids,
+    guidance,
+    likelihood,
+    losses,
+    optimal_grids,
+    parametrizations,
+    process,
+    samplers,
+    schedules,
+    solve,
+    times,
+    weightings,
+)
 from ._bind import bind
 from .grids import karras, quadratic, uniform, uniform_log_snr
 from .guidance import cfg, clip_x0
@@ -48,6 +68,29 @@ from .schedules import (
 from .solve import solve_flow, solve_sde
 from .typing import Estimate, Sampler, State
 
+if TYPE_CHECKING:
+    from . import checkpoints as checkpoints
+    from . import couplings as couplings
+    from . import features as features
+    from . import metrics as metrics
+    from . import networks as networks
+    from . import torch_files as torch_files
+    from . import training as training
+
+_LAZY = ("checkpoints", "couplings", "features", "metrics", "networks", "torch_files", "training")
+
+
+def __getattr__(name):
+    """Modules that import Flax, Optax, Orbax or SciPy, on first use."""
+    if name in _LAZY:
+        return importlib.import_module(f"diffjax.{name}")
+    raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *_LAZY]
+
+
 __all__ = [
     "EPS",
     "SCORE",
@@ -67,37 +110,52 @@ __all__ = [
     "ddim",
     "ddpm",
     "denoising",
+    "divergence",
     "dpm_solver_2m",
     "dpm_solver_3",
+    "dynamics",
     "edm",
     "edm_preconditioning",
     "edm_sampler",
     "euler",
     "euler_maruyama",
+    "exact",
     "from_betas",
     "from_sde",
+    "grids",
+    "guidance",
     "gvp",
     "half_log_snr",
     "heun",
     "karras",
+    "likelihood",
     "linear",
     "linear_vp",
     "log_likelihood",
+    "losses",
     "one_step",
+    "optimal_grids",
+    "parametrizations",
     "perturb",
     "predictor_corrector",
+    "process",
     "quadratic",
     "reschedule",
     "sample",
     "sample_prior",
+    "samplers",
+    "schedules",
     "score",
+    "solve",
     "solve_flow",
     "solve_sde",
     "sub_vp",
+    "times",
     "trajectory",
     "uniform",
     "uniform_log_snr",
     "unipc",
     "ve",
     "velocity",
+    "weightings",
 ]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._math import as_float, zeros_of
 
-__all__ = ["divergence", "exact_probes", "gaussian_probes", "probe_products", "rademacher_probes"]
+__all__ = ["divergence", "exact_probes", "gaussian_probes", "rademacher_probes"]
 
 Probes = Callable[[PRNGKeyArray, Array], Array]
 

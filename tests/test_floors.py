@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import diffjax
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "diffjax"
 FLOORS = [
     {"_bind", "typing", "_math", "_calls", "_once", "divergence"},
@@ -97,3 +99,11 @@ def test_the_import_of_the_core_is_light():
     code = f"import sys, diffjax; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_every_module_is_an_attribute_of_the_package():
+    for name in {module_of(path) for path in FILES}:
+        if not name.startswith("_"):
+            assert getattr(diffjax, name).__name__ == f"diffjax.{name}" and name in dir(diffjax)
+    with pytest.raises(AttributeError, match="'diffjax' has no attribute 'nothing'"):
+        diffjax.nothing  # noqa: B018

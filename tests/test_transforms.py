@@ -7,6 +7,7 @@ as an ordinary argument.
 import contextlib
 import functools
 import importlib
+import inspect
 import pickle
 from typing import NamedTuple
 
@@ -608,7 +609,8 @@ def test_every_public_name_has_a_row():
     for module in MODULES:
         missing = set(importlib.import_module(f"diffjax.{module}").__all__) - covered - results
         assert not missing, f"{module}: {missing}"
-    assert not set(diffjax.__all__) - covered - results
+    names = {name for name in diffjax.__all__ if not inspect.ismodule(getattr(diffjax, name))}
+    assert not names - covered - results
 
 
 def batch(row):
