@@ -7,8 +7,8 @@ that this library implements; docs/equations.md lists them all.
 
 This namespace has what a first program needs. The rest is in the modules `schedules`, `grids`, `times`, `process`,
 `parametrizations`, `exact`, `dynamics`, `divergence`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`,
-`solve`, `likelihood`, `couplings`, and with Flax, Optax and Orbax `networks`, `features`, `training`, `checkpoints`,
-`metrics`, `torch_files`.
+`solve`, `likelihood`, `couplings`, and with Flax, Optax and Orbax `networks`, `features`, `training`, `metrics`,
+`torch_files`.
 """
 
 import importlib
@@ -69,7 +69,6 @@ from .solve import solve_flow, solve_sde
 from .typing import Estimate, Sampler, State
 
 if TYPE_CHECKING:
-    from . import checkpoints as checkpoints
     from . import couplings as couplings
     from . import features as features
     from . import metrics as metrics
@@ -77,7 +76,7 @@ if TYPE_CHECKING:
     from . import torch_files as torch_files
     from . import training as training
 
-_LAZY = ("checkpoints", "couplings", "features", "metrics", "networks", "torch_files", "training")
+_LAZY = ("couplings", "features", "metrics", "networks", "torch_files", "training")
 
 
 def __getattr__(name):

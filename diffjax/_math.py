@@ -68,6 +68,15 @@ def check_alive(tree, name: str) -> None:
             )
 
 
+def described(x):
+    """What a wrong argument is, for an error message."""
+    if inspect.isfunction(x):
+        return f"the function {x.__name__}({', '.join(inspect.signature(x).parameters)})"
+    if isinstance(x, type) or inspect.isroutine(x):
+        return x.__name__
+    return repr(x) if isinstance(x, bool | int | float | str | None) else f"an instance of {type(x).__name__}"
+
+
 def as_scalar(value, name: str):
     """The value, if it is a scalar: a vector of them would be spread over the axes of a sample."""
     if jnp.ndim(value):

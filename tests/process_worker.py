@@ -14,8 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from diffjax import checkpoints
-from diffjax.training import fit, in_memory, init_state, make_train_step
+from diffjax.training import checkpoints, fit, in_memory, init_state, make_train_step
 
 JOB, DIRECTORY, INDEX, COUNT, PORT = sys.argv[1], pathlib.Path(sys.argv[2]), *map(int, sys.argv[3:])
 STEPS, BATCH, WIDTH = 12, 16, 64

@@ -18,8 +18,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import train_worker
 
-from diffjax import checkpoints
-from diffjax.training import init_state
+from diffjax.training import checkpoints, init_state
 
 # Of tensorstore, for each array that it could not read: some of them come only in the next test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -233,7 +232,7 @@ def test_structs_without_a_sharding_return_on_the_default_device(two):
 def hold(folder):
     """A process that holds the folder, and says so."""
     code = (
-        "import sys, time; from diffjax import checkpoints; m = checkpoints.manager(sys.argv[1]);"
+        "import sys, time; from diffjax.training import checkpoints; m = checkpoints.manager(sys.argv[1]);"
         "print('held', flush=True); time.sleep(60)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import checkpoints
-from diffjax._fingerprint import fingerprint, named, text
-from diffjax._log import metrics_log, progress_bar, say
 from diffjax._math import check_alive
-from diffjax._processes import Signals, Stop, gather, is_main
+from diffjax.training import checkpoints
+from diffjax.training._fingerprint import fingerprint, named, text
+from diffjax.training._log import metrics_log, progress_bar, say
+from diffjax.training._processes import Signals, Stop, gather, is_main
 
 __all__ = ["fit"]
 

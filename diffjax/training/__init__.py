@@ -1,0 +1,33 @@
+"""Training: a state that is one pytree, a pure step, and a loop.
+
+    apply, params = functional(network)                           # apply(params, x, t) = network(x, t)
+    loss = lambda params, key, batch: ...                         # a scalar, by way of `bind(apply, params)`
+    step = make_train_step(loss, optimizer, ema=constant_ema(0.999))
+    state = init_state(key, params, optimizer)
+    state = fit(state, jax.jit(step, donate_argnums=0), batches, num_steps=10_000, directory="runs/mine")
+    network = merge(apply, state.ema)
+
+A module is split once into a function and a plain dict of arrays: a dict costs a tenth of a module at each call of a
+jitted function, and optax, the average and Orbax need to know nothing of modules. Nothing here depends on diffusion.
+"""
+
+from diffjax.training import checkpoints
+from diffjax.training.data import check_labels, in_memory
+from diffjax.training.ema import constant_ema, power_ema
+from diffjax.training.loop import fit
+from diffjax.training.modules import functional, merge
+from diffjax.training.step import TrainState, init_state, make_train_step
+
+__all__ = [
+    "TrainState",
+    "check_labels",
+    "checkpoints",
+    "constant_ema",
+    "fit",
+    "functional",
+    "in_memory",
+    "init_state",
+    "make_train_step",
+    "merge",
+    "power_ema",
+]
