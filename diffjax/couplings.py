@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.optimize import linear_sum_assignment
 
 from ._bind import bind
-from ._math import as_float, check_number, check_that, on_mesh, varying_carry
+from ._checks import as_float, check_number, check_that
+from ._varying import on_mesh, varying_carry
 
 __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._math import as_float, zeros_of
+from ._checks import as_float
+from ._varying import zeros_of
 
 __all__ = ["divergence", "exact_probes", "gaussian_probes", "rademacher_probes"]
 

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array
 
 from ._bind import bind
-from ._math import as_scalar, check_that, safe_sqrt
+from ._checks import as_scalar, check_that
+from ._numerics import safe_sqrt
 from .parametrizations import score, velocity
 from .schedules import diffusion_squared, drift
 from .typing import Denoiser, Schedule, Time

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._bind import bind
-from ._math import as_float, check_that, vary_alike
+from ._checks import as_float, check_that
+from ._varying import vary_alike
 from .schedules import coefficients
 from .typing import Denoiser, Estimate, Schedule
 

@@ -22,8 +22,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._bind import bind
-from ._math import check_that, is_concrete, zeros_of
+from ._checks import check_that, is_concrete
 from ._once import once
+from ._varying import zeros_of
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 

@@ -28,7 +28,8 @@ from jaxtyping import Array
 
 from ._bind import bind
 from ._calls import call_denoiser, call_network
-from ._math import SMALLEST_TIME, as_float, as_scalar, check_number, check_that, from_right, inside, is_concrete
+from ._checks import as_float, as_scalar, check_number, check_that, is_concrete
+from ._numerics import SMALLEST_TIME, from_right, inside
 from .schedules import coefficients, half_log_snr, half_log_snr_inverse
 from .typing import Denoiser, Estimate, Network, Schedule, Time
 

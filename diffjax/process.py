@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._math import check_that, safe_sqrt
+from ._checks import check_that
+from ._numerics import safe_sqrt
 from .schedules import coefficients
 from .typing import Schedule, Time
 

@@ -14,8 +14,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 
 from ._bind import bind
-from ._math import as_float, check_that, error_if, is_concrete
+from ._checks import as_float, check_that, is_concrete
 from ._once import once
+from ._varying import error_if
 from .dynamics import diffusion, noise_amplitude, probability_flow, reverse_sde
 from .typing import Denoiser, Schedule, Time
 

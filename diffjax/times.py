@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._math import check_number, check_that
+from ._checks import check_number, check_that
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 

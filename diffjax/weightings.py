@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._bind import bind
-from ._math import as_scalar, check_number, limit
+from ._checks import as_scalar, check_number
+from ._numerics import limit
 from .dynamics import diffusion
 from .parametrizations import Parametrization, solve
 from .schedules import coefficients

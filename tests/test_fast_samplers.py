@@ -17,7 +17,7 @@ import oracles
 import pytest
 
 from diffjax import bind
-from diffjax._math import phis
+from diffjax._numerics import phis
 from diffjax.exact import gaussian, gaussian_mixture
 from diffjax.grids import uniform_log_snr
 from diffjax.parametrizations import X0, as_denoiser

@@ -11,7 +11,7 @@ import diffjax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "diffjax"
 FLOORS = [
-    {"_bind", "typing", "_math", "_calls", "_once", "divergence"},
+    {"_bind", "typing", "_checks", "_numerics", "_varying", "_calls", "_once", "divergence"},
     {"schedules", "grids", "times", "process"},
     {"parametrizations", "exact", "dynamics", "guidance"},
     {"weightings", "losses", "samplers", "solve", "likelihood", "optimal_grids"},

@@ -5,7 +5,7 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import check_that
+from .._checks import check_that
 from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Estimate, Schedule
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._math import as_float, check_that
+from .._checks import as_float, check_that
 
 __all__ = ["bits_per_dim", "dequantize", "importance_weighted_bound", "variational_dequantize"]
 

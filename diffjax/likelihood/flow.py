@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
-from .._math import as_float, safe_sqrt
+from .._checks import as_float
+from .._numerics import safe_sqrt
 from ..divergence import Probes, divergence, rademacher_probes
 from ..dynamics import probability_flow
 from ..process import log_prior

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from .._calls import call_network
-from .._math import as_float
+from .._checks import as_float
 
 __all__ = ["mean_squared_error"]
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._math import as_float
+from .._checks import as_float
 from ..parametrizations import Parametrization, output, target
 from ..process import perturb
 from ..typing import Network, Schedule, Time

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._math import as_float
+from .._checks import as_float
 from ..process import brownian_bridge
 from ..typing import Network, Time
 from ._errors import mean_squared_error

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
 from .._calls import call_network
-from .._math import as_float
+from .._checks import as_float
 from ..divergence import Probes, probe_products, rademacher_probes
 from ..solve import integrate
 from ..typing import Network, Time

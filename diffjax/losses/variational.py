@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import as_float, check_that
+from .._checks import as_float, check_that
 from ..process import perturb
 from ..schedules import coefficients, diffusion_squared
 from ..typing import Denoiser, Schedule, Time

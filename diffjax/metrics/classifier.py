@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from diffjax._math import check_that
+from diffjax._checks import check_that
 
 from ._features import features, host_features, nan_unless_finite, pair
 

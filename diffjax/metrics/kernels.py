@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from diffjax._math import safe_sqrt
+from diffjax._numerics import safe_sqrt
 from diffjax._once import once
 
 from ._features import block_rows, map_distances, map_rows, pair

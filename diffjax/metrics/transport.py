@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from diffjax._math import check_number
+from diffjax._checks import check_number
 
 from ._features import host_features, pair
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from .._math import check_that
+from .._checks import check_that
 from ..samplers._sample import _check_grid
 from ..schedules import half_log_snr
 from ..typing import Schedule

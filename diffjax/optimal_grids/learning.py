@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._math import accepted, as_float, check_that, varying_carry, zeros_of
+from .._checks import accepted, as_float, check_that
 from .._once import once
+from .._varying import varying_carry, zeros_of
 from ..typing import Time
 
 __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_grid"]

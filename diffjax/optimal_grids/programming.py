@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._math import as_float, varying_carry, zeros_of
+from .._checks import as_float
 from .._once import once
+from .._varying import varying_carry, zeros_of
 
 __all__ = ["Budgets", "cheapest_paths"]
 

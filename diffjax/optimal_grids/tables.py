@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._calls import call_denoiser
-from .._math import as_float, check_that
+from .._checks import as_float, check_that
 from .._once import once
 from ..process import Transition, transition
 from ..schedules import coefficients, half_log_snr

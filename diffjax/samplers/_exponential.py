@@ -31,7 +31,9 @@ from jaxtyping import Array, Float, Int
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import as_scalar, phis, safe_sqrt, zeros_of
+from .._checks import as_scalar
+from .._numerics import phis, safe_sqrt
+from .._varying import zeros_of
 from ..schedules import half_log_snr
 from ..schedules.coefficients import alpha_sigma, log_ratio
 from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time

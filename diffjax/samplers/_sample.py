@@ -12,8 +12,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
-from .._math import as_float, check_that, is_concrete, shown, varying_carry
+from .._checks import as_float, check_that, is_concrete, shown
 from .._once import once
+from .._varying import varying_carry
 from ..typing import Sampler, State, Time
 
 __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._math import as_float, check_that, error_if, varying_carry
+from .._checks import as_float, check_that
 from .._once import once
+from .._varying import error_if, varying_carry
 from ..schedules import half_log_snr, half_log_snr_inverse
 from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Schedule, Time

@@ -7,7 +7,8 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import as_scalar, check_number, is_concrete, safe_sqrt
+from .._checks import as_scalar, check_number, is_concrete
+from .._numerics import safe_sqrt
 from ..process import posterior
 from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Estimate, Sampler, Schedule

@@ -19,8 +19,10 @@ from jaxtyping import Array, Float
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import as_float, check_number, check_that, phis, stack, zeros_of
+from .._checks import as_float, check_number, check_that
+from .._numerics import phis
 from .._once import once
+from .._varying import stack, zeros_of
 from ..grids import uniform_log_snr
 from ..schedules import half_log_snr_inverse
 from ..typing import Denoiser, Estimate, Sampler, Schedule, Time

@@ -7,7 +7,8 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._math import as_scalar, check_number, is_concrete, safe_sqrt
+from .._checks import as_scalar, check_number, is_concrete
+from .._numerics import safe_sqrt
 from ..schedules import coefficients, half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
 from ._sample import one_step

@@ -7,7 +7,7 @@ on which grids that does not happen.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._math import check_number
+from .._checks import check_number
 from ..typing import Denoiser, Sampler, Schedule
 from ._exponential import (
     bh1,

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser, call_network
-from .._math import as_scalar, check_number
+from .._checks import as_scalar, check_number
 from ..dynamics import diffusion, noise_amplitude, reverse_drift
 from ..schedules import coefficients
 from ..typing import Denoiser, Network, Sampler, Schedule, Time

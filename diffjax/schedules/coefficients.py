@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from .._math import as_float, bisect, from_right, zeros_of
+from .._checks import as_float
+from .._numerics import bisect, from_right
 from .._once import once
+from .._varying import zeros_of
 from ..typing import Schedule, Time
 
 __all__ = ["Coefficients", "coefficients", "diffusion_squared", "drift", "half_log_snr", "half_log_snr_inverse"]

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
-from .._math import as_float, check_that, safe_sqrt
+from .._checks import as_float, check_that
+from .._numerics import safe_sqrt
 from ..typing import Schedule
 
 __all__ = ["from_betas", "from_sde", "to_betas"]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
-from .._math import check_that
+from .._checks import check_that
 from ..typing import Schedule
 
 __all__ = ["MonotoneNetwork", "init_monotone", "monotone_vp"]

@@ -5,7 +5,9 @@ import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
-from .._math import check_number, check_that, safe_sqrt, zeros_of
+from .._checks import check_number, check_that
+from .._numerics import safe_sqrt
+from .._varying import zeros_of
 from ..typing import Schedule
 
 __all__ = ["cosine", "edm", "gvp", "linear", "linear_vp", "sub_vp", "ve"]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from diffjax._bind import bind
-from diffjax._math import check_number, check_that
+from diffjax._checks import check_number, check_that
 
 __all__ = ["constant_ema", "power_ema"]
 

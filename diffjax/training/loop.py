@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._math import check_alive
+from diffjax._checks import check_alive
 from diffjax.training import checkpoints
 from diffjax.training._fingerprint import fingerprint, named, text
 from diffjax.training._log import metrics_log, progress_bar, say

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from diffjax._bind import bind
-from diffjax._math import check_alive, described
+from diffjax._checks import check_alive, described
 
 __all__ = ["functional", "merge"]
 
