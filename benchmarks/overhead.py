@@ -156,7 +156,7 @@ def library_loss(apply, params, key, x0):
     n = len(x0)
     key_t, key_eps = jax.random.split(key)
     per_example = jax.vmap(denoising, in_axes=(0, None, None, None, 0, 0))
-    keys, ts = jax.random.split(key_eps, n), uniform_times(key_t, n)
+    keys, (ts, _) = jax.random.split(key_eps, n), uniform_times(key_t, n)
     return jnp.mean(per_example(keys, bind(apply, params), linear_vp(), EPS, x0, ts))
 
 

@@ -171,22 +171,23 @@ def brownian_bridge(x0: Array, x1: Array, eps: Array, t: Time, amplitude: float 
     )
 
 
-def sample_prior(key: PRNGKeyArray, schedule: Schedule, shape: tuple[int, ...]) -> Array:
-    """A draw of the prior N(0, sigma(1)^2 I): the standard normal on VP paths, but not on variance-exploding ones.
+def sample_prior(key: PRNGKeyArray, schedule: Schedule, shape: tuple[int, ...], t: Time = 1.0) -> Array:
+    """A draw of the prior N(0, sigma(t)^2 I): the standard normal on VP paths, but not on variance-exploding ones.
 
     Args:
         key: a PRNG key.
         schedule: any schedule.
         shape: the shape of the draw.
+        t: the first time of the grid, where alpha is 0 or small beside sigma.
 
     Returns:
-        x_1 of that shape.
+        x_t of that shape.
 
     >>> x1 = sample_prior(jax.random.key(0), edm(80.0), (1000,))
     >>> 70 < float(x1.std()) < 90
     True
     """
-    return coefficients(schedule, 1.0).sigma * jax.random.normal(key, shape)
+    return coefficients(schedule, t).sigma * jax.random.normal(key, shape)
 
 
 def log_prior(schedule: Schedule, x: Array, t: Time = 1.0) -> Float[Array, ""]:

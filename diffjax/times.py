@@ -1,6 +1,7 @@
-"""The times to train at: n random times of a batch.
+"""The times to train at: `(key, n) -> (times, weights)`, n random times of a batch and their weights.
 
-The choice does not bind a sampler to a grid. `diffjax.grids` says which grid suits which sampler.
+The mean of `weights * losses` is the loss over the batch (`losses.over_batch`). The choice does not bind a sampler to a
+grid. `diffjax.grids` says which grid suits which sampler.
 """
 
 import jax
@@ -15,7 +16,9 @@ from .typing import Schedule, Time
 __all__ = ["antithetic_times", "log_normal_times", "log_snr_times", "stratified_times", "uniform_times"]
 
 
-def uniform_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
+def uniform_times(
+    key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """N independent times, uniform on [low, high).
 
     Args:
@@ -25,19 +28,22 @@ def uniform_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0)
         high: the largest time, above low.
 
     Returns:
-        n times.
+        `(times, weights)`, n of each. The weights are 1.
 
     Raises:
         ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
 
-    >>> uniform_times(jax.random.key(0), 3).shape
-    (3,)
+    >>> ts, weights = uniform_times(jax.random.key(0), 3)
+    >>> ts.shape, weights
+    ((3,), Array([1., 1., 1.], dtype=float32))
     """
     _check_times(n, low, high)
-    return _inside(low + (high - low) * jax.random.uniform(key, (n,)), low, high)
+    return _equal(_inside(low + (high - low) * jax.random.uniform(key, (n,)), low, high))
 
 
-def stratified_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
+def stratified_times(
+    key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """N times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on average, with less variance.
 
     Args:
@@ -47,22 +53,24 @@ def stratified_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1
         high: the largest time, above low.
 
     Returns:
-        n ascending times.
+        `(times, weights)`, n of each. The times ascend, and the weights are 1.
 
     Raises:
         ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
 
     Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), appendix I.1, with independent offsets.
 
-    >>> ts = stratified_times(jax.random.key(0), 4, 0.0, 1.0)
+    >>> ts, weights = stratified_times(jax.random.key(0), 4, 0.0, 1.0)
     >>> (4 * ts).astype(int)
     Array([0, 1, 2, 3], dtype=int32)
     """
     _check_times(n, low, high)
-    return _inside(low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n, low, high)
+    return _equal(_inside(low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n, low, high))
 
 
-def antithetic_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0) -> Float[Array, " n"]:
+def antithetic_times(
+    key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """N times in mirrored pairs, t and low + high - t: uniform on average, and what is odd about the middle cancels.
 
     Args:
@@ -72,20 +80,20 @@ def antithetic_times(key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1
         high: the largest time, above low.
 
     Returns:
-        n times: the first half, then their partners.
+        `(times, weights)`, n of each: the first half of the times, then their partners. The weights are 1.
 
     Raises:
         ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
 
     Reference: Hammersley and Morton 1956; Song et al. 2021 (DDIM, arXiv 2010.02502) train so.
 
-    >>> ts = antithetic_times(jax.random.key(0), 4, 0.0, 1.0)
+    >>> ts, weights = antithetic_times(jax.random.key(0), 4, 0.0, 1.0)
     >>> (ts[:2] + ts[2:]).round(5)
     Array([1., 1.], dtype=float32)
     """
     _check_times(n, low, high)
     ts = low + (high - low) * jax.random.uniform(key, (n - n // 2,))
-    return _inside(jnp.concatenate([ts, low + high - ts[: n // 2]]), low, high)
+    return _equal(_inside(jnp.concatenate([ts, low + high - ts[: n // 2]]), low, high))
 
 
 def log_snr_times(
@@ -128,7 +136,7 @@ def log_snr_times(
 
 def log_normal_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, mean: float | Array = -1.2, std: float | Array = 1.2
-) -> Float[Array, " n"]:
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """N times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
 
     Args:
@@ -139,19 +147,24 @@ def log_normal_times(
         std: its standard deviation.
 
     Returns:
-        n times.
+        `(times, weights)`, n of each. The weights are 1: these times are a part of the objective.
 
     Raises:
         ValueError: if n < 1, or a concrete std is negative.
 
     Reference: Karras et al. 2022 (arXiv 2206.00364), Table 1 and section 5.
 
-    >>> (log_normal_times(jax.random.key(0), 2, edm(80.0), mean=0.0, std=0.0) * 80).round(3)
+    >>> ts, weights = log_normal_times(jax.random.key(0), 2, edm(80.0), mean=0.0, std=0.0)
+    >>> (ts * 80).round(3)
     Array([1., 1.], dtype=float32)
     """
     _check_times(n, 0.0, 1.0)
     check_number(std, "std", low=0)
-    return jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(jax.random.normal(key, (n,)))
+    return _equal(jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(jax.random.normal(key, (n,))))
+
+
+def _equal(ts):
+    return ts, jnp.ones_like(ts)
 
 
 def _inside(ts, low, high):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["Denoiser", "Estimate", "Network", "Sampler", "Schedule", "State", "Time"]
+__all__ = ["Denoiser", "Estimate", "Network", "Sampler", "Schedule", "State", "Time", "Times"]
 
 Time: TypeAlias = Float[Array, ""] | float
 
@@ -18,6 +18,10 @@ Schedule: TypeAlias = Callable[[Time], tuple[Array, Array]]
 
 Network: TypeAlias = Callable[..., Array]
 """`network(x, t, ...) -> out`: the raw output, of the shape of x, in any parametrization."""
+
+
+Times: TypeAlias = Callable[[PRNGKeyArray, int], tuple[Array, Array]]
+"""`times(key, n) -> (ts, weights)`: the times of a batch of n examples, and the weights of their losses."""
 
 
 class Estimate(NamedTuple):

@@ -90,19 +90,19 @@ def train(pair, name, settings, seed):
     (apply, velocity), (_, score) = new(2 * seed), new(2 * seed + 1)
 
     def loss(params, key, batch):
-        pair_key, time_key, noise_key = jax.random.split(key, 3)
+        pair_key, key = jax.random.split(key)
         x0, x1 = batch
         x1 = coupling(pair_key, x0, x1)
-        ts = times.stratified_times(time_key, len(x0), *((LOW, HIGH) if bridge else (0.0, 1.0)))
+        ends = (LOW, HIGH) if bridge else (0.0, 1.0)
         velocity = dj.bind(apply, params["velocity"])
-        if not bridge:
-            return jnp.mean(jax.vmap(functools.partial(losses.conditional_flow_matching, velocity))(x0, x1, ts))
         score = dj.bind(scaled_score, apply, params["score"], settings.amplitude)
 
-        def one(key, x0, x1, t):
-            return losses.bridge_matching(key, velocity, score, x0, x1, t, settings.amplitude)
+        def one(key, pair, t):
+            if not bridge:
+                return losses.conditional_flow_matching(velocity, *pair, t)
+            return losses.bridge_matching(key, velocity, score, *pair, t, settings.amplitude)
 
-        return jnp.mean(jax.vmap(one)(jax.random.split(noise_key, len(x0)), x0, x1, ts))
+        return losses.over_batch(key, one, (x0, x1), times=lambda key, n: times.stratified_times(key, n, *ends))
 
     def batches():
         while True:

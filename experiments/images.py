@@ -21,7 +21,7 @@ import optax
 from sklearn.svm import SVC
 
 import diffjax as dj
-from diffjax import divergence, likelihood, losses, times, training
+from diffjax import divergence, likelihood, losses, training
 from diffjax.metrics import frechet_distance
 from experiments.results import write_results
 
@@ -51,16 +51,13 @@ def make_loss(apply, data: Images, event: tuple[int, ...], drop: float):
 
     def loss(params, key, batch):
         images, labels = batch
-        n = len(labels)
-        pixel_key, drop_key, time_key, noise_key = jax.random.split(key, 4)
-        x0 = likelihood.dequantize(pixel_key, images, data.levels).reshape(n, *event)
-        labels = jnp.where(jax.random.bernoulli(drop_key, drop, (n,)), data.classes, labels)
-        ts = times.stratified_times(time_key, n, 0.0, 1.0)
+        pixel_key, key = jax.random.split(key)
+        x0s = likelihood.dequantize(pixel_key, images, data.levels).reshape(len(labels), *event)
 
         def one(key, x0, t, label):
             return losses.denoising(key, dj.bind(apply, params, cond=label), SCHEDULE, dj.VELOCITY, x0, t)
 
-        return jnp.mean(jax.vmap(one)(jax.random.split(noise_key, n), x0, ts, labels))
+        return losses.over_batch(key, one, x0s, labels, drop=drop, null=data.classes)
 
     return loss
 
@@ -160,8 +157,7 @@ def class_labels(data: Images, each: int) -> np.ndarray:
 
 def to_images(xs, data: Images) -> np.ndarray:
     """Samples in [-1, 1) as integer images: the inverse of dequantization."""
-    values = np.floor((np.asarray(xs, np.float64) + 1) * data.levels / 2)
-    return np.clip(values, 0, data.levels - 1).astype(np.int32).reshape(len(xs), *data.train.shape[1:])
+    return np.asarray(likelihood.quantize(xs, data.levels)).reshape(len(xs), *data.train.shape[1:])
 
 
 def pixels(images: np.ndarray, data: Images) -> np.ndarray:

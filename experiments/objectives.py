@@ -150,7 +150,7 @@ X0, EPS, V, VELOCITY = map(normalized, (dj.X0, dj.EPS, dj.V, dj.VELOCITY))
 
 
 def uniform_t(key, n, path):
-    return times.stratified_times(key, n, path.low, path.high), jnp.ones(n)
+    return times.stratified_times(key, n, path.low, path.high)
 
 
 def log_snr_t(key, n, path):
@@ -158,7 +158,8 @@ def log_snr_t(key, n, path):
 
 
 def log_normal_t(key, n, path):
-    return times.log_normal_times(key, n, path.schedule, *toy2d.LOG_NOISE).clip(path.low, path.high), jnp.ones(n)
+    ts, weights = times.log_normal_times(key, n, path.schedule, *toy2d.LOG_NOISE)
+    return ts.clip(path.low, path.high), weights
 
 
 class Objective(NamedTuple):
@@ -490,8 +491,8 @@ def distances_of(name: str, kind: Kind, settings: Settings):
 def variance_of_times(apply, params, path, parametrization, kind: Kind, settings: Settings, batches: int = 400):
     """Mean and variance of a batch's likelihood-weighted loss, by how its times are drawn."""
     draws = {
-        "independent": lambda key, n, path: (times.uniform_times(key, n, path.low, path.high), jnp.ones(n)),
-        "antithetic": lambda key, n, path: (times.antithetic_times(key, n, path.low, path.high), jnp.ones(n)),
+        "independent": lambda key, n, path: times.uniform_times(key, n, path.low, path.high),
+        "antithetic": lambda key, n, path: times.antithetic_times(key, n, path.low, path.high),
         "stratified": uniform_t,
         "importance": log_snr_t,
     }

@@ -101,16 +101,17 @@ def train(data, schedule, target, settings):
     def network(params):
         return scaled(dj.bind(apply, params), schedule, target)
 
+    def noise_levels(key, n):
+        ts, weights = times.log_normal_times(key, n, schedule, *LOG_NOISE)
+        return ts.clip(DATA_END, PRIOR_END), weights
+
     def loss(params, key, x0s):
-        time_key, noise_key = jax.random.split(key)
-        ts = times.log_normal_times(time_key, len(x0s), schedule, *LOG_NOISE).clip(DATA_END, PRIOR_END)
-        keys = jax.random.split(noise_key, len(x0s))
         weighting = weightings.unweighted if target is dj.EPS else relative
 
         def one(key, x0, t):
             return losses.denoising(key, network(params), schedule, target, x0, t, weighting)
 
-        return jnp.mean(jax.vmap(one)(keys, x0s, ts))
+        return losses.over_batch(key, one, x0s, times=noise_levels)
 
     step = training.make_train_step(loss, optimizer, ema=training.power_ema())
     batches = training.in_memory(data.astype(np.float32), settings.batch, seed=settings.seed)

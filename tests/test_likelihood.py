@@ -16,6 +16,7 @@ from diffjax.likelihood import (
     dequantize,
     importance_weighted_bound,
     log_likelihood,
+    quantize,
     standard_errors,
     variational_dequantize,
 )
@@ -165,6 +166,7 @@ def test_dequantized_values_stay_in_their_bins(levels):
     values = jnp.tile(jnp.arange(levels), 50)
     x = dequantize(jax.random.key(0), values, levels)
     np.testing.assert_array_equal(np.floor((np.asarray(x) + 1) / 2 * levels), values)
+    np.testing.assert_array_equal(quantize(x, levels), values)
     u = (np.asarray(x) + 1) / 2 * levels - np.asarray(values)
     assert abs(u.mean() - 0.5) < 5 * np.sqrt(1 / 12 / u.size) and 0 <= u.min() and u.max() < 1
 
@@ -175,6 +177,7 @@ def test_float32_does_not_leave_the_bins(levels):
     inside = jnp.tile(jnp.arange(levels, dtype=jnp.int32), 10**6 // levels)
     with jax.enable_x64(False):
         uniform = dequantize(jax.random.key(0), inside, levels)
+        assert np.array_equal(quantize(uniform, levels), inside)
         ends = jnp.arange(levels, dtype=jnp.int32)
         low, high = (variational_dequantize(jax.random.key(0), ends, levels, m, 1.0)[0] for m in (-200.0, 200.0))
         assert uniform.dtype == low.dtype == jnp.float32

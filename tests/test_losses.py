@@ -16,6 +16,7 @@ from diffjax.losses import (
     explicit_score_matching,
     flow_matching,
     implicit_score_matching,
+    over_batch,
     sliced_score_matching,
 )
 from diffjax.parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning, score
@@ -233,13 +234,14 @@ def test_a_weighted_loss_does_not_depend_on_the_parametrization(weighting):
 def test_time_samplers():
     n, low, high = 4000, 0.2, 0.9
     for times in (uniform_times, stratified_times, antithetic_times):
-        ts = times(jax.random.key(0), n, low, high)
+        ts, weights = times(jax.random.key(0), n, low, high)
+        assert np.all(weights == 1) and weights.shape == (n,)
         assert low <= float(ts.min()) and float(ts.max()) < high
         # mean and second moment of U[low, high) within five standard errors of independent times
         assert abs(float(ts.mean()) - 0.55) < 5 * 0.7 / np.sqrt(12 * n)
         second, fourth = ((high**k - low**k) / (k * (high - low)) for k in (3, 5))
         assert abs(float((ts**2).mean()) - second) < 5 * np.sqrt((fourth - second**2) / n)
-    part = np.floor((np.asarray(stratified_times(jax.random.key(1), 7, low, high)) - low) / (high - low) * 7)
+    part = np.floor((np.asarray(stratified_times(jax.random.key(1), 7, low, high)[0]) - low) / (high - low) * 7)
     np.testing.assert_array_equal(part, np.arange(7))
 
 
@@ -249,13 +251,13 @@ def test_rounding_does_not_leave_the_interval(monkeypatch, times, u):
     """(n - 1 + u) / n rounds to 1 for n = 4096, where many a weighting is infinite."""
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, u, jnp.float32))
     with jax.enable_x64(False):
-        ts = np.asarray(times(jax.random.key(0), 4096, 1e-5, 1.0))
+        ts = np.asarray(times(jax.random.key(0), 4096, 1e-5, 1.0)[0])
     assert ts.dtype == np.float32 and ts.min() >= np.float32(1e-5) and ts.max() < 1
 
 
 def test_antithetic_times_cancel_what_is_odd():
     for n in (6, 7):
-        ts = np.asarray(antithetic_times(jax.random.key(0), n, 0.2, 0.9))
+        ts = np.asarray(antithetic_times(jax.random.key(0), n, 0.2, 0.9)[0])
         assert len(ts) == n
         np.testing.assert_allclose(ts[: n // 2] + ts[n - n // 2 :], 1.1, rtol=1e-12)
 
@@ -281,6 +283,52 @@ def test_log_normal_times_through_their_quantiles(monkeypatch, path):
     # with z in place of the normal draw, log(sigma / alpha) must be mean + std z
     z = np.array([-1.3, 0.0, 0.7])
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(z))
-    ts = log_normal_times(jax.random.key(0), 3, getattr(schedules, path)(), mean=-0.5, std=0.8)
+    ts, weights = log_normal_times(jax.random.key(0), 3, getattr(schedules, path)(), mean=-0.5, std=0.8)
+    assert np.all(weights == 1)
     alpha, sigma = np.array([oracles.alpha_sigma(path, float(t)) for t in ts]).T
     np.testing.assert_allclose(np.log(sigma / alpha), -0.5 + 0.8 * z, rtol=1e-9, atol=1e-12)
+
+
+# ---- over a batch ----------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_over_a_batch_is_the_weighted_mean():
+    """With a loss that returns its arguments: times and weights of the batch as a whole, examples and conditions."""
+    xs, labels = jnp.arange(6.0), jnp.array([3, 1, 4, 1, 5, 9])
+    times = lambda key, n: (jnp.arange(n) / 10, 1.0 + jnp.arange(n))  # noqa: E731
+    loss = lambda key, x, t, label: 100 * x + t + 0.001 * label  # noqa: E731
+    expected = np.mean((1 + np.arange(6)) * (100 * np.arange(6) + np.arange(6) / 10 + 0.001 * np.asarray(labels)))
+    np.testing.assert_allclose(over_batch(jax.random.key(0), loss, xs, labels, times=times), expected, rtol=1e-12)
+    pairs = over_batch(jax.random.key(0), lambda key, pair, t: pair[0] * pair[1], (xs, xs), times=times)
+    np.testing.assert_allclose(pairs, np.mean((1 + np.arange(6)) * np.arange(6) ** 2), rtol=1e-12)
+
+
+def test_each_example_has_a_key_and_conditions_drop_on_their_own():
+    n, rate = 4000, 0.2
+    noise = lambda key, x, t: jax.random.normal(key) ** 2  # noqa: E731
+    # chi-squared: mean 1, variance 2 / n of independent keys
+    assert abs(over_batch(jax.random.key(0), noise, jnp.zeros(n)) - 1) < 5 * np.sqrt(2 / n)
+    cond = {"label": jnp.arange(n) % 3, "text": jnp.ones((n, 2))}
+    null = {"label": 3, "text": jnp.zeros(2)}
+    both = lambda key, x, t, c: jnp.where(c["label"] == 3, 1.0 - c["text"].sum(), c["text"].sum() - 2)  # noqa: E731
+    # the leaves of a condition drop together: a kept one counts 0, a dropped one 1
+    for drop in (rate, jnp.asarray(rate)):
+        value = over_batch(jax.random.key(1), both, jnp.zeros(n), cond, drop=drop, null=null)
+        assert abs(value - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
+    always = over_batch(jax.random.key(1), both, jnp.zeros(n), cond, drop=1.0, null=null)
+    assert always == 1
+
+
+def test_what_over_batch_refuses():
+    loss = lambda key, x, t, *c: x  # noqa: E731
+    for arguments, message in (
+        ((jnp.zeros(3), jnp.zeros(2)), r"examples, cond: expected arrays of one leading size"),
+        ((jnp.zeros(0),), r"at least 1, got \[\(0,\)\]"),
+        ((jnp.zeros(()),), r"at least 1, got \[\(\)\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            over_batch(jax.random.key(0), loss, *arguments)
+    with pytest.raises(ValueError, match="drop: expected 0, or cond and null beside it"):
+        over_batch(jax.random.key(0), loss, jnp.zeros(3), jnp.zeros(3), drop=0.1)
+    with pytest.raises(ValueError, match=r"drop: expected a finite number in \[0, 1\], got 1.5"):
+        over_batch(jax.random.key(0), loss, jnp.zeros(3), jnp.zeros(3), drop=1.5, null=1)

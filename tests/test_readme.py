@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import diffjax as dj
@@ -18,15 +19,48 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 @functools.cache
 def composed():
-    """The names that the first program leaves, on which the second one builds."""
+    """The names that the program which composes leaves, on which others build."""
     names = {}
-    exec(PROGRAMS[0], names)
+    exec(PROGRAMS[1], names)
     return names
+
+
+def test_the_program_for_own_images_trains_samples_resumes_and_scores(tmp_path, monkeypatch, capsys):
+    """At a small size: 8x8 images of two classes, a U-Net of width 32, and a few steps."""
+    lines = [line for line in PROGRAMS[0].strip().splitlines() if line]
+    assert len(lines) <= 35
+    labels = np.arange(80) % 2
+    np.savez(
+        tmp_path / "images.npz",
+        images=np.full((80, 8, 8, 1), 255, np.uint8) * labels[:, None, None, None],
+        labels=labels,
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.imsave", saved := Saved())
+    text = PROGRAMS[0].replace("num_classes=classes", "num_classes=classes, width=32, multipliers=(1,), blocks=1")
+    for steps in (4, 6):
+        names = {}
+        exec(text.replace("50_000", str(steps)).replace("callback_every=1000", "callback_every=2"), names)
+        assert int(names["state"].step) == steps
+        assert names["samples"].shape == (80, 8, 8, 1) and 0 <= names["samples"].min() <= names["samples"].max() <= 255
+        assert math.isfinite(float(capsys.readouterr().out.splitlines()[-1]))
+    assert [path for path, *_ in saved.calls] == [f"runs/mine/{step}.png" for step in (2, 4, 6)]
+    assert all(row.shape == (8, 64) and row.dtype == np.uint8 for _, row in saved.calls)
+
+
+class Saved:
+    """Keeps what `imsave` is given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, path, row, cmap):
+        self.calls.append((path, row))
 
 
 def test_the_program_composes():
     names = composed()
-    assert len(PROGRAMS[0].strip().splitlines()) <= 15
+    assert len(PROGRAMS[1].strip().splitlines()) <= 15
     # more guidance, further along the direction from the unconditional mean 0 to the conditional mean 1
     unguided, conditional, guided = names["sweep"]
     assert unguided < conditional < guided
@@ -37,7 +71,7 @@ def test_the_program_composes():
 
 def test_optimal_pairs_are_nearer():
     names = dict(composed())
-    exec(PROGRAMS[1], names)
+    exec(PROGRAMS[2], names)
     x1 = names["x1"][:200]
     x0 = 2 * x1[::-1]  # the optimal partner of 2 z is z: of mean squared distance E z^2 = 1, and 5 as they came
     loss = names["flow_matching_loss"](lambda x, t: jnp.zeros_like(x), jax.random.key(4), x0, x1)  # mean |x1 - x0|^2
@@ -46,7 +80,7 @@ def test_optimal_pairs_are_nearer():
 
 def test_the_found_grids_are_grids_and_the_fitted_one_is_better():
     names = dict(composed())
-    exec(PROGRAMS[2], names)
+    exec(PROGRAMS[3], names)
     ts, fitted = names["ts"], names["fitted"]
     for grid in (ts, fitted.ts):
         assert grid.shape == (9,) and bool(jnp.all(jnp.diff(grid) < 0))
@@ -55,10 +89,10 @@ def test_the_found_grids_are_grids_and_the_fitted_one_is_better():
 
 
 def test_the_added_sampler_is_of_second_order():
-    lines = [line for line in PROGRAMS[3].strip().splitlines() if line]
+    lines = [line for line in PROGRAMS[4].strip().splitlines() if line]
     assert len(lines) <= 15
     names = {"dj": dj}
-    exec(PROGRAMS[3], names)
+    exec(PROGRAMS[4], names)
     schedule = dj.gvp()
     sampler = names["midpoint"](gaussian(jnp.zeros(1), 4 * jnp.eye(1), schedule), schedule)
     end = 0.3  # the flow of N(0, 4) stretches x by its marginal's standard deviation, from 1 at t = 1
@@ -70,7 +104,7 @@ def test_the_added_sampler_is_of_second_order():
 
 def test_a_restarted_step_has_the_variance_of_its_rounds():
     names = {"dj": dj, "jax": jax, "jnp": jnp}
-    exec(PROGRAMS[4], names)
+    exec(PROGRAMS[5], names)
     schedule, t, s, n = dj.gvp(), 0.7, 0.3, 100_000
     sampler = dj.ddim(gaussian(jnp.zeros(1), jnp.eye(1), schedule), schedule)
     step, x = jnp.array([t, s]), jnp.zeros((n, 1))

@@ -279,7 +279,8 @@ def _divergence(w, x, t):
 
 
 def _bits(w, x, t):
-    return likelihood.bits_per_dim(w * x, 2, 256) + likelihood.dequantize(jax.random.key(0), jnp.array([3, 250]), 256)
+    pixels = likelihood.quantize(jax.lax.stop_gradient(0.1 * x), 256)
+    return likelihood.bits_per_dim(w * x, 2, 256) + likelihood.dequantize(jax.random.key(0), pixels, 256)
 
 
 def _discrete(numbers, x, t):
@@ -304,9 +305,17 @@ def _times(numbers, x, t):
     low, high, mean, std = numbers
     kinds = times.uniform_times, times.stratified_times, times.antithetic_times
     each = [f(jax.random.key(0), 3, low, high) for f in kinds]
-    each += times.log_snr_times(jax.random.key(0), 3, schedules.linear(), low, high)
+    each.append(times.log_snr_times(jax.random.key(0), 3, schedules.linear(), low, high))
     each.append(times.log_normal_times(jax.random.key(0), 3, schedules.linear(), mean, std))
-    return jnp.concatenate(each) * x[0]
+    return jnp.concatenate([part for pair in each for part in pair]) * x[0]
+
+
+def _over_batch(network, x, t):
+    def loss(key, x0, t, label):
+        return losses.denoising(key, network, schedules.linear(), prm.X0, x0 + label, t)
+
+    x0s, labels = jnp.stack([x, x[::-1], t * x]), jnp.arange(3.0)
+    return losses.over_batch(jax.random.key(0), loss, x0s, labels, drop=0.5 * t, null=3.0)
 
 
 def _bridge(networks, x, t):
@@ -450,6 +459,7 @@ ROWS = {
         (0.1, 0.8, -1.0, 1.1),
         covers=("stratified_times", "antithetic_times", "log_snr_times", "log_normal_times"),
     ),
+    "over_batch": Row(lambda w: bind(_network, w), _over_batch, (0.7,)),
     "brownian_bridge": Row(
         lambda a, b: (bind(_two, a, bind(_network, b)), bind(_network, a)),
         _bridge,
@@ -562,7 +572,7 @@ ROWS = {
         ("exact_probes", "rademacher_probes", "gaussian_probes"),
     ),
     "divergence": Row(lambda w: w, _divergence, (0.7,)),
-    "bits_per_dim": Row(lambda w: w, _bits, (0.7,), covers=("dequantize",)),
+    "bits_per_dim": Row(lambda w: w, _bits, (0.7,), covers=("dequantize", "quantize")),
     "variational_dequantize": Row(
         lambda scale: scale,
         _discrete,

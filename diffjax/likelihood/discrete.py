@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import as_float, check_that
 
-__all__ = ["bits_per_dim", "dequantize", "importance_weighted_bound", "variational_dequantize"]
+__all__ = ["bits_per_dim", "dequantize", "importance_weighted_bound", "quantize", "variational_dequantize"]
 
 
 def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Array:
@@ -68,6 +68,27 @@ def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Flo
     """
     values = _check_values(values, levels)
     return _in_bins(values, jax.random.uniform(key, values.shape), levels)
+
+
+def quantize(x: Float[Array, "..."], levels: int) -> Int[Array, "..."]:
+    """The way back from `dequantize`: `floor(levels (x + 1) / 2)`, clipped to [0, levels).
+
+    Args:
+        x: floating-point data, of any shape; samples may leave [-1, 1).
+        levels: the number of levels, at least 2.
+
+    Returns:
+        Integers in [0, levels), of the shape of x.
+
+    Raises:
+        ValueError: if x is not floating-point, or levels < 2.
+
+    >>> quantize(jnp.array([-1.2, -1.0, 0.0, 0.999]), 256)
+    Array([  0,   0, 128, 255], dtype=int32)
+    """
+    if levels < 2:
+        raise ValueError(f"levels: expected at least 2, got {levels}")
+    return jnp.clip(jnp.floor((as_float(x, "x") + 1) / 2 * levels), 0, levels - 1).astype(jnp.int32)
 
 
 def variational_dequantize(

@@ -1,4 +1,4 @@
-"""Training losses, each for one example.
+"""Training losses, each for one example, and their mean over a batch.
 
     score matching       explicit, implicit, sliced                    (1.13)
     denoising            w(t) |network(x_t, t) - target|^2             (1.14), (1.15)
@@ -6,11 +6,12 @@
     variational bound    of infinitely many steps, in nats             (1.14) with lambda = g^2
     maximum likelihood   of a continuous normalizing flow              (1.12)
 
-`vmap` over keys, examples and times (`times`), and average. A squared error is the mean over the elements of x, so that a
-loss does not grow with the dimension; likelihoods and their bounds are in nats. The weights w are in `weightings`, the pairs
-of flow matching in `couplings`.
+`over_batch` draws the keys and the times (`times`) of a batch, and averages. A squared error is the mean over the elements
+of x, so that a loss does not grow with the dimension. Likelihoods and their bounds are in nats. The weights w are in
+`weightings`, the pairs of flow matching in `couplings`.
 """
 
+from .batch import over_batch
 from .denoising import denoising
 from .flow_matching import bridge_matching, conditional_flow_matching, flow_matching
 from .maximum_likelihood import FlowDensity, maximum_likelihood, standard_normal
@@ -28,6 +29,7 @@ __all__ = [
     "gaussian_reconstruction",
     "implicit_score_matching",
     "maximum_likelihood",
+    "over_batch",
     "sliced_score_matching",
     "standard_normal",
     "variational_bound",
