@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks bench clean
+.PHONY: demo test parity lint notebooks bench clean
 
 demo: .venv/.installed
 	$(BIN)/python -m experiments.digits
 
-test: .venv/.parity
-	$(BIN)/python -m pytest -n 2
+test: .venv/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+parity: .venv/.parity
+	$(BIN)/python -m pytest tests/parity
 
 lint: .venv/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -68,6 +68,8 @@ from .schedules import (
 from .solve import solve_flow, solve_sde
 from .typing import Estimate, Sampler, State
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from . import couplings as couplings
     from . import features as features

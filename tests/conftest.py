@@ -22,6 +22,13 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forgets():
+    """A worker does not keep the compiled programs of a module that is done."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _strict(request):
     """x64 and jax's own checkers, except for the doctests, which show what a user's session shows."""
