@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["Denoiser", "Estimate", "Network", "Sampler", "Schedule", "State", "Time", "Times"]
+__all__ = ["Denoiser", "Estimate", "Kernel", "Network", "Sampler", "Schedule", "State", "Time", "Times"]
 
 Time: TypeAlias = Float[Array, ""] | float
 
@@ -48,6 +48,10 @@ class State(NamedTuple):
     """The current sample, or batch of samples."""
     memory: Any = ()
     """A pytree of fixed structure: what a multistep method remembers."""
+
+
+Kernel: TypeAlias = Callable[[Array, Time, Time], tuple[Array, Array]]
+"""`kernel(x, t, s) -> (mean, std)`: a step from x at time t to time s < t draws from N(mean, std^2 I)."""
 
 
 class Sampler(NamedTuple):

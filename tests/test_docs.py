@@ -1,5 +1,6 @@
 """The Python blocks of each page in docs/ run from top to bottom, in one namespace."""
 
+import itertools
 import pathlib
 import re
 
@@ -28,7 +29,7 @@ def _as_a_user_runs():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page):
     names = run(page)
-    checks = {"training.md": _check_training, "checkpoints.md": _check_checkpoints}
+    checks = {"training.md": _check_training, "checkpoints.md": _check_checkpoints, "kernels.md": _check_kernels}
     checks.get(page.name, lambda names: None)(names)
 
 
@@ -50,3 +51,17 @@ def _check_checkpoints(names):
     assert jnp.array_equal(names["samples"], expected)
     leaves = zip(jax.tree.leaves(names["ema"]), jax.tree.leaves(state.params), strict=True)
     assert any(not jnp.array_equal(ema, param) for ema, param in leaves)
+
+
+def _check_kernels(names):
+    """The mean of the last x is m(center), affine in it: the gradient of E -(x - 2)^2 is 2 (2 - m) dm/dcenter."""
+    means = []
+    for center in (0.0, 1.0):
+        kernel, x = names["kernel_of"](jnp.asarray(center)), jnp.zeros(1)
+        for t, s in itertools.pairwise(names["ts"]):
+            x, _ = kernel(x, t, s)
+        means.append(float(x[0]))
+    exact = 2 * (2 - means[0]) * (means[1] - means[0])
+    # the standard deviations of one draw are about 13 and 0.5
+    assert abs(names["estimate"] - exact) < 5 * 13 / 20_000**0.5
+    assert abs(names["through"] - exact) < 5 * 0.5 / 20_000**0.5

@@ -310,6 +310,17 @@ def _times(numbers, x, t):
     return jnp.concatenate([part for pair in each for part in pair]) * x[0]
 
 
+def _kernels(denoise, x, t):
+    schedule, s = schedules.linear_vp(), 0.4 * t
+    kernels = [
+        *(samplers.ddim_kernel(denoise, schedule, 0.3), samplers.ddpm_kernel(denoise, schedule)),
+        *(samplers.euler_maruyama_kernel(denoise, schedule), samplers.sde_dpm_solver_kernel(denoise, schedule, 0.7)),
+    ]
+    drawn = [samplers.sample(jax.random.key(0), samplers.kernel_sampler(k), x, jnp.stack([t, s])) for k in kernels]
+    values = [samplers.log_transition(k, x, t, x[::-1], s) for k in kernels]
+    return jnp.concatenate([*drawn, jnp.stack(values)])
+
+
 def _over_batch(network, x, t):
     def loss(key, x0, t, label):
         return losses.denoising(key, network, schedules.linear(), prm.X0, x0 + label, t)
@@ -458,6 +469,13 @@ ROWS = {
         _times,
         (0.1, 0.8, -1.0, 1.1),
         covers=("stratified_times", "antithetic_times", "log_snr_times", "log_normal_times"),
+    ),
+    "ddim_kernel": Row(
+        lambda a, b: _gaussian(a, b, schedules.linear_vp()),
+        _kernels,
+        (0.4, 0.7),
+        (1.0,),
+        ("ddpm_kernel", "euler_maruyama_kernel", "kernel_sampler", "log_transition", "sde_dpm_solver_kernel"),
     ),
     "over_batch": Row(lambda w: bind(_network, w), _over_batch, (0.7,)),
     "brownian_bridge": Row(

@@ -10,6 +10,14 @@ from .adaptive import DPM_SOLVER_12, DPM_SOLVER_23, AdaptiveSolution, EmbeddedPa
 from .ddim import ddim, ddpm
 from .dpm_solver import dpm_solver_2, dpm_solver_2s, dpm_solver_3, dpm_solver_fast
 from .edm import edm_sampler
+from .kernels import (
+    ddim_kernel,
+    ddpm_kernel,
+    euler_maruyama_kernel,
+    kernel_sampler,
+    log_transition,
+    sde_dpm_solver_kernel,
+)
 from .multistep import (
     bh1,
     bh2,
@@ -37,7 +45,9 @@ __all__ = [
     "checkpointed_scan",
     "data_adams",
     "ddim",
+    "ddim_kernel",
     "ddpm",
+    "ddpm_kernel",
     "deis",
     "dpm_solver_2",
     "dpm_solver_2m",
@@ -49,13 +59,17 @@ __all__ = [
     "edm_sampler",
     "euler",
     "euler_maruyama",
+    "euler_maruyama_kernel",
     "heun",
+    "kernel_sampler",
+    "log_transition",
     "noise_adams",
     "one_step",
     "predictor_corrector",
     "sa_solver",
     "sample",
     "sde_dpm_solver_2m",
+    "sde_dpm_solver_kernel",
     "trajectory",
     "truncated_scan",
     "unipc",

@@ -37,7 +37,7 @@ from .._varying import zeros_of
 from ..schedules import half_log_snr
 from ..schedules.coefficients import alpha_sigma, log_ratio
 from ..typing import Denoiser, Estimate, Sampler, Schedule, State, Time
-from .ddim import towards
+from .kernels import towards
 
 
 class Place(NamedTuple):

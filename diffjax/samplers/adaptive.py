@@ -14,8 +14,8 @@ from ..schedules import half_log_snr, half_log_snr_inverse
 from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Schedule, Time
 from ._exponential import eps_of
-from .ddim import towards
 from .dpm_solver import Stages, begins, run_stages, stages_2, stages_3
+from .kernels import towards
 
 __all__ = ["DPM_SOLVER_12", "DPM_SOLVER_23", "AdaptiveSolution", "EmbeddedPair", "dpm_solver_adaptive"]
 

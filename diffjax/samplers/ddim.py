@@ -1,33 +1,28 @@
 """DDIM and ancestral DDPM: steps that reuse the two estimates of a denoiser, regular at both ends of every path."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._checks import as_scalar, check_number, is_concrete
-from .._numerics import safe_sqrt
-from ..process import posterior
 from ..schedules.coefficients import alpha_sigma
-from ..typing import Denoiser, Estimate, Sampler, Schedule
+from ..typing import Denoiser, Sampler, Schedule
 from ._sample import one_step
+from .kernels import ddim_kernel, ddpm_kernel, kernel_sampler, towards
 
 __all__ = ["ddim", "ddpm"]
 
 
-def ddim(denoise: Denoiser, schedule: Schedule, eta: float | Array = 0.0) -> Sampler:
+def ddim(denoise: Denoiser, schedule: Schedule, eta: float | Array | None = None) -> Sampler:
     """DDIM: to the next time with the same estimates of data and noise, part of the noise drawn anew.
 
-    `x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z`, with `c = eta sigma_s sqrt(1 - SNR_t / SNR_s)`, z ~ N(0, I). For
-    eta = 0 it is deterministic, exact at every step if the data are one point, and the same as DPM-Solver-1 (1.56); for
-    eta = 1 it is ancestral DDPM. First order; 1 evaluation a step.
+    `x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z`, with `c = eta sigma_s sqrt(1 - SNR_t / SNR_s)`, z ~ N(0, I).
+    Without eta it draws no noise: c = 0, which is exact at every step if the data are one point, and the same as
+    DPM-Solver-1 (1.56). With eta = 1 it is ancestral DDPM. First order; 1 evaluation a step.
 
     Args:
         denoise: the denoiser.
         schedule: its path, any.
-        eta: the stochasticity, in [0, 1]. A concrete 0 draws no noise.
+        eta: the stochasticity, in [0, 1]; None for none. (0 draws noise and multiplies it by 0.)
 
     Returns:
         The sampler.
@@ -41,26 +36,13 @@ def ddim(denoise: Denoiser, schedule: Schedule, eta: float | Array = 0.0) -> Sam
     >>> sampler.step(None, sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.5).x
     Array([2.], dtype=float32)
     """
-    check_number(eta, "eta", 0, 1)
-    if is_concrete(eta) and np.all(np.equal(eta, 0)):
+    if eta is None:
         return one_step(bind(_ddim, denoise, schedule))
-    return one_step(bind(_ddim_stochastic, denoise, schedule, eta))
-
-
-def towards(estimate: Estimate, alpha: Array, sigma: Array) -> Array:
-    """X at (alpha, sigma) if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
-    return alpha * estimate.x0 + sigma * estimate.eps
+    return kernel_sampler(ddim_kernel(denoise, schedule, eta))
 
 
 def _ddim(denoise, schedule, key, x, t, s):
     return towards(call_denoiser(denoise, x, t), *alpha_sigma(schedule, s))
-
-
-def _ddim_stochastic(denoise, schedule, eta, key, x, t, s):
-    alpha, sigma = alpha_sigma(schedule, s)
-    fresh = as_scalar(eta, "eta") * posterior(schedule, s, t).std
-    kept = safe_sqrt(jnp.maximum((sigma - fresh) * (sigma + fresh), 0.0))
-    return towards(call_denoiser(denoise, x, t), alpha, kept) + fresh * jax.random.normal(key, x.shape, x.dtype)
 
 
 def ddpm(denoise: Denoiser, schedule: Schedule) -> Sampler:
@@ -82,9 +64,4 @@ def ddpm(denoise: Denoiser, schedule: Schedule) -> Sampler:
     >>> sampler.step(jax.random.key(0), sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.0).x
     Array([3.], dtype=float32)
     """
-    return one_step(bind(_ddpm, denoise, schedule))
-
-
-def _ddpm(denoise, schedule, key, x, t, s):
-    x_weight, x0_weight, std = posterior(schedule, s, t)
-    return x_weight * x + x0_weight * call_denoiser(denoise, x, t).x0 + std * jax.random.normal(key, x.shape, x.dtype)
+    return kernel_sampler(ddpm_kernel(denoise, schedule))

@@ -28,7 +28,7 @@ from ..schedules import half_log_snr_inverse
 from ..typing import Denoiser, Estimate, Sampler, Schedule, Time
 from ._exponential import Place, eps_of, places, x0_of
 from ._sample import one_step
-from .ddim import towards
+from .kernels import towards
 
 __all__ = [
     "dpm_solver_2",

@@ -9,10 +9,10 @@ from jaxtyping import Array
 from .._bind import bind
 from .._calls import call_denoiser, call_network
 from .._checks import as_scalar, check_number
-from ..dynamics import diffusion, noise_amplitude, reverse_drift
+from ..dynamics import diffusion
 from ..schedules import coefficients
 from ..typing import Denoiser, Network, Sampler, Schedule, Time
-from ._sample import one_step
+from .kernels import diffuse, euler_maruyama_kernel, kernel_sampler
 
 __all__ = ["bridge_sampler", "euler_maruyama", "predictor_corrector"]
 
@@ -41,16 +41,7 @@ def euler_maruyama(
     >>> 0.9 < float(x0.std()) < 1.1
     True
     """
-    return one_step(bind(_euler_maruyama, denoise, schedule, amplitude))
-
-
-def _euler_maruyama(denoise, schedule, amplitude, key, x, t, s):
-    drift = reverse_drift(denoise, schedule, amplitude, x, t)
-    return _diffuse(key, x, drift, noise_amplitude(amplitude, schedule, t), t, s)
-
-
-def _diffuse(key, x, drift, amplitude, t, s):
-    return x + (s - t) * drift + amplitude * jnp.sqrt(t - s) * jax.random.normal(key, x.shape, x.dtype)
+    return kernel_sampler(euler_maruyama_kernel(denoise, schedule, amplitude))
 
 
 def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) -> Sampler:
@@ -78,13 +69,13 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
     Array([2.], dtype=float32)
     """
     check_number(amplitude, "amplitude", 0)
-    return one_step(bind(_bridge_step, velocity, score, amplitude))
+    return kernel_sampler(bind(_bridge_kernel, velocity, score, amplitude))
 
 
-def _bridge_step(velocity, score, amplitude, key, x, t, s):
+def _bridge_kernel(velocity, score, amplitude, x, t, s):
     amplitude = as_scalar(amplitude, "amplitude")
     drift = call_network(velocity, x, t, "velocity") - 0.5 * amplitude**2 * call_network(score, x, t, "score")
-    return _diffuse(key, x, drift, amplitude, t, s)
+    return diffuse(x, drift, amplitude, t, s)
 
 
 def predictor_corrector(
