@@ -16,8 +16,8 @@ def bind(fn: Callable, /, *args: Any, **kwargs: Any) -> Partial:
     `bind(f, a, k=b)(x) = f(a, x, k=b)`. The bound arrays and numbers are the leaves of the result, so a configured
     schedule, denoiser or sampler crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary argument.
 
-    It differs from `jax.tree_util.Partial` where that class would hide data from jax and lose its gradient without
-    a word: binds of binds are merged, and a function that is itself a pytree (a Flax NNX or Equinox module), the
+    It differs from `jax.tree_util.Partial` where that class would hide data from jax, so that gradients silently
+    vanish. Binds of binds are merged, and a function that is itself a pytree (a Flax NNX or Equinox module), the
     object of a bound method and functions among the arguments are all kept as data.
 
     Args:
@@ -42,7 +42,7 @@ def bind(fn: Callable, /, *args: Any, **kwargs: Any) -> Partial:
     (Array(3., dtype=float32, weak_type=True), Array(1., dtype=float32, weak_type=True))
     """
     if not callable(fn):
-        raise ValueError(f"bind: fn must be callable, got {fn!r}")
+        raise ValueError(f"fn: expected a function or a callable module, got {fn!r}")
     if isinstance(fn, functools.partial):  # also jax's Partial
         args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func
         return bind(fn, *args, **kwargs)

@@ -15,7 +15,7 @@ def is_concrete(*values) -> bool:
 
 
 def as_float(x, name: str):
-    """X as an array of at least float32; integers and complex numbers are refused.
+    """Converts x to an array of at least float32; integers and complex numbers are refused.
 
     A Python number stays weakly typed: it takes the precision of the arrays that it meets.
     """

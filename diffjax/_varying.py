@@ -25,7 +25,10 @@ def stack(numbers):
 
 
 def on_mesh(x):
-    """X, placed on the mesh with explicit axes if there is one: there `vmap` refuses constants and results of callbacks."""
+    """Returns x, placed on the mesh with explicit axes if there is one.
+
+    There `vmap` refuses constants and the results of callbacks.
+    """
     explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
     return jax.sharding.reshard(x, PartitionSpec()) if explicit and jax.typeof(x).sharding.mesh.empty else x
 

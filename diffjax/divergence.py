@@ -22,7 +22,7 @@ Probes = Callable[[PRNGKeyArray, Array], Array]
 
 
 def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
-    """N probes of independent random signs: of all probes, those of the least variance for a symmetric Jacobian.
+    """Draws n probes of independent random signs, the choice of least variance for a symmetric Jacobian.
 
     Args:
         key: a PRNG key.

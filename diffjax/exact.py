@@ -75,8 +75,8 @@ def _gaussian(mean, cov, schedule, x, t):
 def _gaussian_terms(mean, cov, alpha, sigma, x):
     """Log N(x; alpha mean, alpha^2 cov + sigma^2 I) less a constant, and both posterior means; x is (..., d).
 
-    The spectrum does not depend on x and t: compilers take it out of a sampler's loop. The derivative by cov is that of the
-    linear system, as eigenvectors have none where eigenvalues are equal.
+    The spectrum does not depend on x and t: compilers take it out of a sampler's loop. The derivative with respect to cov is
+    taken through the linear system, because eigenvectors are not differentiable where eigenvalues coincide.
     """
     variances, vectors = jnp.linalg.eigh(cov)
     vectors = jax.lax.stop_gradient(vectors)

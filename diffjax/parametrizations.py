@@ -1,4 +1,4 @@
-"""What networks predict, and the denoiser that any of them is.
+"""What networks predict, and the denoiser that each of them defines.
 
 A network is trained towards some linear combination `a x0 + b eps` of data and noise. With `alpha x0 + sigma eps = x`
 that is a system of two linear equations for the two unknowns of a denoiser,

@@ -19,7 +19,7 @@ __all__ = ["antithetic_times", "log_normal_times", "log_snr_times", "stratified_
 def uniform_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """N independent times, uniform on [low, high).
+    """Draws n independent times, uniform on [low, high).
 
     Args:
         key: a PRNG key.
@@ -44,7 +44,7 @@ def uniform_times(
 def stratified_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """N times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on average, with less variance.
+    """Draws n times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on average, with less variance.
 
     Args:
         key: a PRNG key.
@@ -71,7 +71,7 @@ def stratified_times(
 def antithetic_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """N times in mirrored pairs, t and low + high - t: uniform on average, and what is odd about the middle cancels.
+    """Draws n times in mirrored pairs, t and low + high - t: uniform on average, and what is odd about the middle cancels.
 
     Args:
         key: a PRNG key.
@@ -99,7 +99,7 @@ def antithetic_times(
 def log_snr_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, low: Time = 1e-5, high: Time = 1.0
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """N times whose log-SNR is uniform and stratified, and their importance weights against uniform times.
+    """Draws n times whose log-SNR is uniform and stratified, and their importance weights against uniform times.
 
     The density is proportional to `-lambda' = g^2 / (2 sigma^2)`: the factor that the likelihood weighting puts on the
     noise's error. With `mean(weights * losses)` every loss is that of uniform times on average, and the likelihood's losses
@@ -137,7 +137,7 @@ def log_snr_times(
 def log_normal_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, mean: float | Array = -1.2, std: float | Array = 1.2
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """N times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
+    """Draws n times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
 
     Args:
         key: a PRNG key.

@@ -14,8 +14,8 @@ within 1% of its limit; the seconds of training. For the likelihood weighting, a
 times are drawn, and on the digits the bits/dim of one model by how its data are dequantized.
 
 Every path is used between the same two noise levels, sigma / alpha = 0.02 and 10 (those of the VE path), in training,
-sampling and scoring: farther out, the errors of one parametrization or another are multiplied by what the paths' ends happen
-to be. What a network sees and is asked for has unit variance on every path, for data of unit variance (`normalized`).
+sampling and scoring: outside this range the path's end amplifies each parametrization's error, so that ends and not
+objectives would be compared. Inputs and targets have unit variance on every path, for data of unit variance (`normalized`).
 """
 
 import dataclasses

@@ -138,5 +138,5 @@ def test_pickles():
 
 
 def test_refuses_what_cannot_be_called():
-    with pytest.raises(ValueError, match=r"fn must be callable, got 3"):
+    with pytest.raises(ValueError, match=r"fn: expected a function or a callable module, got 3"):
         bind(3)

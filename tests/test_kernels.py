@@ -16,6 +16,7 @@ from diffjax.samplers import (
     ddim_kernel,
     ddpm,
     ddpm_kernel,
+    edm_sampler,
     euler_maruyama,
     euler_maruyama_kernel,
     kernel_sampler,
@@ -141,6 +142,15 @@ def test_importance_weights_turn_one_chain_into_another():
     assert np.any(
         abs(np.asarray(ends).mean(0) - mean) > 2 * error * np.asarray(ends).std(0)
     )  # unweighted, it is another
+
+
+@pytest.mark.parametrize("make", [ddim, edm_sampler])
+def test_the_program_does_not_depend_on_the_value_of_a_number(make):
+    schedule = schedules.linear_vp()
+    structures = {
+        jax.tree.structure(make(gaussian(schedule), schedule, number)) for number in (0.0, 0.4, jnp.array(0.0))
+    }
+    assert len(structures) == 1
 
 
 def test_what_kernels_refuse():

@@ -29,7 +29,7 @@ def efficientnet_lite0(path: str | pathlib.Path, *, size: int = 96) -> "Efficien
 
     Args:
         path: a state dict, safetensors or torch's.
-        size: as of `EfficientNetLite0`.
+        size: see `EfficientNetLite0`.
 
     Returns:
         The network.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_number, is_concrete
+from .._checks import check_number
 from ..times import stratified_times
 from ..typing import Times
 
@@ -21,7 +21,7 @@ def over_batch(
     cond: Any = None,
     *,
     times: Times = stratified_times,
-    drop: float | Array = 0.0,
+    drop: float | Array | None = None,
     null: Any = None,
 ) -> Float[Array, ""]:
     """The weighted mean of a loss over a batch, `1/n sum_i w_i loss(key_i, x_i, t_i, cond_i)`.
@@ -36,14 +36,16 @@ def over_batch(
         cond: a pytree of arrays with the leading size n: the conditions, such as labels. None: there are none.
         times: `(key, n) -> (times, weights)`, of `diffjax.times`; bind other ends or a schedule with
             `lambda key, n: log_snr_times(key, n, schedule)`.
-        drop: the probability with which a condition is dropped, in [0, 1]. Ho and Salimans use 0.1 to 0.2.
+        drop: the probability with which a condition is dropped, in [0, 1]; None: no condition is. Ho and Salimans use 0.1
+            to 0.2.
         null: what takes its place: a pytree as one example's condition, such as the label `network.null`.
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        ValueError: if there are no examples, leading sizes differ, `drop` is outside [0, 1] or given without `null`.
+        ValueError: if there are no examples, leading sizes differ, a concrete `drop` is outside [0, 1], or it comes without
+            `null` and `cond`.
 
     Reference: Ho and Salimans 2022 (arXiv 2207.12598), algorithm 1, for dropped conditions.
 
@@ -57,14 +59,13 @@ def over_batch(
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((examples, cond))}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(f"examples, cond: expected arrays of one leading size, at least 1, got {sorted(sizes)}")
-    check_number(drop, "drop", 0, 1)
-    dropped = not is_concrete(drop) or bool(drop > 0)
-    if dropped and (null is None or cond is None):
-        raise ValueError("drop: expected 0, or cond and null beside it, the condition that takes the place of others")
+    if (drop is None) != (null is None) or (drop is not None and cond is None):
+        raise ValueError("drop, null: expected both or none, and cond beside them: null takes the place of a condition")
     ((n,),) = sizes
     time_key, drop_key, loss_key = jax.random.split(key, 3)
     ts, weights = times(time_key, n)
-    if dropped:
+    if drop is not None:
+        check_number(drop, "drop", 0, 1)
         gone = jax.random.bernoulli(drop_key, drop, (n,))
         replace = lambda c, other: jnp.where(gone.reshape(-1, *[1] * (jnp.ndim(c) - 1)), jnp.asarray(other)[None], c)  # noqa: E731
         cond = jax.tree.map(replace, cond, null)

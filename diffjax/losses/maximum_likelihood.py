@@ -76,7 +76,7 @@ def maximum_likelihood(
         kinetic_weight: at least 0; lambda_K. Like the nats it weighs against, the integral is a sum over the elements of x.
         jacobian_weight: at least 0; lambda_J.
         log_prior: `x_1 -> log p(x_1)`: any prior with a density.
-        probes: `(key, x) -> (n, *x.shape)`, as of `likelihood.log_likelihood`.
+        probes: `(key, x) -> (n, *x.shape)`, see `likelihood.log_likelihood`.
         start: the time of the data.
         end: the time of the prior.
         **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`. The adjoint chooses how the

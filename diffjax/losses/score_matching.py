@@ -4,8 +4,8 @@
     implicit_score_matching     |s_theta|^2 + 2 div s_theta         Hyvarinen; of random probes, sliced
     sliced_score_matching       (z . s_theta)^2 + 2 z^T J z         Song et al.
 
-On average they differ by the Fisher information of p_t, which no parameter moves; and from denoising score matching
-(`denoising` with SCORE) by another constant. All have one gradient.
+Their expectations differ by constants alone: the Fisher information of p_t and, for denoising score matching (`denoising`
+with SCORE), another one. So all have the same gradient.
 """
 
 from collections.abc import Callable
@@ -52,14 +52,14 @@ def explicit_score_matching(
 def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[Array, "n *x"]) -> Float[Array, ""]:
     """Score matching from samples alone: `(|s_theta|^2 + 2 div s_theta) / d`.
 
-    On average `explicit_score_matching` less `mean |grad log p|^2 / d`, which no parameter moves. With `exact_probes` it is
+    On average `explicit_score_matching` less the constant `mean |grad log p|^2 / d`. With `exact_probes` it is
     Hyvarinen's, of d products; with `rademacher_probes` or `gaussian_probes` sliced score matching with variance reduction.
 
     Args:
         network: predicts the score.
         x: one sample of p_t, of any shape.
         t: its time, a scalar.
-        probes: of shape (n, *x.shape), as of `divergence.exact_probes(key, x)`.
+        probes: of shape (n, *x.shape), such as `divergence.exact_probes(key, x)`.
 
     Returns:
         The loss.
@@ -87,7 +87,7 @@ def sliced_score_matching(network: Network, x: Array, t: Time, probes: Float[Arr
         network: predicts the score.
         x: one sample of p_t, of any shape.
         t: its time, a scalar.
-        probes: the z, of shape (n, *x.shape), with `E z z^T = 1`, as of `divergence.rademacher_probes(key, x)`.
+        probes: the z, of shape (n, *x.shape), with `E z z^T = 1`, such as `divergence.rademacher_probes(key, x)`.
 
     Returns:
         The loss.

@@ -4,7 +4,8 @@ r"""The continuous-time variational bound, for one example.
 
 the loss of infinitely many steps of ancestral sampling: prior, reconstruction at the time s of the least noise, diffusion.
 `lambda` is half the log-SNR, so `-lambda' = g^2 / (2 sigma^2)`: the last term is (1.14) with the likelihood weighting, in
-nats. In the variable lambda it is `int |eps - eps_theta|^2 d lambda`: what the schedule does between its ends is no matter.
+nats. In the variable lambda it is `int |eps - eps_theta|^2 d lambda`: it depends on the schedule only through
+its two ends.
 """
 
 from collections.abc import Callable

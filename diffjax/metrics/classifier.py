@@ -1,4 +1,4 @@
-"""Scores of samples by a classifier: of what it says about them, and of what it learns from them."""
+"""Classifier-based scores: how it judges samples, and how well it learns from them."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ __all__ = ["classifier_accuracy_score", "inception_score"]
 def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""]:
     """The inception score: `exp(mean_i KL(p(c | x_i) | p(c)))`, with `p(c) = mean_i p(c | x_i)`.
 
-    It lies between 1, where all samples look alike, and the number of classes. It never looks at the data, and is biased
-    downwards for few samples. Of logits, give `jax.nn.softmax(logits)`. The usual "mean and standard deviation over ten
+    It lies between 1, where all samples look alike, and the number of classes. It does not depend on the data, and is biased
+    downwards for few samples. For logits, give `jax.nn.softmax(logits)`. The usual "mean and standard deviation over ten
     splits" is `scores = jax.vmap(inception_score)(probabilities.reshape(10, -1, classes))`.
 
     Args:
@@ -29,7 +29,8 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
         The score.
 
     Raises:
-        ValueError: on another rank, no samples, a dtype that is not floating-point, or rows that are not probabilities.
+        ValueError: if the rank is not 2, there is no sample, the dtype is not floating-point, or rows are not
+            probabilities.
 
     Reference: Salimans et al. 2016 (arXiv 1606.03498), section 4.
 
@@ -57,7 +58,7 @@ def classifier_accuracy_score(
 ) -> float:
     """The classification accuracy score (CAS): accuracy on real data of a classifier trained on generated samples alone.
 
-    Beside it stands the accuracy after training on real data, the same call with real training samples.
+    For comparison, call it with real training samples: that is the accuracy after training on real data.
 
     Args:
         classifier: an object with scikit-learn's `fit(x, labels)` and `predict(x)`; it is fitted in place.

@@ -77,7 +77,7 @@ def frechet_distance(x: ArrayLike | Moments, y: ArrayLike | Moments, *, allow_fe
 
     Raises:
         ValueError: on fewer than two samples, no more samples than features (unless `allow_few`), other trailing shapes,
-            values that are not finite, or moments whose precision has not left three digits of the covariance.
+            values that are not finite, or moments too imprecise for three significant digits of the covariance.
 
     >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(frechet_distance(x, x + np.array([1.0, 2.0, 0.0])), 6)
@@ -150,7 +150,7 @@ def gaussian_frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLik
         mean1: m1, (d,).
         cov1: C1, (d, d), positive semidefinite of any rank.
         mean2: m2, (d,).
-        cov2: C2, (d, d), likewise.
+        cov2: C2, (d, d), symmetric, too.
 
     Returns:
         The distance, at least 0.
@@ -165,13 +165,15 @@ def gaussian_frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLik
     d = mean1.size
     if (mean1.shape, cov1.shape, mean2.shape, cov2.shape) != ((d,), (d, d), (d,), (d, d)):
         got = (mean1.shape, cov1.shape, mean2.shape, cov2.shape)
-        raise ValueError(f"gaussian_frechet_distance: expected shapes (d,), (d, d), (d,), (d, d), got {got}")
+        raise ValueError(f"mean1, cov1, mean2, cov2: expected shapes (d,), (d, d), (d,), (d, d), got {got}")
     if not all(np.isfinite(a).all() for a in (mean1, cov1, mean2, cov2)):
-        raise ValueError("gaussian_frechet_distance: means and covariances must be finite")
+        raise ValueError("mean1, cov1, mean2, cov2: expected finite numbers, got others")
     for name, cov in (("cov1", cov1), ("cov2", cov2)):
         values = np.linalg.eigvalsh(cov)
         if values.min(initial=0.0) < -1e-6 * max(values.max(initial=0.0), 0.0) or not np.allclose(cov, cov.T):
-            raise ValueError(f"gaussian_frechet_distance: {name} must be symmetric and positive semidefinite")
+            raise ValueError(
+                f"{name}: expected a symmetric, positive semidefinite matrix, got one of eigenvalues {values}"
+            )
     return _distance(mean1, _root(cov1), mean2, _root(cov2))
 
 

@@ -125,7 +125,7 @@ def energy_distance(x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Float[A
         y: samples (m, ...), m >= 2.
 
     Returns:
-        The distance, of the unit of the features; zero on average if and only if the distributions are the same.
+        The distance, in the units of the features; zero on average if and only if the distributions are the same.
 
     Raises:
         ValueError: as `mmd`.

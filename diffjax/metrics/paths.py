@@ -13,13 +13,13 @@ def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
     """The length of a polygon, `sum_k |x_{k+1} - x_k|`.
 
     Args:
-        xs: one trajectory, as of `samplers.trajectory`, of shape (times, *x).
+        xs: one trajectory, see `samplers.trajectory`, of shape (times, *x).
 
     Returns:
         The length, in units of x: at least the distance of its ends.
 
     Raises:
-        ValueError: on fewer than two points.
+        ValueError: if there are fewer than two points.
 
     >>> path_length(jnp.array([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]))
     Array(7., dtype=float32)
@@ -41,7 +41,7 @@ def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array
         The energy, in squared units of x per unit of time.
 
     Raises:
-        ValueError: on fewer than two points, or as many times as there are not points.
+        ValueError: if there are fewer than two points, or the numbers of times and points differ.
 
     Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482) normalize it by that distance.
 

@@ -31,7 +31,7 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
         p: the power, at least 1.
 
     Returns:
-        The distance, of the unit of the features.
+        The distance, in the units of the features.
 
     Raises:
         ValueError: on no samples, other shapes, values that are not finite, or p < 1.
@@ -67,7 +67,7 @@ def sliced_wasserstein(
         p: the power, at least 1.
 
     Returns:
-        The distance, of the unit of the features (of a translation by v: about `|v| / sqrt(d)` for p = 2).
+        The distance, in the units of the features (of a translation by v: about `|v| / sqrt(d)` for p = 2).
 
     Raises:
         ValueError: on no samples, other trailing shapes, a dtype that is not floating-point, values that are not finite,

@@ -32,7 +32,7 @@ def increments(ts: Float[Array, " n+1"]) -> Float[Array, " n"]:
 
 
 def from_increments(z: Float[Array, " n"], start: Time, end: Time) -> Float[Array, " n+1"]:
-    """The grid from start to end whose steps are in proportion to `exp(z)`: it ascends for no z.
+    """The grid from start to end whose steps are in proportion to `exp(z)`. It descends whatever z is.
 
     Args:
         z: n numbers; a constant added to all of them changes nothing.
@@ -52,7 +52,7 @@ def from_increments(z: Float[Array, " n"], start: Time, end: Time) -> Float[Arra
 
 
 class LearnedGrid(NamedTuple):
-    """The best grid that was met."""
+    """The best grid found."""
 
     ts: Float[Array, " n+1"]
     """The grid."""

@@ -26,7 +26,7 @@ def elbo_table(
 
     With the variances of q and p matched,
     `L(t, s) = E KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = (e^(2 (lambda_s - lambda_t)) - 1) / 2 E |eps - eps_hat(x_t, t)|^2`,
-    so the whole table takes one mean squared error a time. At a last time with sigma = 0 stands
+    so the whole table takes one mean squared error a time. If sigma = 0 at the last time, its column holds
     `-E log p(x_0 | x_t)`, with a Gaussian of the estimate's own noise, `p = N(x0_hat, (sigma_t / alpha_t)^2 I)`.
 
     Args:

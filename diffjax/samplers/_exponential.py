@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
 
 def places(schedule: Schedule, *ts: Time) -> tuple[Place, ...]:
-    """The places of some times, from one evaluation of the schedule for all: a program that is small and soon compiled."""
+    """The places of some times, from one evaluation of the schedule for all, which keeps the program small."""
     times = jnp.stack([jnp.asarray(t) for t in ts])
     alphas, sigmas = jax.vmap(lambda t: alpha_sigma(schedule, t))(times)
     return tuple(map(Place, times, alphas, sigmas, log_ratio(alphas, sigmas)))
@@ -111,7 +111,8 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
 
     `one_node` replaces the first moment where a single node is left.
     """
-    u, v, known = list(nodes), [], []  # scalars, of which XLA makes a smaller program than of small vectors
+    # Scalars: XLA compiles them to a smaller program than short vectors.
+    u, v, known = list(nodes), [], []
     for j, node in enumerate(u):
         known.append(jnp.isfinite(node) & (node != 0) & ~sum((node == other for other in u[:j]), jnp.array(False)))
         v.append(jnp.where(known[j], 1 / jnp.where(known[j], node, 1.0), 0.0))
@@ -333,7 +334,7 @@ def _corrected_multistep(denoise, schedule, interpolation, tau, corrector, key, 
     history = _remember(state.memory, interpolation.predict(estimate), u)
     kept, fresh = _noise(tau, t, s)
     # x is corrected to `x + _combine(history, correction)`: the last step once more, with the new prediction among its
-    # nodes. This x goes the way of the noise that it is a part of.
+    # nodes. The correction is scaled like the noise that it belongs to.
     others = jnp.concatenate([history.nodes[:1], history.nodes[2:]])
     others = _relative(others, history.nodes[1])
     correction = _differences(1, corrector.weights(before, t, others, limits=CORRECTOR_LIMITS)) - last

@@ -32,7 +32,7 @@ def sample(
     function reads from its closure and globals is looked at again in every call.
 
     Args:
-        key: a PRNG key; a deterministic sampler does not look at it.
+        key: a PRNG key; a deterministic sampler does not use it.
         sampler: `ddim(denoise, schedule)`, ...
         x: where to start, at time ts[0]: one sample, or a batch that shares the times.
         ts: descending times in [0, 1], one or more steps.

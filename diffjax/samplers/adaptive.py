@@ -38,7 +38,7 @@ def _lower_2(schedule, t, s, start, differences):
 
 
 class EmbeddedPair(NamedTuple):
-    """A solver, and one of an order less on the same evaluations to tell its error by."""
+    """A solver and, from the same evaluations, one of lower order that estimates its error."""
 
     order: int
     stages: Callable[[Schedule, Time, Time], Stages]

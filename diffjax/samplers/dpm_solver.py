@@ -47,7 +47,10 @@ class Stages(NamedTuple):
 
 
 def _stages(schedule, t, s, ratios):
-    """The targets: `lambda_t + r h` for ratios r < 1 (t itself if h is infinite), then s; h; and the stages by their w."""
+    """Returns h, the places `lambda_t + r h` followed by s, and a function from the weights w to `Stages`.
+
+    If h is infinite, all inner places are t.
+    """
     t, s = places(schedule, t, s)
     h = s.half_log_snr - t.half_log_snr
     finite = jnp.isfinite(h)

@@ -2,12 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._checks import as_scalar, check_number, is_concrete
+from .._checks import as_scalar, check_number
 from .._numerics import safe_sqrt
 from ..schedules import coefficients, half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
@@ -19,7 +18,7 @@ __all__ = ["edm_sampler"]
 def edm_sampler(
     denoise: Denoiser,
     schedule: Schedule,
-    churn: float | Array = 0.0,
+    churn: float | Array | None = None,
     noise_min: float | Array = 0.0,
     noise_max: float | Array = jnp.inf,
     noise_scale: float | Array = 1.0,
@@ -39,9 +38,9 @@ def edm_sampler(
     Args:
         denoise: the denoiser.
         schedule: its path, any.
-        churn: Karras' gamma, `min(S_churn / n, sqrt(2) - 1)`. A concrete 0 draws no noise.
+        churn: Karras' gamma, `min(S_churn / n, sqrt(2) - 1)`. None draws no noise.
         noise_min: Karras' S_tmin, in units of sigma / alpha.
-        noise_max: Karras' S_tmax, likewise.
+        noise_max: Karras' S_tmax, in the same units.
         noise_scale: Karras' S_noise.
 
     Returns:
@@ -50,7 +49,7 @@ def edm_sampler(
     Raises:
         ValueError: for a concrete churn or noise_scale that is negative or not finite.
 
-    Reference: Karras et al. 2022 (arXiv 2206.00364), algorithm 2 (algorithm 1 for churn = 0).
+    Reference: Karras et al. 2022 (arXiv 2206.00364), algorithm 2 (algorithm 1 without churn).
 
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), edm(80.0))
     >>> x1 = sample_prior(jax.random.key(1), edm(80.0), (1000, 1))
@@ -58,10 +57,10 @@ def edm_sampler(
     >>> 0.9 < float(x0.std()) < 1.1
     True
     """
-    check_number(churn, "churn", 0)
     check_number(noise_scale, "noise_scale", 0)
-    if is_concrete(churn) and np.all(np.equal(churn, 0)):
+    if churn is None:
         return one_step(bind(_heun_step, denoise, schedule))
+    check_number(churn, "churn", 0)
     return one_step(bind(_churned_step, denoise, schedule, churn, noise_min, noise_max, noise_scale))
 
 

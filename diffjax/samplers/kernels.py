@@ -92,7 +92,7 @@ def log_transition(kernel: Kernel, x: Array, t: Time, y: Array, s: Time) -> Floa
 
 
 def towards(estimate: Estimate, alpha: Array, sigma: Array) -> Array:
-    """X at (alpha, sigma) if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
+    """Gives x at (alpha, sigma) if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
     return alpha * estimate.x0 + sigma * estimate.eps
 
 

@@ -47,9 +47,9 @@ def euler_maruyama(
 def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) -> Sampler:
     """Euler-Maruyama for the SDE of a Schrodinger bridge, from any prior to the data.
 
-    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I): (1.19) with velocity and score each a
-    function of its own, as for a prior that is not Gaussian they are. 1 evaluation of both a step. Of amplitude 0 it is
-    Euler's method for the flow, which has the same marginals.
+    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I): (1.19). Velocity and
+    score are separate functions, because for a prior that is not Gaussian neither determines the other. 1 evaluation of
+    both a step. With amplitude 0 it is Euler's method for the flow, which has the same marginals.
 
     Args:
         velocity: `(x, t) -> v`, in increasing t, such as a network trained by `losses.bridge_matching`.

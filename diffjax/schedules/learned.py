@@ -49,11 +49,11 @@ def monotone_vp(network: MonotoneNetwork, high: float | Array = 6.65, low: float
     """The variance-preserving path with a learned log-SNR: `alpha^2 = sigmoid(2 lambda)`, `sigma^2 = sigmoid(-2 lambda)`.
 
     `lambda(t) = high - (high - low) (h(t) - h(0)) / (h(1) - h(0))`. The network and both ends are data of the schedule, so
-    `jax.grad` of a loss reaches them: of `losses.variational_bound` the mean depends on the ends alone, the variance also
-    on what is between.
+    `jax.grad` of a loss reaches them: the mean of `losses.variational_bound` depends on the ends alone, its variance also
+    on the shape in between.
 
     Args:
-        network: h, as of `init_monotone`.
+        network: h, see `init_monotone`.
         high: lambda(0), half the log-SNR of the data's end. VDM starts at a log-SNR of 13.3.
         low: lambda(1) < high, half the log-SNR of the prior's end. VDM starts at a log-SNR of -5.
 

@@ -39,10 +39,10 @@ def in_memory(arrays: Any, batch_size: int, *, seed: int = 0) -> Callable[[int],
         _check_data(name, array)
     sizes = {name: len(array) for name, array in named.items()}
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"in_memory: all arrays must have the same leading size, got {sizes or 'no array'}")
+        raise ValueError(f"arrays: expected arrays of the same leading size, got {sizes or 'no array'}")
     n = next(iter(sizes.values()))
     if not 1 <= batch_size <= n:
-        raise ValueError(f"in_memory: batch_size must lie in [1, {n}] for {n} examples, got {batch_size}")
+        raise ValueError(f"batch_size: expected a number from 1 to {n}, the number of examples, got {batch_size}")
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
@@ -60,12 +60,12 @@ def in_memory(arrays: Any, batch_size: int, *, seed: int = 0) -> Callable[[int],
 
 def _check_data(name: str, array: np.ndarray) -> None:
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise ValueError(f"in_memory: {name} must hold numbers, got dtype {array.dtype}")
+        raise ValueError(f"{name}: expected numbers, got dtype {array.dtype}")
     if array.ndim == 0 or array.size == 0:
-        raise ValueError(f"in_memory: {name} must hold at least one example, got shape {array.shape}")
+        raise ValueError(f"{name}: expected at least one example, got shape {array.shape}")
     if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
         index = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(f"in_memory: {name} must be finite, got {array[tuple(index)]} at {tuple(index.tolist())}")
+        raise ValueError(f"{name}: expected finite numbers, got {array[tuple(index)]} at {tuple(index.tolist())}")
 
 
 def check_labels(labels: Any, num_classes: int) -> np.ndarray:
@@ -79,9 +79,9 @@ def check_labels(labels: Any, num_classes: int) -> np.ndarray:
     """
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"check_labels: labels must be integers, got dtype {labels.dtype}")
+        raise ValueError(f"labels: expected integers, got dtype {labels.dtype}")
     bad = np.argwhere((labels < 0) | (labels >= num_classes))
     if len(bad):
         index = tuple(bad[0].tolist())
-        raise ValueError(f"check_labels: labels must lie in [0, {num_classes}), got {labels[index]} at {index}")
+        raise ValueError(f"labels: expected integers in [0, {num_classes}), got {labels[index]} at {index}")
     return labels.astype(np.int32)
