@@ -33,7 +33,7 @@ from . import (
 )
 from ._bind import bind
 from .grids import karras, quadratic, uniform, uniform_log_snr
-from .guidance import cfg, clip_x0
+from .guidance import cfg, clip_x0, conditional_cfg
 from .likelihood import bits_per_dim, log_likelihood
 from .losses import conditional_flow_matching, denoising
 from .parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning, reschedule, score, velocity
@@ -106,6 +106,7 @@ __all__ = [
     "bits_per_dim",
     "cfg",
     "clip_x0",
+    "conditional_cfg",
     "conditional_flow_matching",
     "cosine",
     "ddim",

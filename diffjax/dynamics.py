@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Array
 
 from ._bind import bind
+from ._calls import call_denoiser
 from ._checks import as_scalar, check_that
-from ._numerics import safe_sqrt
-from .parametrizations import score, velocity
-from .schedules import diffusion_squared, drift
+from ._numerics import from_right, safe_sqrt
+from .parametrizations import velocity
+from .schedules import coefficients, diffusion_squared, drift
 from .typing import Denoiser, Schedule, Time
 
 __all__ = ["SDE", "diffusion", "forward_sde", "probability_flow", "reverse_sde"]
@@ -128,9 +129,11 @@ def reverse_sde(denoise: Denoiser, schedule: Schedule, amplitude: Callable[[Sche
 
 
 def reverse_drift(denoise: Denoiser, schedule: Schedule, amplitude, x: Array, t: Time) -> Array:
-    """The drift of (1.19) in increasing t: `velocity - a^2 score / 2`."""
-    a = noise_amplitude(amplitude, schedule, t)
-    return velocity(denoise, schedule, x, t) - 0.5 * a**2 * score(denoise, schedule, x, t)
+    """The drift of (1.19) in increasing t, `velocity - a^2 score / 2`, from one call of the denoiser."""
+    a, t = noise_amplitude(amplitude, schedule, t), from_right(t)
+    _, sigma, dalpha, dsigma = coefficients(schedule, t)
+    x0, eps = call_denoiser(denoise, x, t)
+    return dalpha * x0 + (dsigma + 0.5 * a**2 / sigma) * eps
 
 
 def noise_amplitude(amplitude: Callable[[Schedule, Time], Array], schedule: Schedule, t: Time) -> Array:

@@ -6,10 +6,10 @@ import numpy as np
 import oracles
 import pytest
 
-from diffjax import schedules
+from diffjax import bind, schedules
 from diffjax.exact import gaussian
-from diffjax.guidance import cfg, clip_x0
-from diffjax.parametrizations import score
+from diffjax.guidance import cfg, clip_x0, conditional_cfg
+from diffjax.parametrizations import X0, as_denoiser, score
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
@@ -37,6 +37,29 @@ def test_one_scale_a_sample_is_the_scalar_scale_of_each():
     for i in range(2):
         alone = cfg(*_two(schedule), scales[i])(xs[i], 0.5)
         np.testing.assert_allclose(together.x0[i], alone.x0, rtol=1e-14)
+
+
+def test_one_conditional_denoiser_is_guided_as_two():
+    schedule, x = schedules.linear(), jnp.arange(3.0)
+
+    def denoise(w, x, t, cond):
+        return as_denoiser(lambda x, t: jnp.tanh(w @ x + cond["shift"].sum() - cond["label"]), schedule, X0)(x, t)
+
+    bound = bind(denoise, 0.1 * jnp.eye(3))
+    cond, null = {"label": 3, "shift": jnp.ones(2)}, {"label": 10, "shift": jnp.zeros(2)}
+    two = cfg(*(bind(denoise, 0.1 * jnp.eye(3), cond=c) for c in (cond, null)), 1.7)
+    for scale in (1.7, jnp.array(1.7)):
+        guided = conditional_cfg(bound, cond, null, scale)
+        for got, expected in zip(guided(x, 0.4), two(x, 0.4), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert str(jax.make_jaxpr(guided)(x, 0.4)).count("dot_general") == 1
+    assert str(jax.make_jaxpr(two)(x, 0.4)).count("dot_general") == 2
+
+
+def test_conditions_of_another_structure_are_refused():
+    for null in (jnp.zeros(2), {"label": 3}):
+        with pytest.raises(ValueError, match="null: expected the structure and shapes of cond"):
+            conditional_cfg(lambda x, t, c: None, 3, null, 2.0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 1)])  # (3,) would broadcast to x, along the wrong axis

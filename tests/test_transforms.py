@@ -321,6 +321,10 @@ def _kernels(denoise, x, t):
     return jnp.concatenate([*drawn, jnp.stack(values)])
 
 
+def _given(scale, x, t, mean):
+    return _gaussian(mean, scale, schedules.linear())(x, t)
+
+
 def _over_batch(network, x, t):
     def loss(key, x0, t, label):
         return losses.denoising(key, network, schedules.linear(), prm.X0, x0 + label, t)
@@ -436,6 +440,9 @@ ROWS = {
         _sde,
         (0.4,),
         OPEN,
+    ),
+    "conditional_cfg": Row(
+        lambda a, b, w: guidance.conditional_cfg(bind(_given, b), a, jnp.zeros_like(a), w), _denoise, (0.4, 0.7, 1.3)
     ),
     "cfg": Row(
         lambda a, b, w: guidance.cfg(_gaussian(a, 0.7, schedules.linear()), _gaussian(b, 0.7, schedules.linear()), w),

@@ -4,7 +4,7 @@
 clipping changes both together. So every sampler and every likelihood takes the result.
 """
 
-from .classifier_free import cfg
+from .classifier_free import cfg, conditional_cfg
 from .clipping import clip_x0
 
-__all__ = ["cfg", "clip_x0"]
+__all__ = ["cfg", "clip_x0", "conditional_cfg"]

@@ -5,12 +5,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._bind import bind
-from .._calls import call_denoiser
 from .._checks import as_scalar, check_number
 from .._numerics import safe_sqrt
+from .._varying import stack, zeros_of
 from ..schedules import coefficients, half_log_snr_inverse
+from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Sampler, Schedule
+from ._exponential import Place, eps_of
 from ._sample import one_step
+from .dpm_solver import Stages, begins, run_stages
 
 __all__ = ["edm_sampler"]
 
@@ -65,14 +68,15 @@ def edm_sampler(
 
 
 def _heun_step(denoise, schedule, key, x, t, s):
-    alpha_t, sigma_t, *_ = coefficients(schedule, t)
-    alpha_s, sigma_s, *_ = coefficients(schedule, s)
-    x0, eps = call_denoiser(denoise, x, t)
-    x_euler = alpha_s * x0 + sigma_s * eps  # Euler in sigma / alpha is DDIM
+    """Euler in sigma / alpha is DDIM; the second stage adds half the difference of the noises."""
+    alpha_t, sigma_t = alpha_sigma(schedule, t)
+    alpha_s, sigma_s = alpha_sigma(schedule, s)
     more = (sigma_s > 0) & (alpha_t > 0)
-    eps_next = call_denoiser(denoise, x_euler, jnp.where(more, s, t)).eps
     half_step = 0.5 * (sigma_s - alpha_s * sigma_t / jnp.where(more, alpha_t, 1.0))
-    return x_euler + jnp.where(more, half_step, 0.0) * (eps_next - eps)
+    target = Place(*(stack([number, number]) for number in (s, alpha_s, sigma_s, zeros_of(sigma_s))))
+    weights = stack([zeros_of(half_step), jnp.where(more, half_step, 0.0)])
+    stages = Stages(stack([t, jnp.where(more, s, t)]), target, weights)
+    return run_stages(denoise, eps_of, x, stages, begins(stages))[0][0]
 
 
 def _churned_step(denoise, schedule, churn, noise_min, noise_max, noise_scale, key, x, t, s):

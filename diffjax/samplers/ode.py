@@ -3,9 +3,11 @@
 They take the velocity as it is, at every time of the grid but the last one if sigma = 0 there.
 """
 
+import jax
 import jax.numpy as jnp
 
 from .._bind import bind
+from .._varying import stack, zeros_of
 from ..parametrizations import velocity
 from ..schedules.coefficients import alpha_sigma
 from ..typing import Denoiser, Sampler, Schedule
@@ -63,8 +65,15 @@ def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
 
 
 def _heun(denoise, schedule, key, x, t, s):
-    v = velocity(denoise, schedule, x, t)
-    x_euler = x + (s - t) * v
     noisy = alpha_sigma(schedule, s)[1] > 0
-    v_next = velocity(denoise, schedule, x_euler, jnp.where(noisy, s, t))
-    return x_euler + jnp.where(noisy, 0.5 * (s - t), 0.0) * (v_next - v)
+    times = stack([t, jnp.where(noisy, s, t)])
+    weights = stack([s - t, jnp.where(noisy, 0.5 * (s - t), 0.0)])
+
+    def stage(carry, inputs):  # a scan, so that a compiled sampler holds the network once
+        x, before = carry
+        time, weight = inputs
+        v = velocity(denoise, schedule, x, time)
+        return (x + weight * (v - before), v), None
+
+    (x, _), _ = jax.lax.scan(stage, (x, zeros_of(x)), (times, weights))
+    return x
