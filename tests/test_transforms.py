@@ -321,8 +321,8 @@ def _kernels(denoise, x, t):
     return jnp.concatenate([*drawn, jnp.stack(values)])
 
 
-def _given(scale, x, t, mean):
-    return _gaussian(mean, scale, schedules.linear())(x, t)
+def _given(scale, x, t, cond):
+    return _gaussian(cond, scale, schedules.linear())(x, t)
 
 
 def _over_batch(network, x, t):

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from .._bind import bind
 from .._calls import call_denoiser
 from .._varying import stack
-from ..typing import Denoiser, Estimate, Time
+from ..typing import Denoiser, Estimate
 
 __all__ = ["cfg", "conditional_cfg"]
 
@@ -42,16 +42,14 @@ def cfg(conditional: Denoiser, unconditional: Denoiser, scale: float | Array) ->
     return bind(_cfg, conditional, unconditional, scale)
 
 
-def conditional_cfg(
-    denoise: Callable[[Array, Time, Any], Estimate], cond: Any, null: Any, scale: float | Array
-) -> Denoiser:
+def conditional_cfg(denoise: Callable[..., Estimate], cond: Any, null: Any, scale: float | Array) -> Denoiser:
     """Classifier-free guidance with one conditional denoiser, which is called once for both conditions.
 
     `vmap` runs over the two conditions, so a compiled sampler holds the network once. The result is that of
     `cfg` with the denoisers of the two conditions.
 
     Args:
-        denoise: `(x, t, cond) -> Estimate`, a denoiser given its condition.
+        denoise: `denoise(x, t, cond=...) -> Estimate`, a denoiser given its condition by keyword, as networks are.
         cond: the condition, a pytree of arrays or numbers, such as a label.
         null: the condition for none, of the same structure, shapes and dtypes, such as `network.null`; or a condition
             to move away from.
@@ -66,8 +64,8 @@ def conditional_cfg(
     Reference: Ho and Salimans 2022 (arXiv 2207.12598), eq. 6; (1.39), (1.41), (1.42).
 
     >>> import jax.numpy as jnp
-    >>> def denoise(x, t, mean):
-    ...     return gaussian(mean[None], 0.1 * jnp.eye(1), linear())(x, t)
+    >>> def denoise(x, t, cond):
+    ...     return gaussian(cond[None], 0.1 * jnp.eye(1), linear())(x, t)
     >>> conditional_cfg(denoise, jnp.array(1.0), jnp.array(0.0), 2.0)(jnp.zeros(1), 1.0).x0
     Array([2.], dtype=float32)
     """
@@ -80,7 +78,7 @@ def conditional_cfg(
 def _conditional_cfg(denoise, cond, null, scale, x, t) -> Estimate:
     _check_scale(scale, x)
     conditions = jax.tree.map(lambda c, n: stack([jnp.asarray(c), jnp.asarray(n)]), cond, null)
-    both = jax.vmap(lambda c: call_denoiser(lambda x, t: denoise(x, t, c), x, t))(conditions)
+    both = jax.vmap(lambda c: call_denoiser(bind(denoise, cond=c), x, t))(conditions)
     return jax.tree.map(lambda e: e[1] + scale * (e[0] - e[1]), both)
 
 
