@@ -1,5 +1,7 @@
 """Names that the examples in docstrings use without importing them."""
 
+import inspect
+
 import jax
 import pytest
 
@@ -8,28 +10,9 @@ import pytest
 def _names(doctest_namespace):
     import jax.numpy as jnp
 
-    from diffjax import (
-        _bind,
-        divergence,
-        dynamics,
-        exact,
-        grids,
-        guidance,
-        likelihood,
-        losses,
-        optimal_grids,
-        parametrizations,
-        process,
-        samplers,
-        schedules,
-        solve,
-        times,
-        weightings,
-    )
+    import diffjax
 
     doctest_namespace.update(jax=jax, jnp=jnp)
-    for module in (
-        *(_bind, exact, divergence, dynamics, grids, guidance, likelihood, losses, optimal_grids, parametrizations),
-        *(process, samplers, schedules, solve, times, weightings),
-    ):
-        doctest_namespace.update({name: getattr(module, name) for name in getattr(module, "__all__", ())})
+    exported = [getattr(diffjax, name) for name in diffjax.__all__]
+    for module in (diffjax._bind, *filter(inspect.ismodule, exported)):
+        doctest_namespace.update({name: getattr(module, name) for name in module.__all__})

@@ -644,7 +644,8 @@ def figure(report, settings: Settings, path: pathlib.Path) -> None:
         models = by_model(result["rows"])
         nlls = [np.mean([np.inf if row["nll"] is None else row["nll"] for row in rows]) for rows in models.values()]
         distances = [np.mean([row["distances"][first] for row in rows]) for rows in models.values()]
-        most = np.median(nlls) + 0.25, 2 * np.median(distances)  # what is worse stands at the edge
+        # Worse models are drawn at the edge.
+        most = np.median(nlls) + 0.25, 2 * np.median(distances)
         for (objective, path_name), *point in zip(models, nlls, distances, strict=True):
             style = {"color": colours[objective], "marker": markers[path_name], "clip_on": False, "zorder": 3}
             ax.plot(*np.minimum(point, most), ls="", ms=6, mec="k", mew=0.3, **style)

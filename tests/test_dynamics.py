@@ -59,3 +59,14 @@ def test_every_equation_has_the_marginals_of_the_path(path):
         )
     flow = jax.jit(lambda x: probability_flow(denoise, schedule)(T, x, None))
     np.testing.assert_allclose(implied(flow, 0.0, path), rates(path, 1), rtol=1e-6, atol=1e-6)
+
+
+def test_the_reverse_drift_calls_the_denoiser_once():
+    schedule, calls = schedules.linear(), []
+
+    def denoise(x, t):
+        calls.append(t)
+        return gaussian(jnp.zeros(2), jnp.eye(2), schedule)(x, t)
+
+    reverse_sde(denoise, schedule).drift(0.5, jnp.ones(2), None)
+    assert len(calls) == 1

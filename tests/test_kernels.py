@@ -10,18 +10,15 @@ import oracles
 import pytest
 import scipy.stats
 
-from diffjax import exact, grids, schedules
+from diffjax import exact, schedules
 from diffjax.samplers import (
     ddim,
     ddim_kernel,
-    ddpm,
     ddpm_kernel,
     edm_sampler,
-    euler_maruyama,
     euler_maruyama_kernel,
     kernel_sampler,
     log_transition,
-    sample,
     sde_dpm_solver_2m,
     sde_dpm_solver_kernel,
     trajectory,
@@ -50,16 +47,27 @@ def test_the_sampler_of_a_kernel_draws_from_it(name):
     np.testing.assert_array_equal(drawn, mean + std * jax.random.normal(jax.random.key(0), X.shape))
 
 
-def test_samplers_are_those_of_their_kernels():
-    schedule = schedules.linear_vp()
-    denoise, ts = gaussian(schedule), grids.uniform(5, 0.9, 0.1)
-    for sampler, kernel in (
-        (ddim(denoise, schedule, 0.4), ddim_kernel(denoise, schedule, 0.4)),
-        (ddpm(denoise, schedule), ddpm_kernel(denoise, schedule)),
-        (euler_maruyama(denoise, schedule), euler_maruyama_kernel(denoise, schedule)),
-    ):
-        ends = (sample(jax.random.key(0), s, X, ts) for s in (sampler, kernel_sampler(kernel)))
-        np.testing.assert_array_equal(*ends)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_the_ddim_kernel_by_equation_12_and_16_of_its_paper(eta, path):
+    schedule = getattr(schedules, path)()
+    (alpha, sigma), (alpha_s, sigma_s) = oracles.alpha_sigma(path, T), oracles.alpha_sigma(path, S)
+    eps = -sigma * oracles.gaussian_score(np.full(2, 0.7), np.full(2, 0.3), alpha, sigma, X)
+    std = eta * sigma_s * np.sqrt(1 - (alpha * sigma_s / (alpha_s * sigma)) ** 2)
+    expected = alpha_s * (X - sigma * eps) / alpha + np.sqrt(sigma_s**2 - std**2) * eps
+    mean, got = ddim_kernel(gaussian(schedule), schedule, eta)(X, T, S)
+    np.testing.assert_allclose(mean, expected, rtol=1e-8)
+    np.testing.assert_allclose(got, std, rtol=1e-9)
+
+
+def test_the_amplitude_of_euler_maruyama_by_hand():
+    # on the linear path with data N(0, 1): variance v = (1 - t)^2 + t^2, velocity (2 t - 1) x / v, score -x / v
+    schedule, a = schedules.linear(), 0.5
+    kernel = euler_maruyama_kernel(gaussian(schedule, 0.0, 1.0), schedule, lambda schedule, t: jnp.asarray(a))
+    mean, std = kernel(X, T, S)
+    v = (1 - T) ** 2 + T**2
+    np.testing.assert_allclose(mean, X + (S - T) * ((2 * T - 1) + 0.5 * a**2) * X / v, rtol=1e-9)
+    np.testing.assert_allclose(std, a * np.sqrt(T - S), rtol=1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -609,25 +609,7 @@ ROWS = {
 }
 EACH = pytest.mark.parametrize("name", ROWS)
 DIFFERENTIABLE = pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.reverse])
-MODULES = (
-    "_bind",
-    "schedules",
-    "grids",
-    "process",
-    "couplings",
-    "parametrizations",
-    "exact",
-    "divergence",
-    "dynamics",
-    "guidance",
-    "losses",
-    "weightings",
-    "times",
-    "samplers",
-    "optimal_grids",
-    "solve",
-    "likelihood",
-)
+MODULES = ("_bind", "couplings", *(name for name in diffjax.__all__ if inspect.ismodule(getattr(diffjax, name))))
 
 
 @pytest.fixture(autouse=True)

@@ -158,14 +158,15 @@ def _mean_within(kernel, x, rows):
     n = len(x)
     rows = min(-(-n // 8), block_rows(x, rows))
     circle = x[np.arange(n + rows + n // 2) % n]
-    ahead = np.arange(rows + n // 2)[None] - np.arange(rows)[:, None]  # of the row, in the circle
-    pairs = np.where((ahead > 0) & (ahead <= n // 2), np.where(2 * ahead == n, 1, 2), 0)
 
     @jax.checkpoint
     def block(first, circle):
         ours, theirs = (jax.lax.dynamic_slice_in_dim(circle, first, size) for size in (rows, rows + n // 2))
         values = jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))(ours, theirs)
-        counted = jnp.where((first + jnp.arange(rows) < n)[:, None], pairs, 0)
-        return jnp.sum(jnp.where(counted > 0, counted.astype(values.dtype) * values, 0)) / (n * (n - 1.0))
+        row = jnp.arange(rows)[:, None]
+        ahead = jnp.arange(rows + n // 2)[None] - row  # of the row, in the circle
+        counted = (ahead > 0) & (ahead <= n // 2) & (first + row < n)
+        times = jnp.where(2 * ahead == n, 1, 2).astype(values.dtype)  # two samples opposite to each other meet twice
+        return jnp.sum(jnp.where(counted, times * values, 0)) / (n * (n - 1.0))
 
     return jnp.sum(jax.lax.map(lambda first: block(first, circle), jnp.arange(0, n, rows)))

@@ -1,4 +1,4 @@
-r"""Time grids that are found: the best K steps for a denoiser, by dynamic programming or by gradient.
+r"""Optimized time grids: the best K steps for a denoiser, by dynamic programming or by gradient descent.
 
 Dynamic programming. If the cost of a grid is a sum over its steps,
 

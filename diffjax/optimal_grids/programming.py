@@ -14,12 +14,12 @@ __all__ = ["Budgets", "cheapest_paths"]
 
 
 class Budgets(NamedTuple):
-    """The cheapest paths of 1 ... K steps through a table of costs."""
+    """For each number of steps from 1 to K, the cheapest path through a table of costs."""
 
     costs: Float[Array, " K"]
-    """The cost of the cheapest path of k + 1 steps: infinite where there is none, and then its path means nothing."""
+    """The cost of the cheapest path of k + 1 steps. It is infinite if there is no such path."""
     paths: Int[Array, "K K+1"]
-    """Its k + 2 candidates, from the first to the last; filled up with the last."""
+    """Its k + 2 candidates, from the first to the last, padded with the last. Meaningless if the cost is infinite."""
 
     def grid(self, ts: Float[Array, " n+1"], steps: int) -> Float[Array, " steps+1"]:
         """The times of the cheapest path of that many steps."""
@@ -29,7 +29,7 @@ class Budgets(NamedTuple):
 
 
 def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
-    """The cheapest paths from the first candidate to the last in exactly 1, 2 ... K steps, all in one run.
+    """Finds the cheapest path from the first candidate to the last for each number of steps from 1 to K.
 
     `C[k, j] = min_i C[k-1, i] + L[i, j]`: O(K n^2), a scan of (min, +) products.
 
