@@ -28,6 +28,8 @@ from ._varying import zeros_of
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 
+INSIDE = 1e-3  # how far from an end with an infinite log-SNR the spacing of a grid begins
+
 __all__ = ["karras", "quadratic", "uniform", "uniform_log_snr"]
 
 
@@ -87,22 +89,26 @@ def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1
     Args:
         schedule: any schedule.
         n: the number of steps, at least 1.
-        start: the first time; its log-SNR must be finite, so it is below 1 on paths with alpha(1) = 0.
-        end: the last time; its log-SNR must be finite, so it is above 0 on paths with sigma(0) = 0.
+        start: the first time.
+        end: the last time; 0 for the data themselves.
 
     Returns:
-        n + 1 descending times, exactly start and end at the ends.
+        n + 1 descending times, exactly start and end at the ends. Where the log-SNR of an end is infinite, as at t = 1 with
+        alpha(1) = 0 and at t = 0 with sigma(0) = 0, the times between have the log-SNRs of a grid that ends 1e-3 inside.
 
     Raises:
-        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1, or have no finite log-SNR.
+        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1, or if the log-SNR does not decrease in time.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4.
 
     >>> [round(float(t), 3) for t in uniform_log_snr(linear_vp(), 4)]
     [1.0, 0.722, 0.305, 0.032, 0.001]
+    >>> [round(float(t), 3) for t in uniform_log_snr(linear(), 4, end=0.0)]
+    [1.0, 0.969, 0.5, 0.031, 0.0]
     """
-    _check_log_snr(schedule, start, end)
-    return _interpolate(n, start, end, bind(half_log_snr, schedule), bind(half_log_snr_inverse, schedule))
+    warp = bind(_finite_half_log_snr, schedule)
+    _check_log_snr(schedule, start, end, warp(end))
+    return _interpolate(n, start, end, warp, bind(half_log_snr_inverse, schedule))
 
 
 def karras(
@@ -116,7 +122,7 @@ def karras(
     Args:
         schedule: any schedule.
         n: the number of steps, at least 2.
-        start: the first time; alpha > 0 there.
+        start: the first time. Where alpha is 0, the next times are those of a grid from 1 - 1e-3.
         end: the last time but one; sigma > 0 there.
         rho: larger is finer towards the data; 7 is Karras' choice.
 
@@ -124,7 +130,8 @@ def karras(
         n + 1 descending times, the last one 0.
 
     Raises:
-        ValueError: if n < 2, or concrete times are not 0 <= end < start <= 1, or have no finite log-SNR.
+        ValueError: if n < 2, or concrete times are not 0 <= end < start <= 1, or if the log-SNR does not decrease in time
+            or is infinite at `end`.
 
     Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 5.
 
@@ -133,14 +140,14 @@ def karras(
     """
     if n < 2:
         raise ValueError(f"n: expected at least 2 steps, got {n}")
-    _check_log_snr(schedule, start, end)
+    _check_log_snr(schedule, start, end, half_log_snr(schedule, end))
     warp, unwarp = bind(_karras_warp, schedule, rho), bind(_karras_unwarp, schedule, rho)
     ts = _interpolate(n - 1, start, end, warp, unwarp)
     return jnp.concatenate([ts, zeros_of(ts[:1])])
 
 
 def _karras_warp(schedule, rho, t):
-    return jnp.exp(-half_log_snr(schedule, t) / rho)
+    return jnp.exp(-_finite_half_log_snr(schedule, t) / rho)
 
 
 def _karras_unwarp(schedule, rho, value):
@@ -166,16 +173,19 @@ def _evenly_warped(n, start, end, warp, unwarp):
     return jnp.concatenate([start[None], inner, end[None]])
 
 
-def _check_log_snr(schedule, start, end):
+def _finite_half_log_snr(schedule, t):
+    """Half the log-SNR at t, or at the time 1e-3 inside where it is infinite at an end."""
+    value = half_log_snr(schedule, t)
+    return half_log_snr(schedule, jnp.where(jnp.isfinite(value), t, jnp.clip(t, INSIDE, 1 - INSIDE)))
+
+
+def _check_log_snr(schedule, start, end, end_value):
     if is_concrete(start, end):
         inside = jax.vmap(lambda t: half_log_snr(schedule, t))(jnp.linspace(end, start, 65)[1:-1])
         check_that(
             lambda v: np.diff(v) < 0, "schedule: expected a log-SNR that decreases in t, got half log-SNRs {}", inside
         )
-    for name, t in (("start", start), ("end", end)):
-        value = half_log_snr(schedule, t)
-        check_that(
-            jnp.isfinite,
-            f"{name}: the schedule's log-SNR at {name}={t} is {{}}; expected a time inside, where it is finite",
-            value,
-        )
+    start_value = _finite_half_log_snr(schedule, start)
+    for name, t, value in (("start", start, start_value), ("end", end, end_value)):
+        message = f"{name}: expected a time with a finite log-SNR, got {name}={t} with half the log-SNR {{}}"
+        check_that(jnp.isfinite, message, value)

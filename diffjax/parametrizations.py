@@ -22,6 +22,7 @@ eps where sigma = 0. A concrete time there is an error; if the time is traced, t
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -41,6 +42,8 @@ __all__ = [
     "Parametrization",
     "V",
     "as_denoiser",
+    "at_timesteps",
+    "batched",
     "edm_preconditioning",
     "reschedule",
     "score",
@@ -255,6 +258,70 @@ def solve(schedule, parametrization, t):
     x0_from_x, x0_from_out = b / det_x0, jnp.where(no_eps, 1.0, -sigma) / det_x0
     eps_from_x, eps_from_out = -a / det_eps, jnp.where(no_x0, 1.0, alpha) / det_eps
     return (x0_from_x, eps_from_x), (x0_from_out * scale, eps_from_out * scale)
+
+
+def batched(network: Callable[..., Array]) -> Network:
+    """A network that takes batches, `(B, ...)` and `(B,)`, as one that takes a sample and a scalar time.
+
+    `batched(network)(x, t, cond=c) = network(x[None], t[None], cond=c[None])[0]`. Under `vmap` the network sees the mapped
+    axis before this axis of one, so layers that mix the examples of a batch see one example.
+
+    Args:
+        network: `(xs, ts, **conditions) -> out` of the shape of xs, where everything has a leading axis of the same length.
+
+    Returns:
+        `(x, t, **conditions) -> out` for one sample, the contract of this library.
+
+    Raises:
+        ValueError: when it is called, if the network's output is not an array of the shape of its input.
+
+    >>> def network(xs, ts, cond):  # (B, 2), (B,), (B,)
+    ...     return xs * ts[:, None] + cond[:, None]
+    >>> denoise = as_denoiser(bind(batched(network), cond=jnp.array(1.0)), linear(), X0)
+    >>> denoise(jnp.array([2.0, 4.0]), 0.5).x0
+    Array([2., 3.], dtype=float32)
+    """
+    return bind(_batched, network)
+
+
+def _batched(network, x, t, **conditions):
+    x, t, conditions = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (x, t, conditions))
+    return call_network(bind(network, **conditions), x, t)[0]
+
+
+def at_timesteps(network: Callable[..., Array], n: int) -> Network:
+    """A network that was trained on the n integer timesteps of a DDPM chain, as one of a time in [0, 1].
+
+    Step i of `from_betas(betas)` is t = (i + 1) / n. The network is shown the nearest one:
+    `at_timesteps(network, n)(x, t) = network(x, round(n t) - 1)`, at least 0.
+
+    Between two steps the network is shown another noise level than that of x. A grid of steps avoids this:
+    `jnp.round(n * ts) / n`.
+
+    Args:
+        network: `(x, i, ...) -> out`, with integer i from 0 to n - 1.
+        n: the number of steps, at least 1: that of the betas.
+
+    Returns:
+        `(x, t, ...) -> out`.
+
+    Raises:
+        ValueError: if n < 1.
+
+    Reference: Ho et al. 2020 (arXiv 2006.11239), algorithm 1, whose t from 1 to n is i + 1.
+
+    >>> network = at_timesteps(lambda x, i: 0 * x + i, 1000)
+    >>> [float(network(jnp.zeros(()), t)) for t in (1.0, 0.5, 0.001)]
+    [999.0, 499.0, 0.0]
+    """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 step, got {n}")
+    return bind(_at_timesteps, network, n)
+
+
+def _at_timesteps(network, n, x, t, **conditions):
+    step = jnp.maximum(jnp.round(n * jnp.asarray(t)).astype(int) - 1, 0)
+    return call_network(bind(network, **conditions), x, step)
 
 
 def score(denoise: Denoiser, schedule: Schedule, x: Array, t: Time) -> Array:

@@ -414,9 +414,9 @@ def fashion_model(settings: Settings) -> Model:
 
 
 def image_grid(name: str, n: int):
-    """A grid from 1 to 0; the one in log-SNR is uniform between t = 0.999 and 0.001, its ends moved to 1 and 0."""
+    """A grid from 1 to 0."""
     if name == "uniform log-SNR":
-        return dj.uniform_log_snr(LINEAR, n, 0.999, 0.001).at[0].set(1.0).at[-1].set(0.0)
+        return dj.uniform_log_snr(LINEAR, n, end=0.0)
     return {"uniform t": dj.uniform, "quadratic t": dj.quadratic}[name](n)
 
 

@@ -121,7 +121,10 @@ VALUES = {  # (call, what the message must say)
     "grid beyond 1": (lambda: run(x2, np.array([1.1, 0.5])), r"ts: expected times in \[0, 1\], got \[1.1 0.5\]"),
     "grid of nan": (lambda: run(x2, np.array([1.0, nan])), r"ts: expected times in \[0, 1\]"),
     "uniform": (lambda: grids.uniform(3, 0.1, 0.9), r"0 <= end < start <= 1, got start=0.1, end=0.9"),
-    "infinite log-SNR": (lambda: grids.uniform_log_snr(LINEAR, 3), r"start.*log-SNR at start=1.0 is -inf"),
+    "infinite log-SNR": (
+        lambda: grids.karras(LINEAR, 3, end=0.0),
+        r"end: expected a time with a finite.* end=0.0 .*inf",
+    ),
     "eta": (lambda: samplers.ddim(None, LINEAR, 1.5), r"eta.*\[0, 1\], got 1.5"),
     "churn": (lambda: samplers.edm_sampler(None, LINEAR, -0.1), r"churn.*got -0.1"),
     "snr": (lambda: samplers.predictor_corrector(sampler(), None, LINEAR, nan), r"snr.*got nan"),

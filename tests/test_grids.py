@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from diffjax import schedules
+from diffjax import exact, samplers, schedules
 from diffjax.grids import karras, quadratic, uniform, uniform_log_snr
 
 
@@ -26,6 +26,31 @@ def test_uniform_log_snr_is_even_in_it(path):
     ts = jax.jit(lambda a, b: uniform_log_snr(getattr(schedules, path)(), 6, a, b))(0.99, 1e-3)
     assert float(ts[0]) == 0.99 and float(ts[-1]) == 1e-3 and np.all(np.diff(ts) < 0)
     np.testing.assert_allclose(np.diff(log_snrs(path, ts), 2), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp", "cosine", "edm", "ve"])
+def test_the_log_snr_grid_reaches_ends_where_the_log_snr_is_infinite(path):
+    schedule = getattr(schedules, path)()
+    ts = uniform_log_snr(schedule, 6, end=0.0)
+    assert ts[0] == 1.0 and ts[-1] == 0.0 and np.all(np.diff(ts) < 0)
+    # the first and the last log-SNR are those of the times 1e-3 inside, where they would be infinite
+    infinite = [min(a, s) < 1e-12 for a, s in (oracles.alpha_sigma(path, t) for t in (1.0, 0.0))]
+    ends = [abs(t - 1e-3) if far else t for t, far in zip((1.0, 0.0), infinite, strict=True)]
+    assert infinite[1] == (path != "ve")
+    expected = np.linspace(*log_snrs(path, ends), 7)
+    np.testing.assert_allclose(log_snrs(path, ts[1:-1]), expected[1:-1], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp", "cosine"])
+def test_the_default_log_snr_grid_samples_gaussian_data_on_paths_from_pure_noise(path):
+    # the flow of N(m, s^2) maps N(0, 1) to N(m, s^2) affinely: x0 = m + s x1
+    schedule, mean, std = getattr(schedules, path)(), 0.7, 0.6
+    denoise = exact.gaussian(jnp.array([mean]), jnp.array([[std**2]]), schedule)
+    x1 = jnp.array([[-1.5], [0.3], [2.0]])
+    x0 = samplers.sample(
+        jax.random.key(0), samplers.unipc(denoise, schedule), x1, uniform_log_snr(schedule, 40, end=0.0)
+    )
+    np.testing.assert_allclose(x0, mean + std * x1, atol=2e-3)
 
 
 def test_karras_grid_is_that_of_the_paper():

@@ -15,6 +15,8 @@ from diffjax.parametrizations import (
     X0,
     V,
     as_denoiser,
+    at_timesteps,
+    batched,
     edm_preconditioning,
     reschedule,
     score,
@@ -147,3 +149,30 @@ def test_a_parametrization_is_an_argument(name):
     call = jax.jit(lambda kind, x: as_denoiser(lambda x, t: jnp.tanh(x), schedules.linear(), kind)(x, 0.4))
     expected = as_denoiser(lambda x, t: jnp.tanh(x), schedules.linear(), KINDS[name])(jnp.ones(2), 0.4)
     np.testing.assert_allclose(call(KINDS[name], jnp.ones(2)), expected, rtol=1e-14)
+
+
+def test_a_network_of_batches_and_timesteps_of_a_ddpm_chain_is_the_exact_denoiser():
+    # N(0.5, 0.3^2) data; eps(x, i) = sigma_i (x - m alpha_i) / var_i by the table of the chain, as DDPM's code has it
+    betas, mean, std = np.linspace(1e-3, 0.3, 20), 0.5, 0.3
+    alphas_bar = jnp.asarray(np.cumprod(1 - betas))
+
+    def network(xs, steps, cond):
+        assert jnp.issubdtype(steps.dtype, jnp.integer) and xs.shape[0] == len(steps) == len(cond)
+        alpha_bar = alphas_bar[steps][:, None]
+        variance = alpha_bar * std**2 + 1 - alpha_bar
+        return cond[:, None] * jnp.sqrt(1 - alpha_bar) * (xs - mean * jnp.sqrt(alpha_bar)) / variance
+
+    schedule = schedules.from_betas(jnp.asarray(betas))
+    network = bind(at_timesteps(batched(network), 20), cond=1.0)
+    denoise = as_denoiser(network, schedule, EPS)
+    exact_denoise = gaussian(jnp.full(2, mean), std**2 * jnp.eye(2), schedule)
+    xs, ts = jnp.array([[0.3, -1.0], [2.0, 0.1], [0.5, 0.7]]), jnp.array([1, 7, 20]) / 20
+    for a, b in zip(jax.vmap(denoise)(xs, ts), jax.vmap(exact_denoise)(xs, ts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_adapters_refuse_what_cannot_be():
+    with pytest.raises(ValueError, match=r"n: expected at least 1 step, got 0"):
+        at_timesteps(lambda x, i: x, 0)
+    with pytest.raises(ValueError, match=r"network: it returned \(2,\) for x of shape \(1, 2\)"):
+        batched(lambda xs, ts: xs[0])(jnp.ones(2), 0.5)
