@@ -90,7 +90,8 @@ def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1
         schedule: any schedule.
         n: the number of steps, at least 1.
         start: the first time.
-        end: the last time; 0 for the data themselves.
+        end: the last time; 0 for the data themselves. Give `unipc` a time above: where sigma = 0 its last correction has no
+            weight.
 
     Returns:
         n + 1 descending times, exactly start and end at the ends. Where the log-SNR of an end is infinite, as at t = 1 with

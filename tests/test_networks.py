@@ -365,12 +365,13 @@ def test_mapped_on_explicit_axes_with_dropout_it_is_the_plain_call():
     np.testing.assert_allclose(shared, call(network, x, 0.3, 2), atol=1e-12)
 
 
-def test_sizes_that_do_not_divide():
+def test_shapes_and_sizes_that_are_refused():
     for shape, settings, message in (
+        ((3, 32, 32), {}, r"channels last, .* got \(3, 32, 32\), which looks like channels first; give \(32, 32, 3\)"),
         (
-            (6, 8, 1),
-            {"multipliers": (1, 1, 1)},
-            r"shape: expected height and width divisible by .*, got \(6, 8, 1\)",
+            (2, 2, 2, 2, 2),
+            {},
+            r"shape: expected positive integers \(length, channels\) or \(height, width, channels\) or",
         ),
         ((8, 8, 1), {"attention": (7,)}, r"attention: expected resolutions among \[8, 4, 2\], got \(7,\)"),
         ((8, 8, 1), {"width": 6}, "width: expected a multiple of 4, got 6"),
@@ -385,6 +386,44 @@ def test_sizes_that_do_not_divide():
         nnx.eval_shape(lambda: DiT((8, 8, 1), width=16, heads=3, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="width: expected an even number"):
         MLP(2, width=5, rngs=nnx.Rngs(0))
+
+
+def random_like(network, seed=0):
+    """As if trained: no layer is zero."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.3, leaf.shape), leaf.dtype), network)
+
+
+@pytest.mark.parametrize("shape", [(25, 25, 1), (28, 28, 1), (5, 12, 2), (13, 3), (3, 5, 6, 2)], ids=str)
+def test_a_u_net_of_any_size(shape):
+    make = functools.partial(UNet, shape, width=4, multipliers=(1, 1, 2, 1), blocks=1, attention=(shape[0],))
+    network = random_like(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    x, ts = jax.random.normal(jax.random.key(0), (2, *shape)), jnp.array([0.2, 0.7])
+    last = (slice(None), *(-1,) * len(shape))
+    out, moved = jax.jit(lambda f, x, v: jax.jvp(lambda x: f(x, ts), (x,), (v,)))(
+        network, x, jnp.zeros_like(x).at[last].set(1.0)
+    )
+    assert out.shape == x.shape
+    np.testing.assert_allclose(out[1], jax.jit(lambda f, x, t: f(x, t))(network, x[1], ts[1]), atol=1e-9)
+    assert (jnp.abs(moved[last]) > 1e-3).all()  # the last row and column are not cropped away
+
+
+def test_a_u_net_of_sequences_is_the_one_of_images_of_one_row():
+    """With SAME padding a row of height 1 meets the middle row of a kernel alone, at each level."""
+    settings = {"width": 4, "multipliers": (1, 2), "blocks": 1}
+    network = random_like(nnx.eval_shape(lambda: UNet((11, 2), **settings, rngs=nnx.Rngs(0))))
+    images = nnx.eval_shape(lambda: UNet((1, 11, 2), **settings, rngs=nnx.Rngs(0)))
+
+    def as_rows(leaf, image_leaf):
+        if leaf.shape == image_leaf.shape:
+            return leaf
+        other = jnp.asarray(np.random.default_rng(1).normal(size=image_leaf.shape[1:]))
+        return jnp.stack([other, leaf, -other])  # what is above and below meets the padding
+
+    leaves = map(as_rows, *map(jax.tree.leaves, (network, images)))
+    images = jax.tree.unflatten(jax.tree.structure(images), leaves)
+    x = jax.random.normal(jax.random.key(0), (3, 11, 2))
+    np.testing.assert_allclose(images(x[:, None], 0.4)[:, 0], network(x, 0.4), rtol=1e-9, atol=1e-9)
 
 
 def test_attention_only_where_asked():

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ __all__ = [
     "apply_images",
     "apply_polymorphic",
     "batch_norm",
-    "check_image_shape",
+    "check_grid_shape",
     "check_settings",
     "dropout",
     "group_norm",
@@ -49,13 +49,20 @@ def check_settings(rngs, *, num_classes: int | None = None, dropout: float = 0.0
         raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}")
 
 
-def check_image_shape(shape) -> tuple[int, int, int]:
-    """The shape as a tuple; raises ValueError unless it is (height, width, channels)."""
+def check_grid_shape(shape, dims: Sequence[int] = (2,)) -> tuple[int, ...]:
+    """The shape as a tuple; raises ValueError unless it is as many axes as one of `dims`, and channels last."""
     sizes = tuple(shape) if np.ndim(shape) else (shape,)
-    if len(sizes) != 3 or not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
+    if len(sizes) - 1 not in dims or not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
+        names = [("length",), ("height", "width"), ("depth", "height", "width")]
+        expected = " or ".join(f"({', '.join(names[n - 1])}, channels)" for n in dims)
         raise ValueError(
-            "shape: expected three positive integers (height, width, channels), those of one image "
-            f"without batch axes, got {shape}; MLP is the network for vectors"
+            f"shape: expected positive integers {expected}, the sizes of one sample without batch axes, got {shape}; "
+            "MLP is the network for vectors"
+        )
+    if len(sizes) == 3 and sizes[0] in (1, 3, 4) and sizes[1] == sizes[2] > 4:
+        raise ValueError(
+            f"shape: expected channels last, (height, width, channels), got {shape}, which looks like channels first; "
+            f"give {(*sizes[1:], sizes[0])}, and images by jnp.moveaxis(images, -3, -1)"
         )
     return sizes
 

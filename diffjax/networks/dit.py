@@ -10,7 +10,7 @@ from diffjax.networks._layers import (
     Attention,
     Embedding,
     apply_flat,
-    check_image_shape,
+    check_grid_shape,
     check_settings,
     dropout,
     keys_from,
@@ -81,7 +81,7 @@ class DiT(nnx.Module):
     ):
         sizes = {"patch": patch, "width": width, "depth": depth, "heads": heads}
         check_settings(rngs, num_classes=num_classes, dropout=dropout, expansion=expansion, **sizes)
-        height, breadth, channels = self.shape = check_image_shape(shape)
+        height, breadth, channels = self.shape = check_grid_shape(shape)
         if height % patch or breadth % patch:
             raise ValueError(f"patch: expected a divisor of the height and width of shape {shape}, got {patch}")
         if width % 4:

@@ -1,5 +1,6 @@
-"""A U-Net for images, in the manner of ADM."""
+"""A U-Net for images, sequences and volumes, in the manner of ADM."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +12,7 @@ from diffjax.networks._layers import (
     Attention,
     Embedding,
     apply_flat,
-    check_image_shape,
+    check_grid_shape,
     check_settings,
     dropout,
     group_norm,
@@ -23,20 +24,23 @@ __all__ = ["UNet"]
 
 
 class UNet(nnx.Module):
-    """The U-Net of Dhariwal & Nichol 2021 (ADM, https://arxiv.org/abs/2105.05233) for images, channels last.
+    """The U-Net of Dhariwal & Nichol 2021 (ADM, https://arxiv.org/abs/2105.05233), channels last.
 
-    Level i works at 1 / 2^i of the resolution with `width * multipliers[i]` channels and has `blocks` residual blocks
-    on the way down and `blocks + 1` on the way up, where each takes in one stored activation. A residual block is
+    The data are images, sequences or volumes of any size. Level i works at 1 / 2^i of the resolution, rounded up, with
+    `width * multipliers[i]` channels. It has `blocks` residual blocks on the way down and `blocks + 1` on the way up, where
+    each takes in one stored activation. A residual block is
     `skip(h) + conv(silu(GN(conv(silu(GN(h)))) (1 + scale) + shift))` with scale and shift linear in the embedding of
-    (t, cond). Levels are joined by strided convolutions down and nearest-neighbour upsampling with a convolution up.
+    (t, cond). Levels are joined by strided convolutions down and nearest-neighbour upsampling, cropped to the size of the
+    stored activations, with a convolution up.
     The last convolution of every branch, and the output layer, start at zero.
 
     Args:
-        shape: (height, width, channels) of one image; `2^(levels - 1)` must divide height and width.
+        shape: of one sample: (height, width, channels), (length, channels) or (depth, height, width, channels).
         width: channels of the first level, and of the embedding. A multiple of 4.
         multipliers: channels of each level, in units of `width`.
         blocks: residual blocks a level.
-        attention: the resolutions (image heights) whose blocks are followed by self-attention; the middle always has it.
+        attention: the resolutions, as sizes of the first axis, whose blocks are followed by self-attention. The middle
+            always has it.
         head_width: channels of an attention head, where the level has as many.
         num_classes: the number K of class labels; None for an unconditional network.
         dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
@@ -46,7 +50,7 @@ class UNet(nnx.Module):
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
-    Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None or integer labels, a
+    Call with x (..., *shape), t a scalar or of the leading shape, cond None or integer labels, a
     scalar or of the leading shape. Returns an array of the shape of x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
@@ -54,8 +58,8 @@ class UNet(nnx.Module):
     traces cannot raise an error; the outputs with this label are NaN.
 
     Raises:
-        ValueError: if a setting is out of its range, a size does not divide as said, no level has a
-            resolution in `attention`, or `rngs` is a key; if x, t or cond has another shape; if a
+        ValueError: if a setting is out of its range, the channels come first, no level has a resolution in `attention`, or
+            `rngs` is a key; if x, t or cond has another shape; if a
             label is outside [0, K], or the network has no classes; if `key` is not one key.
 
     >>> network = UNet((8, 8, 1), width=8, multipliers=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0))
@@ -65,7 +69,7 @@ class UNet(nnx.Module):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
         width: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
@@ -86,16 +90,10 @@ class UNet(nnx.Module):
             head_width=head_width,
             **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)},
         )
-        self.shape, self.null, self.dropout = check_image_shape(shape), num_classes, dropout
+        self.shape, self.null, self.dropout = check_grid_shape(shape, (1, 2, 3)), num_classes, dropout
         if not multipliers:
             raise ValueError("multipliers: expected at least one level, got none")
-        finest = 2 ** (len(multipliers) - 1)
-        if any(size % finest for size in shape[:2]):
-            raise ValueError(
-                f"shape: expected height and width divisible by 2^(levels - 1), got {shape} with "
-                f"the {len(multipliers)} levels of multipliers {tuple(multipliers)}"
-            )
-        resolutions = [shape[0] // 2**i for i in range(len(multipliers))]
+        dims, resolutions = len(shape) - 1, [-(-shape[0] // 2**i) for i in range(len(multipliers))]
         if not set(attention) <= set(resolutions):
             raise ValueError(f"attention: expected resolutions among {resolutions}, got {tuple(attention)}")
         if width % 4:
@@ -109,10 +107,10 @@ class UNet(nnx.Module):
                     f"got {head_width}, which makes {heads} heads"
                 )
             settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
-            return Block(inputs, outputs, width, heads, **settings)
+            return Block(dims, inputs, outputs, width, heads, **settings)
 
         def conv(inputs: int, outputs: int, stride: int = 1) -> nnx.Conv:
-            return nnx.Conv(inputs, outputs, (3, 3), strides=stride, dtype=dtype, rngs=rngs)
+            return nnx.Conv(inputs, outputs, (3,) * dims, strides=stride, dtype=dtype, rngs=rngs)
 
         levels = [(width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)]
         self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
@@ -136,10 +134,10 @@ class UNet(nnx.Module):
                 up[-1].append(conv(c, c))
         self.down, self.up = nnx.List(down), nnx.List(up)
         self.norm = group_norm(c, dtype=dtype, rngs=rngs)
-        self.outputs = _zero_conv(c, shape[-1], dtype=dtype, rngs=rngs)
+        self.outputs = _zero_conv(dims, c, shape[-1], dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None, key=None) -> Array:
-        """The raw output for x (..., height, width, channels) at time t."""
+        """The raw output for x (..., *shape) at time t."""
         return apply_flat(UNet._forward, self, self.shape, x, t, cond, key)
 
     def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
@@ -155,7 +153,7 @@ class UNet(nnx.Module):
         for layers in self.up:
             h = layers[0](jnp.concatenate([h, stored.pop()], axis=-1), embedding, next(keys))
             if len(layers) > 1:
-                h = layers[1](_upsample(h))
+                h = layers[1](_upsample(h, stored[-1].shape))
         return self.outputs(jax.nn.silu(self.norm(h)))
 
 
@@ -164,6 +162,7 @@ class Block(nnx.Module):
 
     def __init__(
         self,
+        dims: int,
         inputs: int,
         outputs: int,
         embedding: int,
@@ -175,35 +174,34 @@ class Block(nnx.Module):
     ):
         self.dropout = dropout
         self.norm1 = group_norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv1 = nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv1 = nnx.Conv(inputs, outputs, (3,) * dims, dtype=dtype, rngs=rngs)
         self.modulation = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
         self.norm2 = group_norm(outputs, dtype=dtype, rngs=rngs)
-        self.conv2 = _zero_conv(outputs, outputs, dtype=dtype, rngs=rngs)
+        self.conv2 = _zero_conv(dims, outputs, outputs, dtype=dtype, rngs=rngs)
         self.skip = nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
         self.norm3 = group_norm(outputs, dtype=dtype, rngs=rngs) if heads else None
         zeros = nnx.initializers.zeros
         self.attention = Attention(outputs, heads, out_init=zeros, dtype=dtype, rngs=rngs) if heads else None
 
     def __call__(self, x: Array, embedding: Array, key: Array | None = None) -> Array:
-        """(n, height, width, inputs) -> (n, height, width, outputs), given the embedding (n or 1, width)."""
+        """(n, *sizes, inputs) -> (n, *sizes, outputs), given the embedding (n or 1, width)."""
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         h = jax.nn.silu(modulate(self.norm2(h), scale, shift))
         h = self.conv2(dropout(h, self.dropout, key))
         x = h + (x if self.skip is None else self.skip(x))
         if self.attention is not None and self.norm3 is not None:
-            n, height, width, channels = x.shape
-            tokens = self.norm3(x).reshape(n, height * width, channels)
+            tokens = self.norm3(x).reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
             x = x + self.attention(tokens).reshape(x.shape)
         return x
 
 
-def _upsample(x: Array) -> Array:
-    """Nearest neighbour, twice the height and width."""
-    n, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, channels))
-    return x.reshape(n, 2 * height, 2 * width, channels)
+def _upsample(x: Array, shape: tuple[int, ...]) -> Array:
+    """Nearest neighbour, twice the size, cropped to the sizes in `shape`."""
+    for axis, size in enumerate(shape[1:-1], 1):
+        x = jax.lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, size, axis=axis)
+    return x
 
 
-def _zero_conv(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (3, 3), kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+def _zero_conv(dims: int, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(inputs, outputs, (3,) * dims, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)

@@ -226,8 +226,8 @@ def dpm_solver_fast(
         schedule: its path.
         x: where to start: one sample, or a batch.
         evaluations: K, at least 1.
-        start: the time of x, of finite log-SNR.
-        end: the last time, of finite log-SNR.
+        start: the time of x.
+        end: the last time; 0 for the data themselves.
 
     Returns:
         x at the last time, of the shape of x.
