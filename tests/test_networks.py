@@ -12,9 +12,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import diffjax as dj
-from diffjax import networks
 from diffjax._bind import bind
-from diffjax.networks import MLP, DiT, UNet, _layers
+from diffjax.networks import MLP, Attention, ClassEmbedding, DiT, UNet, _layers
 from diffjax.networks._layers import time_features
 from diffjax.networks.dit import patchify, positions, unpatchify
 from diffjax.training import functional, init_state, make_train_step
@@ -45,7 +44,7 @@ def trained(kind, dropout=0.0):
     )
 
 
-NETWORKS = [kind for kind in map(networks.__dict__.get, networks.__all__) if isinstance(kind, type)]
+NETWORKS = [MLP, UNet, DiT]
 
 
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
@@ -195,7 +194,9 @@ def test_refusals(kind):
         jax.eval_shape(network, jnp.zeros(shape, int), 0.5)
     with pytest.raises(ValueError, match=r"t: expected a scalar or x's leading shape \(2, 3\), got shape \(3,\)"):
         jax.eval_shape(network, x, t[0])
-    with pytest.raises(ValueError, match=r"cond: expected a scalar or x's leading shape \(2, 3\), got shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"cond: expected that of one sample or of x's leading shape \(2, 3\), got one of shape \(2,\)"
+    ):
         jax.eval_shape(network, x, t, cond[:, 0])
     with pytest.raises(ValueError, match="cond: expected integer labels, got dtype float"):
         jax.eval_shape(network, x, t, t)
@@ -226,7 +227,7 @@ def test_what_a_constructor_refuses():
         (lambda: UNet((8, 8, 1), rngs=0), "rngs: expected a flax.nnx.Rngs.*got int"),
         (lambda: DiT((8, 8, 1), rngs=None), "rngs: expected a flax.nnx.Rngs.*got NoneType"),
         (lambda: UNet((32,), rngs=nnx.Rngs(0)), r"shape: expected .*\(height, width, channels\).*got \(32,\).* MLP"),
-        (lambda: UNet((8, 8, 8, 1), rngs=nnx.Rngs(0)), r"shape: expected .*, got \(8, 8, 8, 1\)"),
+        (lambda: DiT((8, 8, 8, 1), rngs=nnx.Rngs(0)), r"shape: expected .*, got \(8, 8, 8, 1\)"),
         (lambda: DiT(32, rngs=nnx.Rngs(0)), r"shape: expected .*, got 32"),
         (lambda: MLP(0, rngs=nnx.Rngs(0)), "dim: expected a positive integer, got 0"),
         (lambda: MLP(2.0, rngs=nnx.Rngs(0)), "dim: expected a positive integer, got 2.0"),
@@ -386,6 +387,85 @@ def test_shapes_and_sizes_that_are_refused():
         nnx.eval_shape(lambda: DiT((8, 8, 1), width=16, heads=3, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="width: expected an even number"):
         MLP(2, width=5, rngs=nnx.Rngs(0))
+
+
+class Described(nnx.Module):
+    """A condition of two parts: a label, and a vector that is optional."""
+
+    def __init__(self, rngs):
+        self.label = ClassEmbedding(CLASSES, 8, rngs=rngs)
+        self.vector = nnx.Linear(4, 8, use_bias=False, rngs=rngs)
+
+    def __call__(self, cond):
+        if cond is None:
+            return self.label(None)
+        return self.label(cond["label"]) + self.vector(cond["vector"])
+
+
+@KINDS
+def test_conditions_are_any_pytree(kind):
+    make = {
+        MLP: lambda **settings: MLP(5, depth=2, **settings),
+        UNet: lambda **settings: UNet(SHAPES[UNet], multipliers=(1,), blocks=1, **settings),
+        DiT: lambda **settings: DiT(SHAPES[DiT], depth=1, heads=2, **settings),
+    }[kind]
+    network = random_like(nnx.eval_shape(lambda: make(width=8, condition=Described(nnx.Rngs(0)), rngs=nnx.Rngs(0))))
+    x, t, labels = inputs(kind)
+    cond = {"label": labels, "vector": jax.random.normal(jax.random.key(3), (*labels.shape, 4))}
+    full = call(network, x, t, cond)
+    one_by_one = jax.jit(jax.vmap(jax.vmap(lambda x, t, cond: network(x, t, cond))))(x, t, cond)
+    np.testing.assert_allclose(full, one_by_one, atol=1e-12)
+    first = jax.tree.map(lambda leaf: leaf[0, 0], cond)
+    np.testing.assert_allclose(call(network, x, t, first)[0, 0], full[0, 0], atol=1e-12)
+    none = {"label": CLASSES, "vector": jnp.zeros(4)}
+    np.testing.assert_allclose(call(network, x, t), call(network, x, t, none), atol=1e-12)
+    moved = call(network, x, t, {**cond, "vector": cond["vector"] + 1})
+    assert float(abs(moved - full).max()) > 1e-4
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
+        held = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
+        np.testing.assert_allclose(call(held, *jax.tree.map(place, (x, t, cond))), full, atol=1e-12)
+
+
+def test_conditions_that_are_refused():
+    x = jnp.zeros(2)
+    with pytest.raises(ValueError, match="condition: expected None beside num_classes=3"):
+        MLP(2, width=8, num_classes=3, condition=lambda cond: cond, rngs=nnx.Rngs(0))
+    plain = MLP(2, width=8, condition=lambda cond: cond, rngs=nnx.Rngs(0))  # a function without parameters
+    assert plain(x, 0.5, jnp.ones(8)).shape == (2,)
+    with pytest.raises(ValueError, match="condition: expected vectors of the network's width 8, got 5 channels"):
+        plain(x, 0.5, jnp.ones(5))
+    with pytest.raises(ValueError, match=r"cond: expected that of one sample or .*shape \(\), got one of shape \(3,\)"):
+        plain(x, 0.5, jnp.ones((3, 8)))
+
+
+@pytest.mark.parametrize("context", [None, 5])
+def test_attention_is_that_of_the_paper(context):
+    """`concat_h softmax(q_h k_h^T / sqrt(d_h)) v_h W + b` (Vaswani et al. 2017, section 3.2.2), head by head."""
+    layer = random_like(nnx.eval_shape(lambda: Attention(8, 2, context=context, rngs=nnx.Rngs(0))))
+    layer = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer)
+    random = np.random.default_rng(0)
+    x, other = random.normal(size=(3, 4, 8)), random.normal(size=(3, 7, 5))
+    weights = {
+        name: (np.asarray(linear.kernel[...]), np.asarray(linear.bias[...]))
+        for name, linear in vars(layer).items()
+        if isinstance(linear, nnx.Linear)
+    }
+    if context is None:
+        parts = np.split(x @ weights["qkv"][0] + weights["qkv"][1], 3, axis=-1)
+    else:
+        projected = other @ weights["kv"][0] + weights["kv"][1]
+        parts = [x @ weights["q"][0] + weights["q"][1], *np.split(projected, 2, axis=-1)]
+    heads = []
+    for q, k, v in zip(*(np.split(part, 2, axis=-1) for part in parts), strict=True):
+        scores = np.exp(q @ np.swapaxes(k, 1, 2) / 2.0)
+        heads.append(scores / scores.sum(-1, keepdims=True) @ v)
+    expected = np.concatenate(heads, -1) @ weights["out"][0] + weights["out"][1]
+    out = layer(jnp.asarray(x)) if context is None else layer(jnp.asarray(x), jnp.asarray(other))
+    np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="context: expected"):
+        layer(jnp.asarray(x), jnp.asarray(other)) if context is None else layer(jnp.asarray(x))
 
 
 def random_like(network, seed=0):

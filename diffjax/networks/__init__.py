@@ -6,8 +6,9 @@ it is. A network draws random numbers only for dropout, from the key of the call
 explicit axes the output is sharded as x. The guide is `docs/networks.md`.
 """
 
+from diffjax.networks._layers import Attention, ClassEmbedding
 from diffjax.networks.dit import DiT
 from diffjax.networks.mlp import MLP
 from diffjax.networks.unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet"]
+__all__ = ["MLP", "Attention", "ClassEmbedding", "DiT", "UNet"]

@@ -16,6 +16,7 @@ from diffjax._checks import as_float, check_that, is_concrete
 
 __all__ = [
     "Attention",
+    "ClassEmbedding",
     "Embedding",
     "apply_flat",
     "apply_images",
@@ -23,6 +24,7 @@ __all__ = [
     "batch_norm",
     "check_grid_shape",
     "check_settings",
+    "condition_of",
     "dropout",
     "group_norm",
     "keys_from",
@@ -68,10 +70,10 @@ def check_grid_shape(shape, dims: Sequence[int] = (2,)) -> tuple[int, ...]:
 
 
 def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
-    """`forward(network, x, t, cond, key)` for x of any leading axes, in at least float32.
+    """`forward(network, x, t, condition, key)` for x of any leading axes, in at least float32.
 
-    `forward` gets t and cond either with x's leading axes or, where they were scalars, with axes of
-    length 1 in their place: an embedding shared by the batch is computed once.
+    `forward` gets t and the embedded condition either with x's leading axes or, where they were those of one sample, with
+    axes of length 1 in their place: an embedding shared by the batch is computed once.
     """
     x = as_float(jnp.asarray(x), "x")
     split = x.ndim - len(shape)
@@ -82,27 +84,42 @@ def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, 
             f"was built for, got {x.shape}"
         )
     lead = x.shape[:split]
-
-    def aligned(name: str, value):
-        if value.shape not in ((), lead):
-            raise ValueError(f"{name}: expected a scalar or x's leading shape {lead}, got shape {value.shape}")
-        return value.reshape(value.shape or (1,) * split)
-
-    t = aligned("t", jnp.asarray(t, x.dtype))
-    if cond is not None:
-        cond = aligned("cond", _labels(cond, network.null))
+    t = jnp.asarray(t, x.dtype)
+    if t.shape not in ((), lead):
+        raise ValueError(f"t: expected a scalar or x's leading shape {lead}, got shape {t.shape}")
+    if network.condition is None and cond is not None:
+        raise ValueError(
+            f"cond: expected None, because the network was built without num_classes and condition, got {_kind(cond)}"
+        )
+    if isinstance(network.condition, ClassEmbedding):
+        cond = network.condition.check(cond)
     if key is not None:
         _check_key(key)
+
+    def embedded(network, x, t, cond, key):
+        rows = None if network.condition is None else _embed_condition(network.condition, cond, lead, x.dtype)
+        return forward(network, x, t.reshape(t.shape or (1,) * split), rows, key)
+
     key = key if network.dropout else None
-    return _with_auto_axes(forward, network, x, t, cond, key).astype(x.dtype)
+    return _with_auto_axes(embedded, network, x, t, cond, key).astype(x.dtype)
+
+
+def _embed_condition(condition, cond, lead: tuple[int, ...], dtype) -> Array:
+    """`condition(cond)`, with axes of length 1 in the place of x's leading axes if it is that of one sample."""
+    rows = condition(cond)
+    if rows.shape[:-1] not in ((), lead):
+        raise ValueError(
+            f"cond: expected that of one sample or of x's leading shape {lead}, got one of shape {rows.shape[:-1]}"
+        )
+    return rows.reshape(*(rows.shape[:-1] or (1,) * len(lead)), rows.shape[-1]).astype(dtype)
 
 
 def apply_flat(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
     """As `apply_polymorphic`, for a `forward` that wants one batch axis (convolutions do)."""
 
     def flat(network, x, t, cond, key):
-        rows = [None if value is None else value.reshape(value.size) for value in (t, cond)]
-        return forward(network, x.reshape(-1, *shape), *rows, key).reshape(x.shape)
+        cond = None if cond is None else cond.reshape(-1, cond.shape[-1])
+        return forward(network, x.reshape(-1, *shape), t.reshape(t.size), cond, key).reshape(x.shape)
 
     return apply_polymorphic(flat, network, shape, x, t, cond, key)
 
@@ -142,26 +159,6 @@ def _with_auto_axes(forward: Callable[..., Array], network, x, *args) -> Array:
     out = NamedSharding(mesh, jax.typeof(x).sharding.spec)
     with_auto_axes: Any = jax.sharding.auto_axes(forward, axes=tuple(mesh.explicit_axes), out_sharding=out)
     return with_auto_axes(network, x, *args)
-
-
-def _labels(cond, num_classes: int | None):
-    """The labels as an array; numbers stay concrete under jit, so that they can be checked."""
-    cond = cond if isinstance(cond, jax.Array) else np.asarray(cond)
-    if num_classes is None:
-        raise ValueError(
-            "cond: expected None, because the network was built without num_classes, got an array "
-            f"of shape {cond.shape}"
-        )
-    if not jnp.issubdtype(cond.dtype, jnp.integer):
-        raise ValueError(f"cond: expected integer labels, got dtype {cond.dtype}")
-    if is_concrete(cond):
-        labels = np.asarray(cond)
-        bad = labels[(labels < 0) | (labels > num_classes)]
-        if bad.size:
-            raise ValueError(
-                f"cond: expected labels in [0, {num_classes}], where {num_classes} means no class, got {bad[0]}"
-            )
-    return cond
 
 
 def _check_key(key) -> None:
@@ -211,55 +208,152 @@ def time_features(t: Array, dim: int) -> Array:
 
 
 class Embedding(nnx.Module):
-    """`silu(MLP(features(t) + table[cond]))`: (...) times and labels to (..., width), as in EDM's networks.
+    """`silu(MLP(features(t) + condition))`, as in EDM's networks: times and conditions to (..., width)."""
 
-    Row `num_classes` of the table is the null token.
-    """
-
-    def __init__(self, width: int, num_classes: int | None, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype=None, rngs: nnx.Rngs):
         if width < 4 or width % 2:
             raise ValueError(f"width: expected an even number of at least 4, got {width}")
-        self.width, self.num_classes = width, num_classes
+        self.width = width
         self.hidden = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        if num_classes is not None:  # rows as large as the time features
-            init = nnx.initializers.normal(math.sqrt(0.5))
-            self.table = nnx.Embed(num_classes + 1, width, embedding_init=init, rngs=rngs)
 
-    def __call__(self, t: Array, cond: Array | None = None) -> Array:
-        """The embedding of times and labels of one rank, where an axis of either may have length 1.
-
-        A label without a row gives NaN: a traced label cannot be refused, and a row of another
-        class would be wrong in silence.
-        """
+    def __call__(self, t: Array, condition: Array | None = None) -> Array:
+        """The embedding of times and embedded conditions, where an axis of either may have length 1."""
         features = time_features(t, self.width)
-        if self.num_classes is not None:
-            labels = jnp.full((1,) * t.ndim, self.num_classes) if cond is None else cond
-            rows = self.table.embedding[...].at[labels]
-            features = features + rows.get(mode="fill", wrap_negative_indices=False).astype(t.dtype)
+        if condition is not None:
+            if condition.shape[-1] != self.width:
+                raise ValueError(
+                    f"condition: expected vectors of the network's width {self.width}, got {condition.shape[-1]} channels"
+                )
+            features = features + condition
         return jax.nn.silu(self.out(jax.nn.silu(self.hidden(features))))
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention over tokens, (n, tokens, width) -> the same."""
+class ClassEmbedding(nnx.Module):
+    """Class labels as vectors: `condition(cond) = table[cond]`, with a last row for "no class".
 
-    def __init__(self, width: int, heads: int, *, out_init=None, dtype=None, rngs: nnx.Rngs):
+    It is what a network's `num_classes=` makes. It can be one part of a condition of your own.
+
+    Args:
+        num_classes: the number K of class labels.
+        width: channels of a vector: the width of the network.
+        rngs: the source of the initial table, of standard deviation `sqrt(1/2)`, as the time features have.
+
+    Attributes:
+        null: K, the label that means "no class".
+
+    Call with integer labels in [0, K] of any shape (...), or None for no class. Returns (..., width). A label outside that
+    jax traces cannot raise an error; its vector is NaN.
+
+    Raises:
+        ValueError: if num_classes or width is not a positive integer, or `rngs` is a key; if labels are not integers in
+            [0, K].
+
+    >>> embed = ClassEmbedding(10, 4, rngs=nnx.Rngs(0))
+    >>> embed(jnp.array([3, 7])).shape, bool((embed(None) == embed(embed.null)).all())
+    ((2, 4), True)
+    """
+
+    def __init__(self, num_classes: int, width: int, *, rngs: nnx.Rngs):
+        check_settings(rngs, num_classes=num_classes, width=width)
+        self.null = num_classes
+        init = nnx.initializers.normal(math.sqrt(0.5))
+        self.table = nnx.Embed(num_classes + 1, width, embedding_init=init, rngs=rngs)
+
+    def __call__(self, cond) -> Array:
+        """The vectors (..., width) of the labels (...)."""
+        rows = self.table.embedding[...].at[self.check(cond)]
+        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+    def check(self, cond):
+        """The labels as an array; numbers stay concrete under jit, so that they can be checked."""
+        if cond is None:
+            return np.asarray(self.null)
+        cond = cond if isinstance(cond, jax.Array) else np.asarray(cond)
+        if not jnp.issubdtype(cond.dtype, jnp.integer):
+            raise ValueError(f"cond: expected integer labels, got dtype {cond.dtype}")
+        if is_concrete(cond):
+            labels = np.asarray(cond)
+            bad = labels[(labels < 0) | (labels > self.null)]
+            if bad.size:
+                raise ValueError(
+                    f"cond: expected labels in [0, {self.null}], where {self.null} means no class, got {bad[0]}"
+                )
+        return cond
+
+
+def condition_of(num_classes: int | None, condition, width: int, rngs: nnx.Rngs):
+    """What embeds a network's conditions: the table of its classes, a function of the user's, or None."""
+    if num_classes is None:
+        return condition
+    if condition is not None:
+        raise ValueError(
+            f"condition: expected None beside num_classes={num_classes}; a condition of your own can hold a "
+            "ClassEmbedding"
+        )
+    return ClassEmbedding(num_classes, width, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of tokens over themselves, or over the tokens of a context.
+
+    `concat_h softmax(q_h k_h^T / sqrt(width / heads)) v_h`, then a linear layer, with q linear in x, and k and v linear
+    in x or in the context.
+
+    Args:
+        width: channels of a token of x.
+        heads: number of heads, a divisor of `width`.
+        context: channels of a token of the context; None for self-attention.
+        out_init: the initializer of the last layer's kernel; `nnx.initializers.zeros` makes a new branch zero.
+        dtype: what the layers compute in; None for that of x.
+        rngs: the source of the initial parameters.
+
+    Call with x (n, tokens, width) and, for cross-attention, context (n, tokens of the context, channels). Returns an array
+    of the shape of x.
+
+    Raises:
+        ValueError: if heads does not divide width; if a context is given without `context=`, or is missing.
+
+    Reference: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), section 3.2.
+
+    >>> attend = Attention(8, 2, context=5, rngs=nnx.Rngs(0))
+    >>> attend(jnp.ones((3, 4, 8)), jnp.ones((3, 7, 5))).shape
+    (3, 4, 8)
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, context: int | None = None, out_init=None, dtype=None, rngs: nnx.Rngs
+    ):
         if width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
-        self.heads = heads
-        self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.heads, self.context = heads, context
+        if context is None:
+            self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        else:
+            self.q = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+            self.kv = nnx.Linear(context, 2 * width, dtype=dtype, rngs=rngs)
         kernel_init = out_init or nnx.initializers.lecun_normal()
         self.out = nnx.Linear(width, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """Attends over the second axis."""
-        n, tokens, width = x.shape
-        q, k, v = jnp.split(self.qkv(x).reshape(n, tokens, 3 * self.heads, width // self.heads), 3, axis=2)
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Attends over the second axis, of x or of the context."""
+        if (context is None) != (self.context is None):
+            expected = "None, for self-attention" if self.context is None else f"tokens of {self.context} channels"
+            raise ValueError(f"context: expected {expected}, got {_kind(context)}")
+        if context is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+        else:
+            (q,), (k, v) = self._heads(self.q(x), 1), self._heads(self.kv(context), 2)
         # Not jax.nn.dot_product_attention: its logits are float32 even where the network computes in float64.
         exact = jnp.promote_types(q.dtype, jnp.float32)
         logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=exact) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(logits).astype(v.dtype)
-        return self.out(jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(n, tokens, width))
+        return self.out(jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(x.shape))
+
+    def _heads(self, x: Array, parts: int) -> list[Array]:
+        """(n, tokens, parts * width) as so many parts of shape (n, tokens, heads, width / heads)."""
+        n, tokens, channels = x.shape
+        return jnp.split(x.reshape(n, tokens, parts * self.heads, channels // (parts * self.heads)), parts, axis=2)
 
 
 # The norms compute the variance as E (x - E x)^2. NNX's default, E x^2 - (E x)^2, is wrong by about

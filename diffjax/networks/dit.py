@@ -1,5 +1,7 @@
 """A diffusion transformer for images."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from diffjax.networks._layers import (
     apply_flat,
     check_grid_shape,
     check_settings,
+    condition_of,
     dropout,
     keys_from,
     layer_norm,
@@ -40,7 +43,9 @@ class DiT(nnx.Module):
         depth: number of blocks.
         heads: number of attention heads.
         expansion: hidden units of a block's MLP, in units of `width`.
-        num_classes: the number K of class labels; None for an unconditional network.
+        num_classes: the number K of class labels; None for no labels.
+        condition: instead of num_classes, a function or module that embeds any pytree: `condition(cond)` of shape (width,),
+            or (..., width) for a batch. It also says what cond=None means.
         dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
         dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
         rngs: the source of the initial parameters.
@@ -48,8 +53,8 @@ class DiT(nnx.Module):
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
-    Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None or integer labels, a
-    scalar or of the leading shape. Returns an array of the shape of x, at least float32.
+    Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None, or integer labels or
+    what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
     deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
@@ -75,6 +80,7 @@ class DiT(nnx.Module):
         heads: int = 6,
         expansion: int = 4,
         num_classes: int | None = None,
+        condition: Callable[..., Array] | None = None,
         dropout: float = 0.0,
         dtype=None,
         rngs: nnx.Rngs,
@@ -88,7 +94,8 @@ class DiT(nnx.Module):
             raise ValueError(f"width: expected a multiple of 4, got {width}")
         inputs = patch * patch * channels
         self.patch, self.null, self.dropout = patch, num_classes, dropout
-        self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
+        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        self.condition = condition_of(num_classes, condition, width, rngs)
         self.inputs = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
         settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
         self.blocks = nnx.List([Block(width, heads, expansion, **settings) for _ in range(depth)])
@@ -154,7 +161,7 @@ def patchify(x: Array, patch: int) -> Array:
     return x.reshape(n, (height // patch) * (width // patch), patch * patch * channels)
 
 
-def unpatchify(tokens: Array, patch: int, shape: tuple[int, int, int]) -> Array:
+def unpatchify(tokens: Array, patch: int, shape: tuple[int, ...]) -> Array:
     """The inverse of `patchify`: (n, tokens, patch^2 channels) -> (n, *shape).
 
     >>> x = jnp.arange(16).reshape(1, 4, 4, 1)

@@ -1,5 +1,7 @@
 """A residual multilayer perceptron for vectors."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,7 @@ from diffjax.networks._layers import (
     Embedding,
     apply_polymorphic,
     check_settings,
+    condition_of,
     dropout,
     keys_from,
     layer_norm,
@@ -31,7 +34,9 @@ class MLP(nnx.Module):
         width: channels of the residual stream and of the embedding. Even.
         depth: number of blocks.
         expansion: hidden units of a block, in units of `width`.
-        num_classes: the number K of class labels; None for an unconditional network.
+        num_classes: the number K of class labels; None for no labels.
+        condition: instead of num_classes, a function or module that embeds any pytree: `condition(cond)` of shape (width,),
+            or (..., width) for a batch. It also says what cond=None means.
         dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
         dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
         rngs: the source of the initial parameters.
@@ -39,8 +44,8 @@ class MLP(nnx.Module):
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
-    Call with x (..., dim), t a scalar or of the leading shape, cond None or integer labels, a scalar or of the leading
-    shape. Returns an array of the shape of x, at least float32.
+    Call with x (..., dim), t a scalar or of the leading shape, cond None, or integer labels or what `condition`
+    takes, of one sample or of the leading shape. Returns an array of the shape of x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
     deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
@@ -65,6 +70,7 @@ class MLP(nnx.Module):
         depth: int = 4,
         expansion: int = 2,
         num_classes: int | None = None,
+        condition: Callable[..., Array] | None = None,
         dropout: float = 0.0,
         dtype=None,
         rngs: nnx.Rngs,
@@ -72,7 +78,8 @@ class MLP(nnx.Module):
         sizes = {"dim": dim, "width": width, "depth": depth, "expansion": expansion}
         check_settings(rngs, num_classes=num_classes, dropout=dropout, **sizes)
         self.dim, self.null, self.dropout = dim, num_classes, dropout
-        self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
+        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        self.condition = condition_of(num_classes, condition, width, rngs)
         self.inputs = nnx.Linear(dim, width, dtype=dtype, rngs=rngs)
         settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
         self.blocks = nnx.List([Block(width, expansion, **settings) for _ in range(depth)])

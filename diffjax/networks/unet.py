@@ -1,7 +1,7 @@
 """A U-Net for images, sequences and volumes, in the manner of ADM."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from diffjax.networks._layers import (
     apply_flat,
     check_grid_shape,
     check_settings,
+    condition_of,
     dropout,
     group_norm,
     keys_from,
@@ -42,7 +43,9 @@ class UNet(nnx.Module):
         attention: the resolutions, as sizes of the first axis, whose blocks are followed by self-attention. The middle
             always has it.
         head_width: channels of an attention head, where the level has as many.
-        num_classes: the number K of class labels; None for an unconditional network.
+        num_classes: the number K of class labels; None for no labels.
+        condition: instead of num_classes, a function or module that embeds any pytree: `condition(cond)` of shape (width,),
+            or (..., width) for a batch. It also says what cond=None means.
         dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
         dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
         rngs: the source of the initial parameters.
@@ -50,8 +53,8 @@ class UNet(nnx.Module):
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
-    Call with x (..., *shape), t a scalar or of the leading shape, cond None or integer labels, a
-    scalar or of the leading shape. Returns an array of the shape of x, at least float32.
+    Call with x (..., *shape), t a scalar or of the leading shape, cond None, or integer labels or
+    what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
     deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
@@ -77,6 +80,7 @@ class UNet(nnx.Module):
         attention: Sequence[int] = (),
         head_width: int = 64,
         num_classes: int | None = None,
+        condition: Callable[..., Array] | None = None,
         dropout: float = 0.0,
         dtype=None,
         rngs: nnx.Rngs,
@@ -113,7 +117,8 @@ class UNet(nnx.Module):
             return nnx.Conv(inputs, outputs, (3,) * dims, strides=stride, dtype=dtype, rngs=rngs)
 
         levels = [(width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)]
-        self.embed = Embedding(width, num_classes, dtype=dtype, rngs=rngs)
+        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        self.condition = condition_of(num_classes, condition, width, rngs)
         self.inputs = conv(shape[-1], width)
 
         c, stored, down, up = width, [width], [], []
