@@ -14,7 +14,6 @@ distribution, from which sampling starts.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,10 +25,9 @@ from scipy.optimize import linear_sum_assignment
 from ._bind import bind
 from ._checks import as_float, check_number, check_that
 from ._varying import on_mesh, varying_carry
+from .typing import Coupling
 
 __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
-
-Coupling = Callable[[PRNGKeyArray, Array, Array], Array]
 
 
 def independent(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]) -> Float[Array, "n *x"]:

@@ -18,8 +18,6 @@ from ._varying import zeros_of
 
 __all__ = ["divergence", "exact_probes", "gaussian_probes", "rademacher_probes"]
 
-Probes = Callable[[PRNGKeyArray, Array], Array]
-
 
 def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
     """Draws n probes of independent random signs, the choice of least variance for a symmetric Jacobian.

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import lineax
 import numpy as np
 from jaxtyping import Array
@@ -20,12 +19,12 @@ from jaxtyping import Array
 from ._bind import bind
 from ._calls import call_denoiser
 from ._checks import as_scalar, check_that
-from ._numerics import from_right, safe_sqrt
+from ._numerics import from_right
 from .parametrizations import velocity
-from .schedules import coefficients, diffusion_squared, drift
-from .typing import Denoiser, Schedule, Time
+from .schedules import coefficients, diffusion, drift
+from .typing import Amplitude, Denoiser, Schedule, Time
 
-__all__ = ["SDE", "diffusion", "forward_sde", "probability_flow", "reverse_sde"]
+__all__ = ["SDE", "forward_sde", "probability_flow", "reverse_sde"]
 
 
 class SDE(NamedTuple):
@@ -33,22 +32,6 @@ class SDE(NamedTuple):
 
     drift: Callable[..., Array]
     diffusion: Callable[..., lineax.AbstractLinearOperator]
-
-
-def diffusion(schedule: Schedule, t: Time) -> Array:
-    """The diffusion coefficient g of the forward SDE, the square root of `diffusion_squared`.
-
-    Args:
-        schedule: any schedule.
-        t: a scalar time.
-
-    Returns:
-        g(t), in units of the data per square root of time.
-
-    >>> round(float(diffusion(linear_vp(0.1, 20.0), 1.0)) ** 2, 3)  # beta(1)  (1.26)
-    20.0
-    """
-    return safe_sqrt(jnp.maximum(diffusion_squared(schedule, t), 0.0))
 
 
 def probability_flow(denoise: Denoiser, schedule: Schedule) -> Callable[..., Array]:
@@ -103,7 +86,7 @@ def _forward_diffusion(schedule, t, x, args):
     return _isotropic(diffusion(schedule, t), x)
 
 
-def reverse_sde(denoise: Denoiser, schedule: Schedule, amplitude: Callable[[Schedule, Time], Array] = diffusion) -> SDE:
+def reverse_sde(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> SDE:
     """The reverse SDE of any noise amplitude, in the reversed time tau = 1 - t, from prior to data (1.19), (1.20).
 
     `dx = -[velocity - a^2 score / 2] dtau + a dw`. It runs forward in its own time because diffrax's stochastic
@@ -136,7 +119,7 @@ def reverse_drift(denoise: Denoiser, schedule: Schedule, amplitude, x: Array, t:
     return dalpha * x0 + (dsigma + 0.5 * a**2 / sigma) * eps
 
 
-def noise_amplitude(amplitude: Callable[[Schedule, Time], Array], schedule: Schedule, t: Time) -> Array:
+def noise_amplitude(amplitude: Amplitude, schedule: Schedule, t: Time) -> Array:
     """`amplitude(schedule, t)`, a finite scalar."""
     if not callable(amplitude):
         raise ValueError(

@@ -17,8 +17,9 @@ from ._bind import bind
 from ._checks import as_float, check_that, is_concrete
 from ._once import once
 from ._varying import error_if
-from .dynamics import diffusion, noise_amplitude, probability_flow, reverse_sde
-from .typing import Denoiser, Schedule, Time
+from .dynamics import noise_amplitude, probability_flow, reverse_sde
+from .schedules import diffusion
+from .typing import Amplitude, Denoiser, Schedule, Time
 
 __all__ = ["integrate", "solve_flow", "solve_sde"]
 
@@ -162,7 +163,7 @@ def solve_sde(
     t: Time,
     s: Time,
     *,
-    amplitude: Callable[[Schedule, Time], Array] = diffusion,
+    amplitude: Amplitude = diffusion,
     solver: diffrax.AbstractSolver = diffrax.ShARK(),
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
     dt0: float | None = 1e-2,

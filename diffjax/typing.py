@@ -9,7 +9,22 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["Denoiser", "Estimate", "Kernel", "Network", "Sampler", "Schedule", "State", "Time", "Times"]
+__all__ = [
+    "Amplitude",
+    "Coupling",
+    "Denoiser",
+    "Estimate",
+    "Kernel",
+    "Network",
+    "Probes",
+    "Reconstruction",
+    "Sampler",
+    "Schedule",
+    "State",
+    "Time",
+    "Times",
+    "Weighting",
+]
 
 Time: TypeAlias = Float[Array, ""] | float
 
@@ -19,6 +34,20 @@ Schedule: TypeAlias = Callable[[Time], tuple[Array, Array]]
 Network: TypeAlias = Callable[..., Array]
 """`network(x, t, ...) -> out`: the raw output, of the shape of x, in any parametrization."""
 
+Amplitude: TypeAlias = Callable[[Schedule, Time], Array]
+"""`amplitude(schedule, t) -> a`: how much noise a reverse SDE adds, `a dw`; `schedules.diffusion` is g."""
+
+Weighting: TypeAlias = Callable[[Schedule, Any, Time], Array]
+"""`weighting(schedule, parametrization, t) -> w`: the weight of the loss of a network with that parametrization."""
+
+Coupling: TypeAlias = Callable[[PRNGKeyArray, Array, Array], Array]
+"""`coupling(key, x0, x1) -> indices`: for each of n points of x0 its partner in x1."""
+
+Probes: TypeAlias = Callable[[PRNGKeyArray, Array], Array]
+"""`probes(key, x) -> vs`, of shape (n, *x.shape): the vectors of a trace estimate, with E v v^T = I."""
+
+Reconstruction: TypeAlias = Callable[[PRNGKeyArray, Array, Array, Array], Array]
+"""`reconstruction(key, x0, alpha, sigma) -> nats`: the reconstruction term of a variational bound."""
 
 Times: TypeAlias = Callable[[PRNGKeyArray, int], tuple[Array, Array]]
 """`times(key, n) -> (ts, weights)`: the times of a batch of n examples, and the weights of their losses."""

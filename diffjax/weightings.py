@@ -14,8 +14,6 @@ weightings, each stated for the error that its paper speaks of, apply to every p
 At t = 0 and t = 1 every weight is its limit, which may be infinite.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,11 +23,9 @@ from ._numerics import limit
 from .dynamics import diffusion
 from .parametrizations import Parametrization, solve
 from .schedules import coefficients
-from .typing import Schedule, Time
+from .typing import Schedule, Time, Weighting
 
 __all__ = ["edm_weighting", "inverse_variance", "likelihood", "min_snr", "p2", "snr", "unweighted"]
-
-Weighting = Callable[[Schedule, Parametrization, Time], Array]
 
 
 def unweighted(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:

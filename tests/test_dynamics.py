@@ -7,7 +7,7 @@ import oracles
 import pytest
 
 from diffjax import schedules
-from diffjax.dynamics import diffusion, forward_sde, probability_flow, reverse_sde
+from diffjax.dynamics import forward_sde, probability_flow, reverse_sde
 from diffjax.exact import gaussian
 
 M, V, T = 0.7, 0.3, 0.6
@@ -32,11 +32,11 @@ def implied(drift, noise, path):
 
 
 def twice(schedule, t):
-    return 2 * diffusion(schedule, t)
+    return 2 * schedules.diffusion(schedule, t)
 
 
 def nothing(schedule, t):
-    return 0.0 * diffusion(schedule, t)
+    return 0.0 * schedules.diffusion(schedule, t)
 
 
 @pytest.mark.parametrize("path", oracles.TABLE)

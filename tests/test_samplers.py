@@ -13,7 +13,6 @@ import oracles
 import pytest
 
 from diffjax import bind
-from diffjax.dynamics import diffusion
 from diffjax.exact import gaussian
 from diffjax.grids import uniform
 from diffjax.guidance import cfg
@@ -33,7 +32,17 @@ from diffjax.samplers import (
     trajectory,
     truncated_scan,
 )
-from diffjax.schedules import coefficients, edm, gvp, half_log_snr, half_log_snr_inverse, linear, linear_vp, ve
+from diffjax.schedules import (
+    coefficients,
+    diffusion,
+    edm,
+    gvp,
+    half_log_snr,
+    half_log_snr_inverse,
+    linear,
+    linear_vp,
+    ve,
+)
 from diffjax.typing import State
 
 M, V = np.array([0.7, -0.4]), np.array([0.3, 2.0])

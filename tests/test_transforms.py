@@ -241,10 +241,13 @@ def _prior(schedule, x, t):
 def _quantities(schedule, x, t):
     quantities = (
         schedules.drift(schedule, t),
+        schedules.diffusion(schedule, t),
         schedules.diffusion_squared(schedule, t),
         schedules.half_log_snr(schedule, t),
+        *schedules.alpha_sigma(schedule, t),
+        *schedules.coefficients(schedule, t),
     )
-    return jnp.stack([*quantities, *schedules.coefficients(schedule, t), dynamics.diffusion(schedule, t)]) * x[0]
+    return jnp.stack(quantities) * x[0]
 
 
 def _betas(schedule, x, t):
@@ -386,7 +389,7 @@ ROWS = {
         _quantities,
         (0.1, 20.0),
         OPEN,
-        ("coefficients", "drift", "diffusion_squared", "half_log_snr", "diffusion"),
+        ("alpha_sigma", "coefficients", "drift", "diffusion_squared", "half_log_snr", "diffusion"),
     ),
     "half_log_snr_inverse": Row(schedules.linear_vp, _inverse, (0.1, 20.0)),
     "uniform": Row(lambda a, b: grids.uniform(3, a, b), _grid_sum, (0.9, 0.1)),

@@ -6,7 +6,7 @@ from jaxtyping import Array
 from .._bind import bind
 from .._calls import call_denoiser
 from .._checks import check_that
-from ..schedules.coefficients import alpha_sigma
+from ..schedules import alpha_sigma
 from ..typing import Denoiser, Estimate, Schedule
 
 __all__ = ["clip_x0"]

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._bind import bind
 from .._checks import as_float
 from .._numerics import safe_sqrt
-from ..divergence import Probes, divergence, rademacher_probes
+from ..divergence import divergence, rademacher_probes
 from ..dynamics import probability_flow
 from ..process import log_prior
 from ..solve import integrate
-from ..typing import Denoiser, Schedule, Time
+from ..typing import Denoiser, Probes, Schedule, Time
 
 __all__ = ["StandardErrors", "log_likelihood", "standard_errors"]
 

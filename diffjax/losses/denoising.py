@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._checks import as_float
 from ..parametrizations import Parametrization, output, target
 from ..process import perturb
-from ..typing import Network, Schedule, Time
-from ..weightings import Weighting, unweighted
+from ..typing import Network, Schedule, Time, Weighting
+from ..weightings import unweighted
 
 __all__ = ["denoising"]
 

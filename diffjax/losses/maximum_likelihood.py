@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._bind import bind
 from .._calls import call_network
 from .._checks import as_float
-from ..divergence import Probes, probe_products, rademacher_probes
+from ..divergence import probe_products, rademacher_probes
 from ..solve import integrate
-from ..typing import Network, Time
+from ..typing import Network, Probes, Time
 
 __all__ = ["FlowDensity", "maximum_likelihood", "standard_normal"]
 

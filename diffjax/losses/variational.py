@@ -8,8 +8,6 @@ nats. In the variable lambda it is `int |eps - eps_theta|^2 d lambda`: it depend
 its two ends.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +18,9 @@ from .._calls import call_denoiser
 from .._checks import as_float, check_that
 from ..process import perturb
 from ..schedules import coefficients, diffusion_squared
-from ..typing import Denoiser, Schedule, Time
+from ..typing import Denoiser, Reconstruction, Schedule, Time
 
 __all__ = ["discrete_reconstruction", "gaussian_reconstruction", "variational_bound"]
-
-Reconstruction = Callable[[PRNGKeyArray, Array, Array, Array], Array]
 
 
 def gaussian_reconstruction(key: PRNGKeyArray, x0: Array, alpha: Array, sigma: Array) -> Float[Array, ""]:

@@ -10,8 +10,7 @@ from jaxtyping import Array, Int
 from .._checks import as_float, check_that
 from .._once import once
 from .._varying import error_if, varying_carry
-from ..schedules import half_log_snr, half_log_snr_inverse
-from ..schedules.coefficients import alpha_sigma
+from ..schedules import alpha_sigma, half_log_snr, half_log_snr_inverse
 from ..typing import Denoiser, Schedule, Time
 from ._exponential import eps_of
 from .dpm_solver import Stages, begins, run_stages, stages_2, stages_3

@@ -4,7 +4,7 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from ..schedules.coefficients import alpha_sigma
+from ..schedules import alpha_sigma
 from ..typing import Denoiser, Sampler, Schedule
 from ._sample import one_step
 from .kernels import ddim_kernel, ddpm_kernel, kernel_sampler, towards

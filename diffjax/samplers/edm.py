@@ -8,8 +8,7 @@ from .._bind import bind
 from .._checks import as_scalar, check_number
 from .._numerics import safe_sqrt
 from .._varying import stack, zeros_of
-from ..schedules import coefficients, half_log_snr_inverse
-from ..schedules.coefficients import alpha_sigma
+from ..schedules import alpha_sigma, coefficients, half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
 from ._exponential import Place, eps_of
 from ._sample import one_step

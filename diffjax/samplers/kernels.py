@@ -8,8 +8,6 @@ A sampler hides its Gaussian. Policy gradients, importance weights and particle 
 `ddim(eta)`, `ddpm`, `euler_maruyama` and `bridge_sampler` are samplers of such kernels.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,10 +16,11 @@ from .._bind import bind
 from .._calls import call_denoiser
 from .._checks import as_scalar, check_number, check_that
 from .._numerics import safe_sqrt
-from ..dynamics import diffusion, noise_amplitude, reverse_drift
+from ..dynamics import noise_amplitude, reverse_drift
 from ..process import posterior
+from ..schedules import diffusion
 from ..schedules.coefficients import alpha_sigma, log_ratio
-from ..typing import Denoiser, Estimate, Kernel, Sampler, Schedule, Time
+from ..typing import Amplitude, Denoiser, Estimate, Kernel, Sampler, Schedule, Time
 from ._sample import one_step
 
 __all__ = [
@@ -153,9 +152,7 @@ def _ddpm_kernel(denoise, schedule, x, t, s):
     return x_weight * x + x0_weight * call_denoiser(denoise, x, t).x0, std
 
 
-def euler_maruyama_kernel(
-    denoise: Denoiser, schedule: Schedule, amplitude: Callable[[Schedule, Time], Array] = diffusion
-) -> Kernel:
+def euler_maruyama_kernel(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> Kernel:
     """Euler-Maruyama's kernel: `mean = x + (s - t) (v(x, t) - a^2 score / 2)`, `std = a sqrt(t - s)` (1.19).
 
     Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from .._bind import bind
 from .._varying import stack, zeros_of
 from ..parametrizations import velocity
-from ..schedules.coefficients import alpha_sigma
+from ..schedules import alpha_sigma
 from ..typing import Denoiser, Sampler, Schedule
 from ._sample import one_step
 

@@ -1,7 +1,5 @@
 """Samplers of the reverse SDE at any noise amplitude, and of a bridge; Langevin corrections of any sampler."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -9,17 +7,14 @@ from jaxtyping import Array
 from .._bind import bind
 from .._calls import call_denoiser, call_network
 from .._checks import as_scalar, check_number
-from ..dynamics import diffusion
-from ..schedules import coefficients
-from ..typing import Denoiser, Network, Sampler, Schedule, Time
+from ..schedules import coefficients, diffusion
+from ..typing import Amplitude, Denoiser, Network, Sampler, Schedule
 from .kernels import diffuse, euler_maruyama_kernel, kernel_sampler
 
 __all__ = ["bridge_sampler", "euler_maruyama", "predictor_corrector"]
 
 
-def euler_maruyama(
-    denoise: Denoiser, schedule: Schedule, amplitude: Callable[[Schedule, Time], Array] = diffusion
-) -> Sampler:
+def euler_maruyama(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> Sampler:
     """Euler-Maruyama for the reverse SDE of any noise amplitude a (1.19).
 
     `x_s = x + (s - t) (v(x, t) - a^2 score / 2) + a sqrt(t - s) z`, z ~ N(0, I). Weak order 1; 1 evaluation a step.

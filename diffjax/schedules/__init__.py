@@ -20,7 +20,9 @@ A schedule of your own is a function; bind its numbers to make them visible to j
 
 from .coefficients import (
     Coefficients,
+    alpha_sigma,
     coefficients,
+    diffusion,
     diffusion_squared,
     drift,
     half_log_snr,
@@ -33,8 +35,10 @@ from .paths import cosine, edm, gvp, linear, linear_vp, sub_vp, ve
 __all__ = [
     "Coefficients",
     "MonotoneNetwork",
+    "alpha_sigma",
     "coefficients",
     "cosine",
+    "diffusion",
     "diffusion_squared",
     "drift",
     "edm",

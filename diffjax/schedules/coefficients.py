@@ -8,12 +8,21 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from .._checks import as_float
-from .._numerics import bisect, from_right
+from .._numerics import bisect, from_right, safe_sqrt
 from .._once import once
 from .._varying import zeros_of
 from ..typing import Schedule, Time
 
-__all__ = ["Coefficients", "coefficients", "diffusion_squared", "drift", "half_log_snr", "half_log_snr_inverse"]
+__all__ = [
+    "Coefficients",
+    "alpha_sigma",
+    "coefficients",
+    "diffusion",
+    "diffusion_squared",
+    "drift",
+    "half_log_snr",
+    "half_log_snr_inverse",
+]
 
 
 class Coefficients(NamedTuple):
@@ -84,6 +93,22 @@ def diffusion_squared(schedule: Schedule, t: Time) -> Float[Array, ""]:
     return 2 * sigma * (dsigma - dalpha / alpha * sigma)
 
 
+def diffusion(schedule: Schedule, t: Time) -> Float[Array, ""]:
+    """The diffusion coefficient g of the forward SDE, the square root of `diffusion_squared` (1.25).
+
+    Args:
+        schedule: any schedule.
+        t: a scalar time.
+
+    Returns:
+        g(t), in units of the data per square root of time.
+
+    >>> round(float(diffusion(linear_vp(0.1, 20.0), 1.0)) ** 2, 3)  # beta(1)  (1.26)
+    20.0
+    """
+    return safe_sqrt(jnp.maximum(diffusion_squared(schedule, t), 0.0))
+
+
 def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
     """`lambda(t) = log(alpha / sigma)`, half the log signal-to-noise ratio: +inf where sigma = 0, -inf where alpha = 0.
 
@@ -149,7 +174,21 @@ def _inverse(schedule, value):
 
 
 def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
-    """What the schedule returns at a scalar time, checked: two scalars of at least float32."""
+    """Alpha and sigma, `schedule(t)` with checks, where no derivative is needed.
+
+    Args:
+        schedule: any schedule.
+        t: a scalar time in [0, 1].
+
+    Returns:
+        A pair of scalars of at least float32.
+
+    Raises:
+        ValueError: if t is not a scalar, or the schedule returns anything but two scalars.
+
+    >>> [float(value) for value in alpha_sigma(linear(), 0.25)]
+    [0.75, 0.25]
+    """
     t = _time(t)
     maker = _maker(schedule)
     if maker:
