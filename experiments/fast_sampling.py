@@ -317,18 +317,18 @@ def fast_and_adaptive(mixtures, x1, x0, settings):
     for nfe in settings.nfe:
 
         def fast(mixture, x, goal, nfe=nfe):
-            return scored(mixture, samplers.dpm_solver_fast(denoiser_of(mixture), SCHEDULE, x, nfe, START, END), goal)
+            return scored(mixture, dj.solve.dpm_solver_fast(denoiser_of(mixture), SCHEDULE, x, nfe, START, END), goal)
 
         scores = jax.jit(jax.vmap(fast))(mixtures, x1, x0)
         results["DPM-Solver-fast", "uniform log-SNR", nfe] = tuple(np.asarray(s) for s in scores)
-    for name, pair in (("DPM-Solver-12", samplers.DPM_SOLVER_12), ("DPM-Solver-23", samplers.DPM_SOLVER_23)):
+    for name, pair in (("DPM-Solver-12", dj.solve.DPM_SOLVER_12), ("DPM-Solver-23", dj.solve.DPM_SOLVER_23)):
 
         @jax.jit
         @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
         def adaptive(mixture, x, goal, tolerance, pair=pair):
             def one(x):
                 denoise = denoiser_of(mixture)
-                return samplers.dpm_solver_adaptive(denoise, SCHEDULE, x, START, END, pair, tolerance, tolerance)
+                return dj.solve.dpm_solver_adaptive(denoise, SCHEDULE, x, START, END, pair, tolerance, tolerance)
 
             ends, evaluations = jax.vmap(one)(x)
             return *scored(mixture, ends, goal), jnp.mean(evaluations)

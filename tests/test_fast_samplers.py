@@ -22,8 +22,6 @@ from diffjax.exact import gaussian, gaussian_mixture
 from diffjax.grids import uniform_log_snr
 from diffjax.parametrizations import X0, as_denoiser
 from diffjax.samplers import (
-    DPM_SOLVER_12,
-    DPM_SOLVER_23,
     bh1,
     data_adams,
     ddim,
@@ -34,8 +32,6 @@ from diffjax.samplers import (
     dpm_solver_2s,
     dpm_solver_3,
     dpm_solver_3m,
-    dpm_solver_adaptive,
-    dpm_solver_fast,
     noise_adams,
     sa_solver,
     sample,
@@ -46,7 +42,7 @@ from diffjax.samplers import (
 )
 from diffjax.samplers._exponential import lagrange_weights
 from diffjax.schedules import edm, gvp, half_log_snr, half_log_snr_inverse, linear, linear_vp
-from diffjax.solve import solve_flow
+from diffjax.solve import DPM_SOLVER_12, DPM_SOLVER_23, dpm_solver_adaptive, dpm_solver_fast, solve_flow
 from diffjax.typing import Estimate, State
 
 partial = functools.partial

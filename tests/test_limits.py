@@ -216,14 +216,14 @@ def test_values_that_are_not_finite_are_named_by_the_step_that_makes_them():
     with pytest.raises(ValueError, match=r"x: expected finite values, got \[ 1. nan\]"):
         samplers.sample(KEY, samplers.ddim(fitted(schedule, "V"), schedule), np.array([1, np.nan]), uniform(4))
     with pytest.raises(ValueError, match=r"denoise: expected finite values at all times.*got x=\[nan"):
-        samplers.dpm_solver_fast(as_denoiser(network, schedule, V), schedule, np.ones(2), 5, 0.9, 0.1)
+        solve.dpm_solver_fast(as_denoiser(network, schedule, V), schedule, np.ones(2), 5, 0.9, 0.1)
 
 
 @pytest.mark.parametrize("schedule", [linear(), schedules.gvp()], ids=["linear", "gvp"])
 def test_dpm_solver_fast_goes_from_pure_noise_to_the_data(schedule):
     # the flow of N(m, s^2) maps N(0, 1) to it affinely: x0 = m + s x1
     denoise = exact.gaussian(jnp.array([0.7]), jnp.array([[0.36]]), schedule)
-    x0 = samplers.dpm_solver_fast(denoise, schedule, jnp.array([1.5]), 160, 1.0, 0.0)
+    x0 = solve.dpm_solver_fast(denoise, schedule, jnp.array([1.5]), 160, 1.0, 0.0)
     np.testing.assert_allclose(x0, 0.7 + 0.6 * 1.5, atol=5e-5)
 
 

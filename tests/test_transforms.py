@@ -121,15 +121,14 @@ def _bh1(denoise, schedule):
 
 def _fast(scale, x, t):
     schedule = schedules.linear_vp()
-    return samplers.dpm_solver_fast(_gaussian(0.4, scale, schedule), schedule, x, 4, t, 0.2 * t)
+    return solve.dpm_solver_fast(_gaussian(0.4, scale, schedule), schedule, x, 4, t, 0.2 * t)
 
 
 def _adaptive(denoise, x, t):
     kinds = [
-        functools.partial(samplers.dpm_solver_adaptive, pair=pair)
-        for pair in (samplers.DPM_SOLVER_12, samplers.DPM_SOLVER_23)
+        functools.partial(solve.dpm_solver_adaptive, pair=pair) for pair in (solve.DPM_SOLVER_12, solve.DPM_SOLVER_23)
     ]
-    return jnp.concatenate([solve(denoise, schedules.linear_vp(), x, t, 0.5 * t).x for solve in kinds])
+    return jnp.concatenate([adaptive(denoise, schedules.linear_vp(), x, t, 0.5 * t).x for adaptive in kinds])
 
 
 def _candidate_times(t):

@@ -6,9 +6,8 @@ interpolates earlier predictions, name what it interpolates (`_exponential`).
 """
 
 from ._sample import checkpointed_scan, one_step, sample, trajectory, truncated_scan
-from .adaptive import DPM_SOLVER_12, DPM_SOLVER_23, AdaptiveSolution, EmbeddedPair, dpm_solver_adaptive
 from .ddim import ddim, ddpm
-from .dpm_solver import dpm_solver_2, dpm_solver_2s, dpm_solver_3, dpm_solver_fast
+from .dpm_solver import dpm_solver_2, dpm_solver_2s, dpm_solver_3
 from .edm import edm_sampler
 from .kernels import (
     ddim_kernel,
@@ -35,10 +34,6 @@ from .ode import euler, heun
 from .sde import bridge_sampler, euler_maruyama, predictor_corrector
 
 __all__ = [
-    "DPM_SOLVER_12",
-    "DPM_SOLVER_23",
-    "AdaptiveSolution",
-    "EmbeddedPair",
     "bh1",
     "bh2",
     "bridge_sampler",
@@ -54,8 +49,6 @@ __all__ = [
     "dpm_solver_2s",
     "dpm_solver_3",
     "dpm_solver_3m",
-    "dpm_solver_adaptive",
-    "dpm_solver_fast",
     "edm_sampler",
     "euler",
     "euler_maruyama",

@@ -8,34 +8,25 @@ once. Every stage goes from the beginning of its step, where (x0, eps) and its p
 with w = 0 for the first stage: DDIM. The rows of Fig. 1.4 are the times of the stages and their w.
 """
 
-import functools
-import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._checks import as_float, check_number, check_that
+from .._checks import check_number, check_that
 from .._numerics import phis
 from .._once import once
 from .._varying import stack, zeros_of
-from ..grids import uniform_log_snr
 from ..schedules import half_log_snr_inverse
-from ..typing import Denoiser, Estimate, Sampler, Schedule, Time
+from ..typing import Denoiser, Estimate, Sampler, Schedule
 from ._exponential import Place, eps_of, places, x0_of
 from ._sample import one_step
 from .kernels import towards
 
-__all__ = [
-    "dpm_solver_2",
-    "dpm_solver_2s",
-    "dpm_solver_3",
-    "dpm_solver_fast",
-]
+__all__ = ["dpm_solver_2", "dpm_solver_2s", "dpm_solver_3"]
 
 
 class Stages(NamedTuple):
@@ -208,59 +199,6 @@ def dpm_solver_3(
     """
     _check_ratios(r1, r2)
     return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_3, (r1, r2)))
-
-
-# ---- exactly K evaluations -------------------------------------------------------------------------------------------
-
-
-def dpm_solver_fast(
-    denoise: Denoiser, schedule: Schedule, x: Array, evaluations: int, start: Time = 1.0, end: Time = 1e-3
-) -> Array:
-    """DPM-Solver-fast: exactly K evaluations, in steps of order 3 and, for the rest of K, of order 2 and 1.
-
-    K mod 3 = 0: K/3 - 1 steps of order 3, one of 2, one of 1; 1: floor(K/3) of order 3, one of 1; 2: floor(K/3) of order 3,
-    one of 2. The steps are uniform in the log-SNR.
-
-    Args:
-        denoise: the denoiser.
-        schedule: its path.
-        x: where to start: one sample, or a batch.
-        evaluations: K, at least 1.
-        start: the time of x.
-        end: the last time; 0 for the data themselves.
-
-    Returns:
-        x at the last time, of the shape of x.
-
-    Raises:
-        ValueError: if evaluations < 1, x is not floating-point, or a concrete result is not finite; and as
-            `uniform_log_snr`.
-
-    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4; the rule of the chapter's Fig. 1.4.
-
-    >>> schedule = linear_vp()
-    >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
-    >>> dpm_solver_fast(denoise, schedule, jnp.array([1.0]), 20).round(2)
-    Array([0.5], dtype=float32)
-    """
-    if evaluations < 1:
-        raise ValueError(f"evaluations: expected at least 1, got {evaluations}")
-    x = as_float(x, "x")
-    threes, rest = divmod(evaluations, 3)
-    orders = [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
-    outer = uniform_log_snr(schedule, len(orders), start, end)
-    make = {1: stages_1, 2: stages_2, 3: stages_3}
-    steps, done = [], 0
-    for order, group in itertools.groupby(orders):
-        n = done + len(list(group))
-        of_order = jax.vmap(functools.partial(make[order], schedule))(outer[done:n], outer[done + 1 : n + 1])
-        steps.append(jax.tree.map(jnp.ravel, of_order))
-        done = n
-    stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
-    first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
-    (x, _), _ = run_stages(denoise, eps_of, x, stages, first)
-    check_that(np.isfinite, "denoise: expected finite values at all times from start to end, got x={} at the end", x)
-    return x
 
 
 def _check_ratios(*ratios):

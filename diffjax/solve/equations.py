@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 
-from ._bind import bind
-from ._checks import as_float, check_that, is_concrete
-from ._once import once
-from ._varying import error_if
-from .dynamics import noise_amplitude, probability_flow, reverse_sde
-from .schedules import diffusion
-from .typing import Amplitude, Denoiser, Schedule, Time
+from .._bind import bind
+from .._checks import as_float, check_that, is_concrete
+from .._once import once
+from .._varying import error_if
+from ..dynamics import noise_amplitude, probability_flow, reverse_sde
+from ..schedules import diffusion
+from ..typing import Amplitude, Denoiser, Schedule, Time
 
 __all__ = ["integrate", "solve_flow", "solve_sde"]
 
