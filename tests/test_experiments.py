@@ -12,11 +12,12 @@ import pytest
 import scipy.stats
 import tyro
 from flax import nnx
+from PIL import Image
 
 from diffjax import divergence, exact, likelihood, training
 from diffjax.networks import MLP
 from diffjax.parametrizations import as_denoiser, target
-from experiments import couplings, digits, fashion_mnist, images, objectives, toy2d
+from experiments import couplings, digits, fashion_mnist, images, objectives, toy2d, train_images
 from experiments.results import write_results
 
 
@@ -208,3 +209,42 @@ def test_the_log_density_is_that_of_the_data_not_of_what_is_scaled(path):
     density = normal.logpdf(low[0] * x0, m, np.sqrt(v)) + np.log(low[0])
     bias = normal.logpdf(x1, 0, high[1]) - normal.logpdf(x1, m1, np.sqrt(v1))
     np.testing.assert_allclose(value, np.sum(density + bias), atol=0.01)
+
+
+def test_images_of_a_folder_are_trained_on_sampled_and_scored_and_the_run_goes_on(tmp_path):
+    random = np.random.default_rng(0)
+    for name, low in (("bright", 200), ("dark", 0)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(15):
+            Image.fromarray(random.integers(low, low + 50, (6, 8, 3), np.uint8)).save(tmp_path / f"data/{name}/{i}.png")
+    loaded, labels, names = train_images.load(tmp_path / "data")
+    assert loaded.shape == (30, 6, 8, 3) and names == ["bright", "dark"]
+    assert (loaded[labels == 0].mean(), loaded[labels == 1].mean()) == pytest.approx((224.5, 24.5), abs=2)
+
+    settings = train_images.Settings(
+        tmp_path / "data",
+        tmp_path / "run",
+        **{"network": "dit", "width": 16, "levels": 1, "batch": 8, "sampling_steps": 3, "samples": 10, "every": 2},
+    )
+    for steps in (2, 4):
+        scores = train_images.main(dataclasses.replace(settings, steps=steps))
+        assert all(np.isfinite(score) for score in scores.values())
+    assert {"000002.png", "000004.png", "samples.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    drawn = np.load(tmp_path / "run" / "samples.npz")
+    assert drawn["images"].shape == (10, 6, 8, 3) and drawn["images"].dtype == np.uint8
+    np.testing.assert_array_equal(drawn["labels"], [0, 1] * 5)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["scores"] == scores
+
+
+def test_images_that_cannot_be_a_data_set_are_named(tmp_path):
+    np.savez(tmp_path / "floats.npz", images=np.zeros((4, 8, 8)), labels=np.zeros(4, int))
+    with pytest.raises(ValueError, match=r"data: expected uint8 images of one shape in .*floats.npz.*float64"):
+        train_images.load(tmp_path / "floats.npz")
+    for i, size in enumerate([(8, 8), (8, 6)]):
+        (tmp_path / "folder" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "folder" / "a" / f"{i}.png")
+    with pytest.raises(ValueError, match=r"data: expected uint8 images of one shape in .*\(8, 6\)"):
+        train_images.load(tmp_path / "folder")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"data: expected uint8 images .* got none"):
+        train_images.load(tmp_path / "empty")
