@@ -28,9 +28,9 @@ from ._varying import zeros_of
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 
-INSIDE = 1e-3  # how far from an end with an infinite log-SNR the spacing of a grid begins
-
 __all__ = ["karras", "quadratic", "uniform", "uniform_log_snr"]
+
+_INSIDE = 1e-3  # how far from an end with an infinite log-SNR the spacing of a grid begins
 
 
 def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
@@ -89,7 +89,7 @@ def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1
     Args:
         schedule: any schedule.
         n: the number of steps, at least 1.
-        start: the first time.
+        start: the first time. Give one below 1 for a network that predicts eps or the score, where alpha(1) = 0.
         end: the last time; 0 for the data themselves. Give `unipc` a time above: where sigma = 0 its last correction has no
             weight.
 
@@ -177,7 +177,7 @@ def _evenly_warped(n, start, end, warp, unwarp):
 def _finite_half_log_snr(schedule, t):
     """Half the log-SNR at t, or at the time 1e-3 inside where it is infinite at an end."""
     value = half_log_snr(schedule, t)
-    return half_log_snr(schedule, jnp.where(jnp.isfinite(value), t, jnp.clip(t, INSIDE, 1 - INSIDE)))
+    return half_log_snr(schedule, jnp.where(jnp.isfinite(value), t, jnp.clip(t, _INSIDE, 1 - _INSIDE)))
 
 
 def _check_log_snr(schedule, start, end, end_value):

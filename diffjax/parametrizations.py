@@ -264,7 +264,8 @@ def batched(network: Callable[..., Array]) -> Network:
     """A network that takes batches, `(B, ...)` and `(B,)`, as one that takes a sample and a scalar time.
 
     `batched(network)(x, t, cond=c) = network(x[None], t[None], cond=c[None])[0]`. Under `vmap` the network sees the mapped
-    axis before this axis of one, so layers that mix the examples of a batch see one example.
+    axis before this axis of one, so layers that mix the examples of a batch see one example. Draw a batch of samples by
+    `vmap` over the sampler: without it, x would be taken for one sample.
 
     Args:
         network: `(xs, ts, **conditions) -> out` of the shape of xs, where everything has a leading axis of the same length.
@@ -299,11 +300,11 @@ def at_timesteps(network: Callable[..., Array], n: int) -> Network:
     `jnp.round(n * ts) / n`.
 
     Args:
-        network: `(x, i, ...) -> out`, with integer i from 0 to n - 1.
+        network: `(x, i, **conditions) -> out`, with integer i from 0 to n - 1.
         n: the number of steps, at least 1: that of the betas.
 
     Returns:
-        `(x, t, ...) -> out`.
+        `(x, t, **conditions) -> out`.
 
     Raises:
         ValueError: if n < 1.

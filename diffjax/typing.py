@@ -41,7 +41,7 @@ Weighting: TypeAlias = Callable[[Schedule, Any, Time], Array]
 """`weighting(schedule, parametrization, t) -> w`: the weight of the loss of a network with that parametrization."""
 
 Coupling: TypeAlias = Callable[[PRNGKeyArray, Array, Array], Array]
-"""`coupling(key, x0, x1) -> indices`: for each of n points of x0 its partner in x1."""
+"""`coupling(key, x0, x1) -> x1`: the n points of x1 in the order in which they are the partners of those of x0."""
 
 Probes: TypeAlias = Callable[[PRNGKeyArray, Array], Array]
 """`probes(key, x) -> vs`, of shape (n, *x.shape): the vectors of a trace estimate, with E v v^T = I."""

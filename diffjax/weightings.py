@@ -20,9 +20,8 @@ from jaxtyping import Array, Float
 from ._bind import bind
 from ._checks import as_scalar, check_number
 from ._numerics import limit
-from .dynamics import diffusion
 from .parametrizations import Parametrization, solve
-from .schedules import coefficients
+from .schedules import coefficients, diffusion
 from .typing import Schedule, Time, Weighting
 
 __all__ = ["edm_weighting", "inverse_variance", "likelihood", "min_snr", "p2", "snr", "unweighted"]

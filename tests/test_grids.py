@@ -42,7 +42,7 @@ def test_the_log_snr_grid_reaches_ends_where_the_log_snr_is_infinite(path):
 
 
 @pytest.mark.parametrize("path", ["linear", "gvp", "cosine"])
-def test_the_default_log_snr_grid_samples_gaussian_data_on_paths_from_pure_noise(path):
+def test_the_log_snr_grid_goes_from_pure_noise_to_gaussian_data(path):
     # the flow of N(m, s^2) maps N(0, 1) to N(m, s^2) affinely: x0 = m + s x1
     schedule, mean, std = getattr(schedules, path)(), 0.7, 0.6
     denoise = exact.gaussian(jnp.array([mean]), jnp.array([[std**2]]), schedule)

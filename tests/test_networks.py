@@ -466,6 +466,11 @@ def test_attention_is_that_of_the_paper(context):
     np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-12)
     with pytest.raises(ValueError, match="context: expected"):
         layer(jnp.asarray(x), jnp.asarray(other)) if context is None else layer(jnp.asarray(x))
+    with pytest.raises(ValueError, match=r"x: expected shape \(n, tokens, 8\), got \(4, 8\)"):
+        layer(jnp.asarray(x[0]), None if context is None else jnp.asarray(other))
+    if context is not None:
+        with pytest.raises(ValueError, match=r"context: expected shape \(n, tokens, 5\), got \(3, 4, 8\)"):
+            layer(jnp.asarray(x), jnp.asarray(x))
 
 
 def random_like(network, seed=0):

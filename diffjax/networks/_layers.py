@@ -312,7 +312,8 @@ class Attention(nnx.Module):
     of the shape of x.
 
     Raises:
-        ValueError: if heads does not divide width; if a context is given without `context=`, or is missing.
+        ValueError: if heads does not divide width; if a context is given without `context=`, or is missing; if x or the
+            context has another shape.
 
     Reference: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), section 3.2.
 
@@ -340,6 +341,9 @@ class Attention(nnx.Module):
         if (context is None) != (self.context is None):
             expected = "None, for self-attention" if self.context is None else f"tokens of {self.context} channels"
             raise ValueError(f"context: expected {expected}, got {_kind(context)}")
+        for name, tokens, channels in (("x", x, self.out.in_features), ("context", context, self.context)):
+            if tokens is not None and (tokens.ndim != 3 or tokens.shape[-1] != channels):
+                raise ValueError(f"{name}: expected shape (n, tokens, {channels}), got {tokens.shape}")
         if context is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
