@@ -342,12 +342,9 @@ def log_densities(apply, params, path, parametrization, xs, labels, seed, probes
 
 def log_density(key, denoise, path, x0, probes, tolerance=1e-3):
     """Of one data point, by the flow between the path's two ends."""
-    x, log_volume = at_low(path, x0)
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
-    ends = {"start": path.low, "end": path.high}
-    return log_volume + dj.log_likelihood(
-        key, denoise, path.schedule, x, probes=probes, stepsize_controller=controller, **ends
-    )
+    options = {"start": path.low, "end": path.high, "stepsize_controller": controller}
+    return dj.log_likelihood(key, denoise, path.schedule, x0, probes=probes, **options)
 
 
 def or_nan(log_densities, n: int):

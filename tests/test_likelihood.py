@@ -59,7 +59,8 @@ def models(index, seeds):
         def log_density(probes, key):
             return log_likelihood(key, denoise, schedule, x, probes=probes, start=START, stepsize_controller=PRECISE)
 
-        end = solve_flow(denoise, schedule, x, START, 1.0, stepsize_controller=PRECISE)
+        alpha = schedule(jnp.asarray(START))[0]
+        end = solve_flow(denoise, schedule, alpha * x, START, 1.0, stepsize_controller=PRECISE)
         hutchinson = jax.vmap(lambda seed: log_density(rademacher_probes, jax.random.key(seed)))(seeds)
         return end, log_density(exact_probes, None), hutchinson
 
@@ -77,15 +78,16 @@ def seeds_of_all_signs():
 
 @pytest.mark.parametrize("path", PATHS)
 def test_log_density_on_every_path(path):
-    # The model is the prior N(0, sigma(1)^2) pushed through the flow, not the data: where the flow takes x to x1,
-    # log p(x) = log p_start(x) - log p_1(x1) + log N(x1; 0, sigma(1)^2), and only the integrator's error is left.
+    # The model is the prior N(0, sigma(1)^2) pushed through the flow, not the data: where the flow takes
+    # y = alpha(start) x to x1, log p(x) = d log alpha + log p_start(y) - log p_1(x1) + log N(x1; 0, sigma(1)^2),
+    # and only the integrator's error is left. alpha(1e-4) is 0.9999 on the linear path.
     seeds, signs = seeds_of_all_signs()
     ends, exact, hutchinson = map(np.asarray, models(list(PATHS).index(path), seeds))
     start, end = oracles.alpha_sigma(path, START), oracles.alpha_sigma(path, 1.0)
     for data, x1s, values, probed in zip((GAUSSIAN, MIXTURE), ends, exact, hutchinson, strict=True):
         for x, x1, value, of_signs in zip(XS, x1s, values, probed, strict=True):
             prior = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, end[1], x1)
-            density = oracles.mixture_log_density(*data, *start, x)
+            density = 2 * np.log(start[0]) + oracles.mixture_log_density(*data, *start, start[0] * x)
             bias = prior - oracles.mixture_log_density(*data, *end, x1)
             np.testing.assert_allclose(value, density + bias, atol=TOLERANCE)
             np.testing.assert_allclose(of_signs.mean(), value, atol=TOLERANCE)  # Hutchinson over all signs is the trace
@@ -95,12 +97,25 @@ def test_log_density_on_every_path(path):
     # The Gaussian's flow and each single probe are known: J = sum_i u_i u_i^T d log(std_i) / dt.
     before, after = (oracles.gaussian_marginal(M, V, *at)[1] for at in (start, end))
     for x, x1, of_signs in zip(XS, ends[0], hutchinson[0], strict=True):
-        expected = TURN @ oracles.gaussian_flow(M, V, start, end, TURN.T @ x)
+        expected = TURN @ oracles.gaussian_flow(M, V, start, end, TURN.T @ (start[0] * x))
         np.testing.assert_allclose(x1, expected, rtol=TOLERANCE, atol=TOLERANCE)
         prior = oracles.gaussian_log_density(np.zeros(2), np.zeros(2), 0.0, end[1], expected)
         integrals = (signs @ TURN) ** 2 @ (0.5 * np.log(after / before))
-        np.testing.assert_allclose(of_signs, prior + integrals, atol=TOLERANCE)
+        np.testing.assert_allclose(of_signs, 2 * np.log(start[0]) + prior + integrals, atol=TOLERANCE)
         assert np.ptp(integrals) > 0.5  # a single probe is not the trace
+
+
+def test_data_of_a_path_that_starts_late():
+    # The network starts at t = 0.4, where alpha = 0.6. The data of which the flow's start is alpha times have the
+    # density of N(m, v + (sigma / alpha)^2), because the linear path ends at the prior exactly.
+    x, start = np.array([0.3, -0.8]), 0.4
+    denoise = gaussian(jnp.array(M), jnp.diag(jnp.array(V)), linear())
+    options = {"probes": exact_probes, "start": start, "stepsize_controller": PRECISE}
+    value = log_likelihood(None, denoise, linear(), jnp.array(x), **options)
+    expected = scipy.stats.norm.logpdf(x, M, np.sqrt(V + (0.4 / 0.6) ** 2)).sum()
+    np.testing.assert_allclose(value, expected, atol=TOLERANCE)
+    with pytest.raises(ValueError, match="start: expected a time where alpha > 0, got alpha = 0"):
+        log_likelihood(None, denoise, linear(), jnp.array(x), probes=exact_probes, start=1.0)
 
 
 ADJOINTS = [diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint(), diffrax.DirectAdjoint()]
