@@ -93,22 +93,22 @@ class DiT(nnx.Module):
         if width % 4:
             raise ValueError(f"width: expected a multiple of 4, got {width}")
         inputs = patch * patch * channels
-        self.patch, self.null, self.dropout = patch, num_classes, dropout
-        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        self.patch, self.null = patch, num_classes
+        self.dropout, self.dtype = dropout, dtype
+        self.embed = Embedding(width, rngs=rngs)
         self.condition = condition_of(num_classes, condition, width, rngs)
-        self.inputs = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
-        settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.inputs = nnx.Linear(inputs, width, rngs=rngs)
+        settings = {"dropout": dropout, "rngs": rngs}
         self.blocks = nnx.List([Block(width, heads, expansion, **settings) for _ in range(depth)])
-        self.modulation = zero_linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.outputs = zero_linear(width, inputs, dtype=dtype, rngs=rngs)
+        self.modulation = zero_linear(width, 2 * width, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
+        self.outputs = zero_linear(width, inputs, rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., height, width, channels) at time t."""
         return apply_flat(DiT._forward, self, self.shape, x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
-        embedding = self.embed(t, cond)
+    def _forward(self, x: Array, embedding: Array, key: Array | None) -> Array:
         h = self.inputs(patchify(x, self.patch))
         grid = (self.shape[0] // self.patch, self.shape[1] // self.patch)
         h = h + jnp.asarray(positions(*grid, h.shape[-1]), h.dtype)[None]
@@ -128,16 +128,15 @@ class Block(nnx.Module):
         expansion: int,
         *,
         dropout: float = 0.0,
-        dtype=None,
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
-        self.modulation = zero_linear(width, 6 * width, dtype=dtype, rngs=rngs)
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(expansion * width, width, dtype=dtype, rngs=rngs)
+        self.modulation = zero_linear(width, 6 * width, rngs=rngs)
+        self.norm1 = layer_norm(width, rngs=rngs)
+        self.attention = Attention(width, heads, rngs=rngs)
+        self.norm2 = layer_norm(width, rngs=rngs)
+        self.hidden = nnx.Linear(width, expansion * width, rngs=rngs)
+        self.out = nnx.Linear(expansion * width, width, rngs=rngs)
 
     def __call__(self, h: Array, embedding: Array, key: Array | None = None) -> Array:
         """(n, tokens, width) -> the same, given the embedding (n or 1, width)."""
