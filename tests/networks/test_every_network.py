@@ -10,40 +10,14 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from small_networks import CLASSES, SHAPES, build, call, inputs, random_like, trained
 
 import diffjax as dj
 from diffjax._bind import bind
-from diffjax.networks import MLP, Attention, ClassEmbedding, DiT, UNet, _layers
-from diffjax.networks._layers import time_features
-from diffjax.networks.dit import patchify, positions, unpatchify
+from diffjax.networks import MLP, ClassEmbedding, DiT, UNet
 from diffjax.training import functional, init_state, make_train_step
 
-SHAPES = {MLP: (5,), UNet: (8, 4, 2), DiT: (4, 8, 2)}
 KINDS = pytest.mark.parametrize("kind", SHAPES, ids=lambda kind: kind.__name__)
-CLASSES = 3
-
-
-def build(kind, num_classes=CLASSES, dtype=None, dropout=0.0):
-    rngs = nnx.Rngs(0)
-    settings = {"width": 8, "num_classes": num_classes, "dtype": dtype, "dropout": dropout}
-    if kind is MLP:
-        return MLP(5, depth=2, **settings, rngs=rngs)
-    if kind is UNet:
-        return UNet(SHAPES[UNet], multipliers=(1, 2), blocks=1, attention=(4,), **settings, rngs=rngs)
-    return DiT(SHAPES[DiT], depth=2, heads=2, **settings, rngs=rngs)
-
-
-@functools.cache
-def trained(kind, dropout=0.0):
-    """As if trained: no layer is zero."""
-    leaves, structure = jax.tree.flatten(nnx.eval_shape(lambda: build(kind, dropout=dropout)))
-    random = np.random.default_rng(0)
-    values = [random.normal(0, 1 / np.sqrt(leaf.size // leaf.shape[-1] + 1), leaf.shape) for leaf in leaves]
-    return jax.tree.unflatten(
-        structure, [jnp.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)]
-    )
-
-
 NETWORKS = [MLP, UNet, DiT]
 
 
@@ -61,17 +35,6 @@ def test_every_norm_has_unit_output_where_the_mean_is_3000_standard_deviations(k
         training = {"use_running_average": False} if isinstance(norm, nnx.BatchNorm) else {}
         x = jnp.asarray(np.random.default_rng(0).normal(3000, 1, (4, 4, 4, width)), jnp.float32)
         assert np.asarray(normalize(norm, x, **training), float).std() == pytest.approx(1, rel=0.01)
-
-
-@jax.jit
-def call(network, x, t, cond=None):
-    return network(x, t, cond)
-
-
-def inputs(kind):
-    random = np.random.default_rng(1)
-    x = jnp.asarray(random.normal(size=(2, 3, *SHAPES[kind])))
-    return x, jnp.asarray(random.uniform(size=(2, 3))), jnp.array([[0, 1, 2], [3, 2, 1]])
 
 
 @KINDS
@@ -308,26 +271,6 @@ def test_each_key_drops_others(kind):
     np.testing.assert_allclose(mapped[1], jax.jit(network)(x[1], 0.3, 1, jax.random.key(3)), atol=1e-12)
 
 
-def test_dropout_has_the_expectation_of_its_input_and_the_variance_of_a_mask():
-    x, rate = jnp.full(200_000, 3.0), 0.2
-    out = _layers.dropout(x, rate, jax.random.key(0))
-    # Each entry is x / (1 - r) with probability 1 - r: mean x, variance x^2 r / (1 - r).
-    variance = 9 * rate / (1 - rate)
-    assert abs(float(out.mean()) - 3) < 4 * np.sqrt(variance / x.size)
-    np.testing.assert_allclose(float(out.var()), variance, rtol=0.02)
-    np.testing.assert_allclose(np.unique(out), [0.0, 3 / 0.8])
-
-
-def test_one_key_for_a_whole_call():
-    network = trained(MLP, dropout=0.5)
-    with pytest.raises(
-        ValueError, match=r"key: expected one jax.random.key .* got key<fry>\[2\]; jax.vmap over the call"
-    ):
-        network(jnp.zeros((2, 5)), 0.5, 1, jax.random.split(jax.random.key(0), 2))
-    with pytest.raises(ValueError, match=r"key: expected one jax.random.key .* got int"):
-        network(jnp.zeros((2, 5)), 0.5, 1, 0)
-
-
 @KINDS
 def test_a_training_step_carries_a_key_to_the_network(kind):
     schedule, optimizer = dj.linear(), optax.sgd(0.1)
@@ -352,20 +295,6 @@ def test_a_training_step_carries_a_key_to_the_network(kind):
     assert abs(float(metrics["loss"] - undropped)) > 1e-3
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, after.params)
     assert max(jax.tree.leaves(moved)) > 0
-
-
-def test_mapped_on_explicit_axes_with_dropout_it_is_the_plain_call():
-    x, t, cond = (jnp.concatenate([*a])[:4] for a in inputs(MLP))
-    keys = jax.random.split(jax.random.key(0), 4)
-    network = trained(MLP, dropout=0.3)
-    mapped = jax.jit(lambda network, *args: jax.vmap(network)(*args))
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
-    sharded = jax.device_put((x, t, cond), NamedSharding(mesh, PartitionSpec("data")))
-    out = mapped(network, *sharded, jax.device_put(jax.random.clone(keys), NamedSharding(mesh, PartitionSpec("data"))))
-    assert out.sharding.spec[0] == "data"
-    np.testing.assert_allclose(out, mapped(network, x, t, cond, keys), atol=1e-12)
-    shared = call(network, sharded[0], 0.3, 2)  # one time and one label for all
-    np.testing.assert_allclose(shared, call(network, x, 0.3, 2), atol=1e-12)
 
 
 def test_shapes_and_sizes_that_are_refused():
@@ -428,127 +357,3 @@ def test_conditions_are_any_pytree(kind):
         place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
         held = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
         np.testing.assert_allclose(call(held, *jax.tree.map(place, (x, t, cond))), full, atol=1e-12)
-
-
-def test_conditions_that_are_refused():
-    x = jnp.zeros(2)
-    with pytest.raises(ValueError, match="condition: expected None beside num_classes=3"):
-        MLP(2, width=8, num_classes=3, condition=lambda cond: cond, rngs=nnx.Rngs(0))
-    plain = MLP(2, width=8, condition=lambda cond: cond, rngs=nnx.Rngs(0))  # a function without parameters
-    assert plain(x, 0.5, jnp.ones(8)).shape == (2,)
-    with pytest.raises(ValueError, match="condition: expected vectors of the network's width 8, got 5 channels"):
-        plain(x, 0.5, jnp.ones(5))
-    with pytest.raises(ValueError, match=r"cond: expected that of one sample or .*shape \(\), got one of shape \(3,\)"):
-        plain(x, 0.5, jnp.ones((3, 8)))
-
-
-@pytest.mark.parametrize("context", [None, 5])
-def test_attention_is_that_of_the_paper(context):
-    """`concat_h softmax(q_h k_h^T / sqrt(d_h)) v_h W + b` (Vaswani et al. 2017, section 3.2.2), head by head."""
-    layer = random_like(nnx.eval_shape(lambda: Attention(8, 2, context=context, rngs=nnx.Rngs(0))))
-    layer = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer)
-    random = np.random.default_rng(0)
-    x, other = random.normal(size=(3, 4, 8)), random.normal(size=(3, 7, 5))
-    weights = {
-        name: (np.asarray(linear.kernel[...]), np.asarray(linear.bias[...]))
-        for name, linear in vars(layer).items()
-        if isinstance(linear, nnx.Linear)
-    }
-    if context is None:
-        parts = np.split(x @ weights["qkv"][0] + weights["qkv"][1], 3, axis=-1)
-    else:
-        projected = other @ weights["kv"][0] + weights["kv"][1]
-        parts = [x @ weights["q"][0] + weights["q"][1], *np.split(projected, 2, axis=-1)]
-    heads = []
-    for q, k, v in zip(*(np.split(part, 2, axis=-1) for part in parts), strict=True):
-        scores = np.exp(q @ np.swapaxes(k, 1, 2) / 2.0)
-        heads.append(scores / scores.sum(-1, keepdims=True) @ v)
-    expected = np.concatenate(heads, -1) @ weights["out"][0] + weights["out"][1]
-    out = layer(jnp.asarray(x)) if context is None else layer(jnp.asarray(x), jnp.asarray(other))
-    np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-12)
-    with pytest.raises(ValueError, match="context: expected"):
-        layer(jnp.asarray(x), jnp.asarray(other)) if context is None else layer(jnp.asarray(x))
-    with pytest.raises(ValueError, match=r"x: expected shape \(n, tokens, 8\), got \(4, 8\)"):
-        layer(jnp.asarray(x[0]), None if context is None else jnp.asarray(other))
-    if context is not None:
-        with pytest.raises(ValueError, match=r"context: expected shape \(n, tokens, 5\), got \(3, 4, 8\)"):
-            layer(jnp.asarray(x), jnp.asarray(x))
-
-
-def random_like(network, seed=0):
-    """As if trained: no layer is zero."""
-    random = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.3, leaf.shape), leaf.dtype), network)
-
-
-@pytest.mark.parametrize("shape", [(25, 25, 1), (28, 28, 1), (5, 12, 2), (13, 3), (3, 5, 6, 2)], ids=str)
-def test_a_u_net_of_any_size(shape):
-    make = functools.partial(UNet, shape, width=4, multipliers=(1, 1, 2, 1), blocks=1, attention=(shape[0],))
-    network = random_like(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-    x, ts = jax.random.normal(jax.random.key(0), (2, *shape)), jnp.array([0.2, 0.7])
-    last = (slice(None), *(-1,) * len(shape))
-    out, moved = jax.jit(lambda f, x, v: jax.jvp(lambda x: f(x, ts), (x,), (v,)))(
-        network, x, jnp.zeros_like(x).at[last].set(1.0)
-    )
-    assert out.shape == x.shape
-    np.testing.assert_allclose(out[1], jax.jit(lambda f, x, t: f(x, t))(network, x[1], ts[1]), atol=1e-9)
-    assert (jnp.abs(moved[last]) > 1e-3).all()  # the last row and column are not cropped away
-
-
-def test_a_u_net_of_sequences_is_the_one_of_images_of_one_row():
-    """With SAME padding a row of height 1 meets the middle row of a kernel alone, at each level."""
-    settings = {"width": 4, "multipliers": (1, 2), "blocks": 1}
-    network = random_like(nnx.eval_shape(lambda: UNet((11, 2), **settings, rngs=nnx.Rngs(0))))
-    images = nnx.eval_shape(lambda: UNet((1, 11, 2), **settings, rngs=nnx.Rngs(0)))
-
-    def as_rows(leaf, image_leaf):
-        if leaf.shape == image_leaf.shape:
-            return leaf
-        other = jnp.asarray(np.random.default_rng(1).normal(size=image_leaf.shape[1:]))
-        return jnp.stack([other, leaf, -other])  # what is above and below meets the padding
-
-    leaves = map(as_rows, *map(jax.tree.leaves, (network, images)))
-    images = jax.tree.unflatten(jax.tree.structure(images), leaves)
-    x = jax.random.normal(jax.random.key(0), (3, 11, 2))
-    np.testing.assert_allclose(images(x[:, None], 0.4)[:, 0], network(x, 0.4), rtol=1e-9, atol=1e-9)
-
-
-def test_attention_only_where_asked():
-    def attending(attention):
-        network = nnx.eval_shape(lambda: UNet((8, 8, 1), width=8, blocks=1, attention=attention, rngs=nnx.Rngs(0)))
-        return [
-            layers[0].attention is not None for layers in (*network.down, *network.up) if hasattr(layers[0], "conv1")
-        ]
-
-    # Down: one block at each of 8, 4, 2. Up: two at each of 2, 4, 8.
-    assert attending(()) == [False] * 9
-    assert attending((4,)) == [False, True, False, False, False, True, True, False, False]
-
-
-def test_patches_are_a_permutation_of_the_pixels():
-    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
-    tokens = patchify(x, 2)
-    np.testing.assert_array_equal(tokens[1, 4], x[1, 2:4, 2:4].ravel())  # the second patch of the second row of three
-    np.testing.assert_array_equal(unpatchify(tokens, 2, (4, 6, 3)), x)
-
-
-def test_attention_moves_information_between_patches():
-    x, t, _ = (a[0, 0] for a in inputs(DiT))
-    other = x.at[0, 0].add(1.0)  # the first patch
-    change = abs(call(trained(DiT), other, t) - call(trained(DiT), x, t))
-    assert float(change[2:, 6:].min()) > 1e-6
-
-
-def test_positions_tell_patches_apart():
-    table = positions(8, 8, 16)
-    distance = np.linalg.norm(table[:, None] - table[None], axis=-1) + 9 * np.eye(64)
-    assert distance.min() > 0.4
-
-
-def test_time_features_are_smooth_and_tell_times_apart():
-    t = jnp.linspace(-3.0, 3.0, 601)
-    features = time_features(t, 32)
-    distance = jnp.linalg.norm(features[:, None] - features[None], axis=-1) + 9 * jnp.eye(601)
-    assert float(distance.min()) > 0.5  # neighbours are 0.01 apart
-    slope = jax.vmap(jax.jacfwd(lambda t: time_features(t[None], 32)[0]))(t)
-    assert float(abs(slope).max()) <= 256

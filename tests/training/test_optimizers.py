@@ -14,6 +14,8 @@ from diffjax.training import init_state, make_train_step
 
 SGD = optax.sgd(0.1)
 INNER_STEP = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+
+
 # What the constructors require, by the names of their parameters.
 ARGUMENTS = {
     **dict.fromkeys(["learning_rate", "clipping", "step_size", "eta"], 0.1),
@@ -27,6 +29,8 @@ ARGUMENTS = {
     **{"transforms": {"a": SGD, "b": optax.polyak_sgd()}, "param_labels": {"w": "a", "b": "b"}},
     **{"measure": optax.tree.norm, "measure_name": "norm", "measures": {"norm": optax.tree.norm}},
 }
+
+
 COMPOSED = {
     "chain": lambda: optax.chain(optax.clip(1.0), optax.polyak_sgd(), optax.contrib.reduce_on_plateau()),
     "named_chain": lambda: optax.named_chain(("clip", optax.clip(1.0)), ("polyak", optax.polyak_sgd())),
@@ -42,6 +46,8 @@ COMPOSED = {
         {"w": True, "b": False},
     ),
 }
+
+
 REFUSED = {"apply_every", "differentially_private_aggregate", "dpsgd", "lookahead"}
 UNANNOTATED = {"dog", "dowg", "hutchinson_estimator_diag_hessian", "monitor", "scale_by_factored_rms"}
 

@@ -14,15 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import train_worker
 
 from diffjax.training import checkpoints, init_state
 
 # Of tensorstore, for each array that it could not read: some of them come only in the next test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def state(value: float = 1.0):

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from linear_regression import new_state, regression, squared_error
 
 from diffjax.training import fit, in_memory, init_state, make_train_step
 
@@ -266,3 +267,129 @@ def test_training_does_not_depend_on_the_mesh(shape, sharded):
     found = train(jax.device_put(state, state_shardings), lambda x: jax.device_put(x, where(names)))
     for a, b in zip(found, train(state, jnp.asarray), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def fail_at(number, loss=squared_error):
+    """A jitted step whose loss is NaN at one step."""
+    optimizer = optax.sgd(0.01)
+
+    def wrong(params, key, batch):
+        return loss(params, key, batch) * jnp.where(batch["i"] == number - 1, jnp.nan, 1.0)
+
+    return jax.jit(make_train_step(wrong, optimizer)), new_state(optimizer), lambda i: {**regression(), "i": i}
+
+
+def test_a_nan_stops_the_run_with_its_step_and_the_last_good_checkpoint(tmp_path):
+    step, state, batches = fail_at(27)
+    settings = {"log_every": 7, "checkpoint_every": 10, "progress": False}
+    with pytest.raises(FloatingPointError) as error:
+        fit(state, step, batches, 40, directory=tmp_path, **settings)
+    assert "at step 27: loss = nan" in str(error.value)
+    assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '20'}" in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()) == ["10", "20"]
+    with pytest.raises(FloatingPointError, match=r"at step 27: loss = nan.*no checkpoint was saved before it"):
+        fit(state, step, batches, 40, log_every=40, progress=False)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    optimizer = optax.GradientTransformation(
+        lambda p: jnp.zeros((), int),
+        lambda g, s, p: (jax.tree.map(lambda x: x * jnp.where(s == 14, jnp.inf, 0.0), g), s + 1),
+    )
+    step = jax.jit(make_train_step(squared_error, optimizer))
+    with pytest.raises(FloatingPointError, match=r"not finite after step 15; .* is .*checkpoints/10$"):
+        fit(
+            new_state(optimizer),
+            step,
+            lambda i: regression(),
+            15,
+            directory=tmp_path,
+            checkpoint_every=10,
+            progress=False,
+        )
+
+
+def test_skipped_steps_do_not_stop_the_run():
+    optimizer = optax.sgd(0.01)
+    step = make_train_step(lambda p, k, b: squared_error(p, k, b) * b["factor"], optimizer, skip_nonfinite=True)
+    batches = lambda i: {**regression(), "factor": np.nan if i == 3 else 1.0}  # noqa: E731
+    state = fit(new_state(optimizer), jax.jit(step), batches, 10, progress=False)
+    assert int(state.step) == 10 and np.isfinite(state.params["w"]).all()
+
+
+def test_the_log_has_means_and_no_line_twice_after_resuming(tmp_path):
+    optimizer = optax.sgd(0.0)
+    step = jax.jit(make_train_step(lambda p, k, b: 0.0 * p["w"].sum() + b, optimizer))
+    batches, settings = (lambda i: jnp.float64(i)), {"log_every": 4, "checkpoint_every": 10, "progress": False}
+    called = []
+    fit(
+        new_state(optimizer), step, batches, 20, directory=tmp_path, tensorboard=True,
+        callback=lambda number, state: called.append((number, int(state.step))), callback_every=8, **settings,
+    )  # fmt: skip
+    logged = {line["step"]: line["loss"] for line in lines(tmp_path)}
+    assert logged == {4: 1.5, 8: 5.5, 10: 8.5, 12: 10.5, 16: 13.5, 20: 17.5}  # loss k - 1 at step k
+    assert called == [(8, 8), (16, 16)]
+    assert any((tmp_path / "tensorboard").iterdir())
+
+    (tmp_path / "checkpoints" / "20").rename(tmp_path / "gone")  # as if killed before it was written
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 24, "lo')
+    fit(new_state(optimizer), step, batches, 24, directory=tmp_path, **settings)
+    assert [line["step"] for line in lines(tmp_path)] == [4, 8, 10, 12, 16, 20, 24]
+
+
+def test_sigterm_saves_where_it_came_and_the_old_handler_returns(tmp_path):
+    optimizer = optax.sgd(0.01)
+    step = jax.jit(make_train_step(squared_error, optimizer))
+    handler = signal.getsignal(signal.SIGTERM)
+    settings = {"directory": tmp_path, "progress": False, "callback_every": 1}
+    with pytest.raises(SystemExit) as stopped:
+        kill = lambda number, state: os.kill(os.getpid(), signal.SIGTERM) if number == 5 else None  # noqa: E731
+        fit(new_state(optimizer), step, lambda i: regression(), 50, callback=kill, **settings)
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is handler
+    seen = []
+    fit(
+        new_state(optimizer),
+        step,
+        lambda i: regression(),
+        8,
+        callback=lambda number, state: seen.append(number),
+        **settings,
+    )
+    assert seen in ([6, 7, 8], [7, 8])  # the signal may be seen one step later
+
+
+def test_batches_that_cannot_be_resumed_or_end_early(tmp_path):
+    optimizer = optax.sgd(0.01)
+    step = jax.jit(make_train_step(squared_error, optimizer))
+    run = lambda batches, n, folder=None: fit(  # noqa: E731
+        new_state(optimizer), step, batches, n, directory=folder, progress=False
+    )
+    with pytest.raises(ValueError, match="a function of the step or an iterator with get_state and"):
+        run(iter([regression()]), 1, tmp_path)
+    with pytest.raises(ValueError, match="batches: expected a function of the step or an iterator, got <class 'list'>"):
+        run([regression()], 1)
+    with pytest.raises(ValueError, match="batches: expected num_steps batches, got 2"):
+        run(iter([regression()] * 2), 3)
+    assert int(run(iter([regression()] * 2), 2).step) == 2
+    with pytest.raises(ValueError, match="directory: expected a folder for tensorboard=True"):
+        fit(new_state(optimizer), step, lambda i: regression(), 1, tensorboard=True)
+
+    import grain
+
+    run(lambda i: regression(), 1, tmp_path)
+    with pytest.raises(ValueError, match="batches: expected a function of the step, as in the run"):
+        run(iter(grain.MapDataset.source([regression()]).repeat().to_iter_dataset()), 2, tmp_path)
+
+
+def test_the_progress_bar_shows_the_loss(capsys):
+    optimizer = optax.sgd(0.01)
+    fit(
+        new_state(optimizer), jax.jit(make_train_step(squared_error, optimizer)), lambda i: regression(), 5, log_every=1
+    )
+    err = capsys.readouterr().err
+    assert "5/5" in err and "loss" in err and "step/s" in err
