@@ -102,6 +102,13 @@ def test_safetensors_of_every_dtype(tmp_path):
     assert all(tensor == 1 for tensor in read_tensors(written(tmp_path, safetensors(header, ones.tobytes()))).values())
 
 
+@pytest.mark.parametrize("length", [0x80, 0x4B50], ids=["pickle", "zip"])
+def test_the_length_of_a_header_may_look_like_another_format(tmp_path, length):
+    header = json.dumps({"w": ENTRY}).encode().ljust(length)
+    read = read_tensors(written(tmp_path, headed(header, np.arange(4, dtype="f4").tobytes())))
+    np.testing.assert_array_equal(read["w"], [[0, 1], [2, 3]])
+
+
 @pytest.mark.parametrize("wrap", [bytes, zipped, legacy, lambda pickled: pickle.dumps(MAGIC, 2) + pickled])
 def test_a_pickle_runs_nothing(tmp_path, wrap):
     victim = tmp_path / "victim"
@@ -176,8 +183,8 @@ def test_a_damaged_file_is_refused_or_read_but_nothing_else(tmp_path, data):
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", "SafetensorError"),
-        (b"GIF89a and so on", "SafetensorError"),
+        (b"", "it begins like none of them"),
+        (b"GIF89a and so on", "it begins like none of them"),
         (pickle.dumps({"w": 1.0}), "a pickle, but not one of torch.save"),
         (zipped(pickle.dumps([1])), "expected a dict of tensors, got list"),
         (zipped(pickle.dumps({"epoch": 3, "model": {}})), "flat dict of tensors, but 'epoch' is int, 'model' is dict"),
@@ -196,7 +203,7 @@ def test_a_damaged_file_is_refused_or_read_but_nothing_else(tmp_path, data):
         (safetensors({"w": ENTRY | {"shape": [0] * 65, "data_offsets": [0, 0]}}, b""), "dimension"),
         (safetensors({"w": ENTRY | {"data_offsets": [4, 20]}}), "SafetensorError"),
         (safetensors({"w": ENTRY | {"data_offsets": [-16, 0]}}), "SafetensorError"),
-        (safetensors([ENTRY]), "SafetensorError"),
+        (safetensors([ENTRY]), "it begins like none of them"),
     ],
 )
 def test_malformed_files(tmp_path, data, message):
