@@ -1,5 +1,6 @@
 """Closed-form denoisers against the gradient of a log density, which is the score of every one of them (Tweedie)."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,8 +72,8 @@ def test_derivatives_by_the_covariance(cov, t):
             derivative(f)(jnp.asarray(cov), jnp.asarray(XS[0])) for derivative in (jax.jacrev, jax.jacfwd, jax.hessian)
         ]
 
-    for value, expected in zip(*jax.jit(lambda: (derivatives(ours), derivatives(by_solve)))(), strict=True):
-        np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-12)
+    values, expected = jax.jit(lambda: (derivatives(ours), derivatives(by_solve)))()
+    chex.assert_trees_all_close(values, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_derivative_by_what_is_bound_is_the_function_s():

@@ -23,6 +23,7 @@ FLOORS = [
         "distillation",
         "couplings",
         "torch_files",
+        "_torch_pickles",
     },
 ]
 FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}
@@ -90,7 +91,7 @@ def test_denoisers_and_networks_are_called_where_their_result_is_checked(path):
 
 
 def test_the_import_of_the_core_is_light():
-    heavy = "flax optax orbax sklearn matplotlib tensorboardX".split()
+    heavy = "flax optax orbax safetensors sklearn matplotlib tensorboardX".split()
     code = f"import sys, diffjax; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=True)
     assert result.stdout.strip() == "[]"

@@ -1,5 +1,6 @@
 """Parametrizations: a network that outputs its exact target gives the pair (x0, eps) back, on every path, at every time."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,8 +168,7 @@ def test_a_network_of_batches_and_timesteps_of_a_ddpm_chain_is_the_exact_denoise
     denoise = as_denoiser(network, schedule, EPS)
     exact_denoise = gaussian(jnp.full(2, mean), std**2 * jnp.eye(2), schedule)
     xs, ts = jnp.array([[0.3, -1.0], [2.0, 0.1], [0.5, 0.7]]), jnp.array([1, 7, 20]) / 20
-    for a, b in zip(jax.vmap(denoise)(xs, ts), jax.vmap(exact_denoise)(xs, ts), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(jax.vmap(denoise)(xs, ts), jax.vmap(exact_denoise)(xs, ts), rtol=1e-10, atol=1e-12)
 
 
 def test_adapters_refuse_what_cannot_be():

@@ -39,7 +39,7 @@ def efficientnet_lite0(path: str | pathlib.Path, *, size: int = 96) -> "Efficien
 
     >>> efficientnet_lite0("README.md")
     Traceback (most recent call last):
-    ValueError: read_tensors: cannot read README.md: neither a torch file nor a complete safetensors file
+    ValueError: path: expected a file of safetensors or a state dict of torch.save, got README.md, ...
     """
     tensors = {name.removeprefix("_").replace("._", "."): tensor for name, tensor in read_tensors(path).items()}
     return load_tensors(nnx.eval_shape(lambda: EfficientNetLite0(size, rngs=nnx.Rngs(0))), tensors)

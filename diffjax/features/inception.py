@@ -27,7 +27,7 @@ def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
 
     >>> inception_v3("README.md")
     Traceback (most recent call last):
-    ValueError: read_tensors: cannot read README.md: neither a torch file nor a complete safetensors file
+    ValueError: path: expected a file of safetensors or a state dict of torch.save, got README.md, ...
     """
     tensors = read_tensors(path)
     return load_tensors(nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0))), tensors)

@@ -15,7 +15,8 @@ tables, on candidate times that descend from the prior to the data:
 Gradient. `fit_grid` is least squares between the result of a K-step sampler and the accurate one, over the grid itself and
 over the numbers of the sampler if asked; `learn_grid` descends any other loss.
 
-All give plain arrays, for any sampler. `save_grid` and `load_grid` keep them with the schedule that they were found for.
+All give plain arrays, for any sampler. `save_grid` writes a grid with the log-SNRs that it visits, and
+`load_grid` gives the times at which a schedule has them.
 """
 
 from .files import load_grid, save_grid

@@ -1,20 +1,18 @@
-"""Grids in files, with the schedule that they were found for."""
+"""Grids in files: they come back for their schedule, and for every other by their log-SNRs."""
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import bind, schedules
+from diffjax import bind, exact, grids, samplers, schedules
 from diffjax.optimal_grids import load_grid, save_grid
 
 
 def power(exponent, t):
     return 1 - t**exponent, t**exponent
-
-
-def closure(exponent):
-    return lambda t: power(exponent, t)
 
 
 SAVED = {
@@ -23,7 +21,7 @@ SAVED = {
     "edm": schedules.edm,
     "betas": lambda: schedules.from_betas(np.linspace(1e-4, 0.02, 50)),
     "bound": lambda: bind(power, 1.5),
-    "closure": lambda: closure(1.5),
+    "closure": lambda: lambda t: power(1.5, t),
 }
 
 
@@ -34,22 +32,67 @@ def test_a_saved_grid_comes_back(tmp_path, name):
     np.testing.assert_array_equal(load_grid(str(tmp_path / "grid.json"), SAVED[name]()), ts)
 
 
-OTHERS = {  # (saved for, used with, what the message must say)
-    "constructor": (schedules.linear_vp, schedules.sub_vp, r"name \S*_linear_vp, expected \S*_sub_vp"),
-    "no numbers": (schedules.linear, schedules.gvp, r"name \S*_linear, expected \S*_gvp"),
-    "numbers": (schedules.edm, lambda: schedules.edm(40.0), r"numbers \[80.0\], expected \[40.0\]"),
-    "how many": (SAVED["betas"], lambda: schedules.from_betas(np.full(51, 0.01)), r"numbers"),
-    "bound": (lambda: bind(power, 1.5), lambda: bind(power, 1.6), r"numbers \[1.5\], expected \[1.6\]"),
-    "closure": (lambda: closure(1.5), lambda: closure(1.6), r"half_log_snr \[.*\], expected \["),
+OTHERS = {  # (saved for, used with, the time there of sigma / alpha = r, solved by hand)
+    "linear to edm": (schedules.linear(), schedules.edm(20.0), lambda r: r / 20),
+    "edm to linear": (schedules.edm(20.0), schedules.linear(), lambda r: r / (1 + r)),
+    "linear_vp to gvp": (schedules.linear_vp(), schedules.gvp(), lambda r: 2 / np.pi * np.arctan(r)),
+    "another number": (schedules.edm(20.0), schedules.edm(80.0), lambda r: r / 80),
+    "another clock": (schedules.linear(), bind(power, 2.0), lambda r: np.sqrt(r / (1 + r))),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_grid_of_another_schedule_is_refused(tmp_path, name):
-    saved, used, message = OTHERS[name]
-    save_grid(tmp_path / "grid.json", np.array([1.0, 0.5, 0.0]), saved())
-    with pytest.raises(ValueError, match=r"schedule: the grid in .*grid.json was found for another one: " + message):
-        load_grid(tmp_path / "grid.json", used())
+def test_another_schedule_gets_the_times_of_the_same_log_snrs(tmp_path, name):
+    saved, used, time = OTHERS[name]
+    ts = np.array([0.9, 0.5, 0.3, 1e-3, 0.0])
+    save_grid(tmp_path / "grid.json", ts, saved)
+    alpha, sigma = jax.vmap(saved)(jnp.asarray(ts))
+    # The bisection ends at neighbouring floats, and the log-SNR has a few roundings.
+    np.testing.assert_allclose(load_grid(tmp_path / "grid.json", used), time(np.asarray(sigma / alpha)), rtol=1e-13)
+
+
+def test_a_run_on_another_path_is_the_same_run(tmp_path):
+    """DDIM on two paths of equal log-SNR has the same x / alpha at every time; at the end alpha is 1."""
+    vp, linear = schedules.linear_vp(), schedules.linear()
+    mean, cov = jnp.array([0.7, -0.4]), jnp.diag(jnp.array([0.3, 2.0]))
+    ts = grids.uniform(7, start=0.9)
+    save_grid(tmp_path / "grid.json", ts, vp)
+    others = load_grid(tmp_path / "grid.json", linear)
+    x = jnp.array([1.0, -2.0])
+
+    def run(schedule, ts):
+        sampler = samplers.ddim(exact.gaussian(mean, cov, schedule), schedule)
+        return samplers.sample(jax.random.key(0), sampler, schedule(ts[0])[0] * x, ts)
+
+    np.testing.assert_allclose(run(vp, ts), run(linear, others), rtol=1e-11)
+
+
+UNREACHED = {  # (saved for, used with, the missing half log-SNRs, those at the nearest times)
+    "no pure noise": (schedules.linear(), schedules.edm(20.0), r"\[-inf\]", r"\[-2.99573227\]"),  # -log 20
+    "noise in the data": (schedules.edm(4.0), schedules.ve(0.01, 4.0), r"\[inf\]", r"\[4.60517019\]"),  # -log 0.01
+    "both ends": (schedules.linear(), schedules.ve(0.01, 4.0), r"\[-inf +inf\]", r"\[-1.38629436 +4.60517019\]"),
+    "too little noise": (schedules.edm(40.0), schedules.edm(20.0), r"\[-3.68887945\]", r"\[-2.99573227\]"),
+}
+
+
+@pytest.mark.parametrize("name", UNREACHED)
+def test_log_snrs_that_a_schedule_does_not_reach(tmp_path, name):
+    saved, used, missing, nearest = UNREACHED[name]
+    save_grid(tmp_path / "grid.json", np.array([1.0, 0.25, 0.0]), saved)
+    message = (
+        rf"schedule: expected one with half log-SNRs of {missing}, which the grid in .*grid.json visits, got {nearest}"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_grid(tmp_path / "grid.json", used)
+
+
+def test_a_grid_of_float64_is_read_in_float32(tmp_path):
+    ts = np.array([1.0, 1 - 1e-4, 0.7, 1e-7, 0.0])
+    save_grid(tmp_path / "grid.json", ts, schedules.linear())
+    with jax.enable_x64(False):
+        loaded = load_grid(tmp_path / "grid.json", schedules.linear())
+    assert loaded.dtype == "float32"
+    np.testing.assert_array_equal(loaded, ts.astype("f4"))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +100,7 @@ def test_a_grid_of_another_schedule_is_refused(tmp_path, name):
     [
         "",
         '{"ts": [1.0, 0.',
-        '{"schedule": {}}',
+        '{"half_log_snr": [0.0, 1.0]}',
         '{"ts": [1.0, 0.5]}',
         "[1.0, 0.5]",
         "0.5",
@@ -73,12 +116,13 @@ def test_a_file_without_a_grid_is_named(tmp_path, text):
         load_grid(path, schedules.linear())
 
 
-LINEAR_RECORD = {"name": "diffjax.schedules.paths._linear", "numbers": [], "half_log_snr": ["-inf", 0.0]}
-RECORDS = {  # (changes to the record of the grid [1, 1/2] of `linear`, what the message must say)
-    "no description": ({"schedule": None}, "TypeError"),
-    "half a description": ({"schedule": {"name": "diffjax.schedules.paths._linear"}}, "KeyError"),
-    "text for numbers": ({"schedule": LINEAR_RECORD | {"numbers": "10"}}, "expected a list of numbers, got '10'"),
-    "no numbers": ({"schedule": LINEAR_RECORD | {"numbers": None}}, "expected a list of numbers, got None"),
+GOOD = {"ts": [1.0, 0.5], "half_log_snr": ["-inf", 0.0]}  # of `linear`
+RECORDS = {  # (changes to the record, what the message must say)
+    "text for numbers": ({"half_log_snr": "10"}, "expected a list of numbers, got '10'"),
+    "no numbers": ({"half_log_snr": None}, "expected a list of numbers, got None"),
+    "too few": ({"half_log_snr": [0.0]}, r"half_log_snr: expected 2 numbers that increase, got \[0.\]"),
+    "descending": ({"half_log_snr": [0.0, -1.0]}, r"half_log_snr: expected 2 numbers that increase, got \[ 0. -1.\]"),
+    "no log-SNR": ({"half_log_snr": [0.0, "nan"]}, r"half_log_snr: expected 2 numbers that increase, got \[ 0. nan\]"),
     "a number": ({"ts": 0.5}, "expected a list of numbers, got 0.5"),
     "a matrix": ({"ts": [[1.0, 0.5]]}, "TypeError"),
     "beyond floats": ({"ts": [10**400, 0.5]}, "OverflowError"),
@@ -95,10 +139,9 @@ RECORDS = {  # (changes to the record of the grid [1, 1/2] of `linear`, what the
 def test_a_file_with_a_bad_record_is_named(tmp_path, name):
     changes, message = RECORDS[name]
     path = tmp_path / "grid.json"
-    good = {"ts": [1.0, 0.5], "schedule": LINEAR_RECORD}
-    path.write_text(json.dumps(good))
+    path.write_text(json.dumps(GOOD))
     assert load_grid(path, schedules.linear()).tolist() == [1.0, 0.5]
-    path.write_text(json.dumps(good | changes))
+    path.write_text(json.dumps(GOOD | changes))
     with pytest.raises(ValueError, match=rf"path: expected a grid of save_grid in .*grid\.json, got {message}"):
         load_grid(path, schedules.linear())
 
@@ -107,8 +150,13 @@ def test_a_file_with_a_bad_record_is_named(tmp_path, name):
 def test_only_a_grid_is_saved(tmp_path, ts):
     with pytest.raises(ValueError, match="ts: expected"):
         save_grid(tmp_path / "grid.json", np.array(ts), schedules.linear())
-    with pytest.raises(ValueError, match=r"schedule: expected a log-SNR at every time of the grid, got \[nan"):
-        save_grid(tmp_path / "grid.json", np.array([1.0, 0.5]), lambda t: (t * np.nan, t))
+    assert not (tmp_path / "grid.json").exists()
+
+
+@pytest.mark.parametrize("schedule", [lambda t: (t * np.nan, t), lambda t: (t, 1 - t)], ids=["nan", "backward"])
+def test_only_log_snrs_that_increase_are_saved(tmp_path, schedule):
+    with pytest.raises(ValueError, match=r"schedule: expected a log-SNR that increases along ts, got half log-SNRs \["):
+        save_grid(tmp_path / "grid.json", np.array([1.0, 0.5]), schedule)
     assert not (tmp_path / "grid.json").exists()
 
 
@@ -125,12 +173,12 @@ def test_infinite_log_snrs_are_strings_in_the_file(tmp_path):
 
     save_grid(tmp_path / "grid.json", np.array([1.0, 0.5, 0.0]), schedules.linear())
     record = json.loads((tmp_path / "grid.json").read_text(), parse_constant=no_json)
-    assert record["schedule"]["half_log_snr"] == ["-inf", 0.0, "inf"]
+    assert record == {"ts": [1.0, 0.5, 0.0], "half_log_snr": ["-inf", 0.0, "inf"]}
 
 
 def test_a_saved_grid_is_plain_json(tmp_path):
     save_grid(tmp_path / "grid.json", np.array([1.0, 0.25]), schedules.edm(40.0))
     record = json.loads((tmp_path / "grid.json").read_text())
-    assert record["ts"] == [1.0, 0.25] and record["schedule"]["numbers"] == [40.0]
+    assert record["ts"] == [1.0, 0.25]
     # lambda = -log(t sigma_max), by hand, to rounding
-    np.testing.assert_allclose(record["schedule"]["half_log_snr"], [-np.log(40.0), -np.log(10.0)], rtol=1e-14)
+    np.testing.assert_allclose(record["half_log_snr"], [-np.log(40.0), -np.log(10.0)], rtol=1e-14)

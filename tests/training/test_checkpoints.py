@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,13 +32,8 @@ def state(value: float = 1.0):
 
 
 def assert_same(left, right):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for (path, a), b in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True):
-        name = jax.tree_util.keystr(path)
-        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
+    chex.assert_trees_all_equal_shapes_and_dtypes(left, right)
+    chex.assert_trees_all_equal(left, right)
 
 
 @pytest.fixture(scope="module")
