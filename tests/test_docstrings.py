@@ -7,6 +7,7 @@ import inspect
 import itertools
 import pkgutil
 import re
+import sys
 import textwrap
 
 import pytest
@@ -96,11 +97,17 @@ def syntax_of(value):
     return ast.parse(textwrap.dedent(inspect.getsource(value)))
 
 
-def raises(value):
-    """Whether the source of a function or class has a `raise`, or calls a check."""
+def raises(value, seen=()):
+    """Whether a function or class, or a private function of its module that it calls, has a `raise` or calls a check."""
     nodes = list(ast.walk(syntax_of(value)))
-    called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    return any(isinstance(node, ast.Raise) for node in nodes) or any(map(CHECKS.fullmatch, called))
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    helpers = [getattr(sys.modules[value.__module__], name, None) for name in called if name.startswith("_")]
+    helpers = [f for f in helpers if inspect.isfunction(inspect.unwrap(f)) and f not in seen]
+    return (
+        any(isinstance(node, ast.Raise) for node in nodes)
+        or any(map(CHECKS.fullmatch, called))
+        or any(raises(f, (*seen, value)) for f in helpers)
+    )
 
 
 def test_the_tables_are_not_empty():
