@@ -94,7 +94,9 @@ class StandardErrors(NamedTuple):
 
     mean: Float[Array, ""]
     of_data: Float[Array, ""]
+    """The standard error from the choice of the examples."""
     of_probes: Float[Array, ""]
+    """The standard error from the choice of the probes."""
 
 
 def standard_errors(values: Float[Array, "n m"]) -> StandardErrors:

@@ -326,7 +326,7 @@ class Attention(nnx.Module):
         ValueError: if heads does not divide width; if a context is given without `context=`, or is missing; if x or the
             context has another shape.
 
-    Reference: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), section 3.2.
+    Reference: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.
 
     >>> attend = Attention(8, 2, context=5, rngs=nnx.Rngs(0))
     >>> attend(jnp.ones((3, 4, 8)), jnp.ones((3, 7, 5))).shape

@@ -26,7 +26,7 @@ __all__ = ["DiT", "patchify", "unpatchify"]
 
 
 class DiT(nnx.Module):
-    """The transformer of Peebles & Xie 2023 (DiT, https://arxiv.org/abs/2212.09748) for images, channels last.
+    """A diffusion transformer for images, channels last.
 
     The image is cut into patches, each a token with a fixed 2-D sine-cosine position. Each of `depth` adaLN-Zero blocks is
 
@@ -64,6 +64,8 @@ class DiT(nnx.Module):
         ValueError: if a setting is out of its range, a size does not divide as said, or `rngs` is a
             key; if x, t or cond has another shape; if a label is outside [0, K], or the network has
             no classes; if `key` is not one key.
+
+    Reference: Peebles & Xie 2023 (DiT, arXiv 2212.09748).
 
     >>> network = DiT((8, 8, 1), width=16, depth=1, heads=2, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), 0.5, cond=jnp.array([1, 7, network.null])).shape
@@ -150,7 +152,14 @@ class Block(nnx.Module):
 
 
 def patchify(x: Array, patch: int) -> Array:
-    """Cuts images into patches, row by row: (n, height, width, channels) -> (n, tokens, patch^2 channels).
+    """Cuts images into patches, row by row.
+
+    Args:
+        x: images (n, height, width, channels).
+        patch: the side of a patch, a divisor of height and width.
+
+    Returns:
+        The patches (n, tokens, patch^2 channels), with `tokens = height width / patch^2`.
 
     >>> patchify(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0, 1]
     Array([2, 3, 6, 7], dtype=int32)
@@ -161,7 +170,15 @@ def patchify(x: Array, patch: int) -> Array:
 
 
 def unpatchify(tokens: Array, patch: int, shape: tuple[int, ...]) -> Array:
-    """The inverse of `patchify`: (n, tokens, patch^2 channels) -> (n, *shape).
+    """The inverse of `patchify`.
+
+    Args:
+        tokens: patches (n, tokens, patch^2 channels).
+        patch: the side of a patch.
+        shape: (height, width, channels) of one image.
+
+    Returns:
+        The images (n, *shape).
 
     >>> x = jnp.arange(16).reshape(1, 4, 4, 1)
     >>> bool((unpatchify(patchify(x, 2), 2, (4, 4, 1)) == x).all())

@@ -26,8 +26,8 @@ class MLP(nnx.Module):
     """A residual MLP for vectors, modulated by time and class.
 
     Each of `depth` blocks is `h + W2 silu(W1 (LN(h) (1 + scale) + shift))`, with scale and shift linear in the embedding
-    of (t, cond): FiLM (Perez et al. 2018, https://arxiv.org/abs/1709.07871) in the pre-norm residual form of DiT. W2
-    and the output layer start at zero, so a new network returns zero.
+    of (t, cond): FiLM in the pre-norm residual form of DiT. W2 and the output layer start at zero, so a new
+    network returns zero.
 
     Args:
         dim: the length of x.
@@ -54,6 +54,8 @@ class MLP(nnx.Module):
     Raises:
         ValueError: if a setting is out of its range, or `rngs` is a key; if x, t or cond has another
             shape; if a label is outside [0, K], or the network has no classes; if `key` is not one key.
+
+    Reference: Perez et al. 2018 (FiLM, arXiv 1709.07871); Peebles & Xie 2023 (DiT, arXiv 2212.09748).
 
     >>> network = MLP(2, width=16, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((8, 5, 2)), 0.5, cond=3).shape

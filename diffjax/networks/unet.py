@@ -25,7 +25,7 @@ __all__ = ["UNet"]
 
 
 class UNet(nnx.Module):
-    """The U-Net of Dhariwal & Nichol 2021 (ADM, https://arxiv.org/abs/2105.05233), channels last.
+    """The U-Net of ADM for images, sequences and volumes, channels last.
 
     The data are images, sequences or volumes of any size. Level i works at 1 / 2^i of the resolution, rounded up, with
     `width * multipliers[i]` channels. It has `blocks` residual blocks on the way down and `blocks + 1` on the way up, where
@@ -61,9 +61,11 @@ class UNet(nnx.Module):
     traces cannot raise an error; the outputs with this label are NaN.
 
     Raises:
-        ValueError: if a setting is out of its range, the channels come first, no level has a resolution in `attention`, or
-            `rngs` is a key; if x, t or cond has another shape; if a
+        ValueError: if a setting is out of its range, the channels come first, no level has a
+            resolution in `attention`, or `rngs` is a key; if x, t or cond has another shape; if a
             label is outside [0, K], or the network has no classes; if `key` is not one key.
+
+    Reference: Dhariwal & Nichol 2021 (ADM, arXiv 2105.05233).
 
     >>> network = UNet((8, 8, 1), width=8, multipliers=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), jnp.array([0.1, 0.5, 0.9])).shape
