@@ -536,7 +536,7 @@ ROWS = {
         lambda w, a: samplers.bridge_sampler(bind(_network, w), bind(_network, w), a), _run, (0.7, 0.4), (1.0,)
     ),
     "predictor_corrector": _sampler_row(
-        lambda d, s, snr: samplers.predictor_corrector(samplers.ddpm(d, s), d, s, snr), 0.1, covers=()
+        lambda d, s, snr: samplers.predictor_corrector(d, s, snr=snr), 0.1, covers=()
     ),
     "adams": Row(
         _kinds(
