@@ -17,8 +17,8 @@ from PIL import Image
 from diffjax import divergence, exact, likelihood, training
 from diffjax.networks import MLP
 from diffjax.parametrizations import as_denoiser, target
-from experiments import couplings, digits, fashion_mnist, images, objectives, toy2d, train_images
-from experiments.results import write_results
+from experiments import toy2d, train_images
+from experiments.results import write_record
 
 
 def idx(values):
