@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test parity lint notebooks bench clean
 
 demo: .venv/.installed
-	$(BIN)/python -m experiments.digits
+	$(BIN)/python -m experiments.image_models.digits
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

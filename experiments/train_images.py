@@ -158,10 +158,9 @@ def save_picture(path: pathlib.Path, images: np.ndarray, names: list[str], level
     plt.close(fig)
 
 
-DISTANCE = "The energy distance of {} to held-out images. It is 0 for the same distribution."
 SCORES = {
-    "energy distance of samples": Score(DISTANCE.format("samples"), "pixels / 255", "lower"),
-    "energy distance of training images": Score(DISTANCE.format("up to 1000 training images"), "pixels / 255"),
+    "energy distance of samples": Score("Their distance to held-out images, 0 for equals.", "pixels / 255", "lower"),
+    "energy distance of training images": Score("The same of up to 1000 training images.", "pixels / 255"),
 }
 
 
