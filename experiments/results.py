@@ -119,8 +119,8 @@ def _explained(name: str, score: Score) -> str:
     return f"- **{name}**{unit}: {score.meaning}{better}"
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def table(columns: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     """A Markdown table."""
-    head = list(columns)
+    head = [str(column) for column in columns]
     lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

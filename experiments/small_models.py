@@ -23,7 +23,7 @@ def points(name: str, n: int, seed: int) -> np.ndarray:
     """Points (n, 2) of rings, moons, or a mixture of six Gaussians, each about 1 wide."""
     rng = np.random.default_rng(seed)
     if name == "rings":
-        return 1.5 * make_circles(n, noise=0.05, factor=0.4, random_state=seed)[0]
+        return 1.5 * np.asarray(make_circles(n, noise=0.05, factor=0.4, random_state=seed)[0])
     if name == "moons":
         return make_moons(n, noise=0.07, random_state=seed)[0] - np.array([0.5, 0.25])
     if name == "mixture":

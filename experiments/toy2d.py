@@ -152,7 +152,8 @@ def main(settings: Settings) -> dict:
         figure(settings.out / f"{name}.png", name, data, models, settings)
     record = write_record(settings.out / "result.json", settings, scores, time.perf_counter() - begin)
     captions = {
-        f"{name}.png": f"{name}: data, flow lines, samples and density of each model." for name in settings.data
+        f"{name}.png": f"{name}: data, flow lines, samples and density of each model. Both axes run from -2.2 to 2.2."
+        for name in settings.data
     }
     write_report(settings.out, "Densities in the plane", record, {"Held-out NLL": NLL}, tables, captions)
     return scores

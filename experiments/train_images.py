@@ -82,11 +82,11 @@ def load(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.stack(images).reshape(len(images), *images[0].shape[:2], -1), np.asarray(labels, np.int32), names
 
 
-def make_network(settings: Settings, shape: tuple[int, ...], classes: int) -> nnx.Module:
+def make_network(settings: Settings, shape, classes: int) -> nnx.Module:
     rngs = nnx.Rngs(settings.seed)
     if settings.network == "dit":
-        sizes = {"width": settings.width, "depth": 4 * settings.levels, "heads": 4}
-        return networks.DiT(shape, **sizes, num_classes=classes, rngs=rngs)
+        depth = 4 * settings.levels
+        return networks.DiT(shape, width=settings.width, depth=depth, heads=4, num_classes=classes, rngs=rngs)
     multipliers = tuple(min(2**i, 4) for i in range(settings.levels))
     return networks.UNet(shape, width=settings.width, multipliers=multipliers, num_classes=classes, rngs=rngs)
 
@@ -147,7 +147,7 @@ def draw(key, model: Model, labels, null, scale, shape, steps):
 def save_picture(path: pathlib.Path, images: np.ndarray, names: list[str], levels=256, columns=()) -> None:
     """A row for each class. The images come class by class, over and over."""
     n = len(names)
-    rows = [np.hstack(images[label::n]) for label in range(n)]
+    rows = [np.hstack([*images[label::n]]) for label in range(n)]
     fig, axes = plt.subplots(n, squeeze=False, figsize=(8, max(1.0, 8 * n * rows[0].shape[0] / rows[0].shape[1])))
     for ax, row, name in zip(axes[:, 0], rows, names, strict=True):
         ax.imshow(row.squeeze(), cmap="gray", vmin=0, vmax=levels - 1, interpolation="nearest")
@@ -188,8 +188,8 @@ def main(settings: Settings) -> dict:
     samples, asked = draw_classes(2, model, settings.samples)
     np.savez_compressed(settings.out / "samples.npz", images=samples, labels=asked)
     save_picture(settings.out / "samples.png", samples[: 8 * classes], names)
-    distances = (float(metrics.energy_distance(x / 255, held_out / 255)) for x in (samples, data[:1000]))
-    scores = dict(zip(SCORES, distances, strict=True))
+    real, *compared = (jnp.asarray(x) / 255 for x in (held_out, samples, data[:1000]))
+    scores = dict(zip(SCORES, (float(metrics.energy_distance(x, real)) for x in compared), strict=True))
     record = write_record(settings.out / "result.json", settings, scores, time.perf_counter() - start)
     rows = table(["score", "value"], [(name, f"{value:.4g}") for name, value in scores.items()])
     write_report(settings.out, "Your images", record, SCORES, {"Scores": rows}, {"samples.png": "Guided samples."})

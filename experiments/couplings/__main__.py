@@ -56,11 +56,16 @@ def measure(pair: str, name: str, settings: Settings, seed: int):
     return {f"{name}, ODE": ode, f"{name}, SDE": row(sde, smooth=False)}, wasserstein(other, fresh, 2)
 
 
+def spread(values: list) -> str:
+    """The mean and the standard deviation; nothing if there is no value."""
+    return "" if None in values else f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
 def cells(label: str, seeds: list[dict], settings: Settings) -> list[str]:
     """Means and standard deviations over the seeds."""
     columns = [[s.get(name) for s in seeds] for name in ("length", "curvature")]
     columns += [[s["distance"][n] for s in seeds] for n in settings.nfe]
-    return [label, *("" if None in c else f"{np.mean(c):.3f} ± {np.std(c, ddof=1):.3f}" for c in columns)]
+    return [label, *(spread(column) for column in columns)]
 
 
 def main(settings: Settings) -> dict:

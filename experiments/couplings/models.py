@@ -23,7 +23,7 @@ def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def moons(rng: np.random.Generator, n: int) -> np.ndarray:
-    return 3 * make_moons(n, noise=0.2, random_state=int(rng.integers(2**31)))[0] - 1
+    return 3 * np.asarray(make_moons(n, noise=0.2, random_state=int(rng.integers(2**31)))[0]) - 1
 
 
 def gaussian(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -70,9 +70,10 @@ def train(pair: str, name: str, settings: Settings, seed: int) -> Model:
         velocity, score, *_ = model(params)
 
         def one(key, pair, t):
+            x0, x1 = pair
             if not bridge:
-                return losses.conditional_flow_matching(velocity, *pair, t)
-            return losses.bridge_matching(key, velocity, score, *pair, t, settings.amplitude)
+                return losses.conditional_flow_matching(velocity, x0, x1, t)
+            return losses.bridge_matching(key, velocity, score, x0, x1, t, settings.amplitude)
 
         return losses.over_batch(key, one, (x0, x1), times=lambda key, n: times.stratified_times(key, n, low, high))
 

@@ -2,6 +2,8 @@
 
 import operator
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import tyro
@@ -93,10 +95,10 @@ def _seconds(costs: dict[str, float]) -> str:
 def main(settings: Settings) -> dict:
     settings.out.mkdir(parents=True, exist_ok=True)
     begin, scores, tables, figures = time.perf_counter(), {}, {}, {}
-    studies = [(f"Mixtures in {dim} dimensions", mixture_study, dim) for dim in settings.dims]
-    studies += [(f"The trained model of {name}", image_study, name) for name in settings.models]
-    for title, study, of in studies:
-        scores[title], tables[title], captions = study(of, settings)
+    studies: dict[str, Callable] = {f"Mixtures in {d} dimensions": partial(mixture_study, d) for d in settings.dims}
+    studies |= {f"The trained model of {name}": partial(image_study, name) for name in settings.models}
+    for title, study in studies.items():
+        scores[title], tables[title], captions = study(settings)
         figures |= captions
     record = write_record(settings.out / "result.json", settings, scores, time.perf_counter() - begin)
     write_report(settings.out, "Fast sampling", record, SCORES, tables, figures)

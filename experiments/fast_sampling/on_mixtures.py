@@ -74,7 +74,7 @@ def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]
     mixtures = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *mixtures)
     x1 = jax.random.normal(jax.random.key(dim), (seeds, n_points, dim))
     print(f"mixtures in {dim} dimensions", flush=True)
-    x0, half = references(mixtures, x1), n_points // 2
+    x0, half = jnp.asarray(references(mixtures, x1)), n_points // 2
     first, second = ((mixtures, x1[:, part], x0[:, part]) for part in (slice(half), slice(half, None)))
     most = min(max(settings.nfe), settings.candidates)
     costs, results = {}, {}

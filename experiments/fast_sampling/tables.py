@@ -27,7 +27,8 @@ def table(results: Results, nfes: tuple[int, ...], value: Value, published, foun
 
     def compared(title, of, *grids):
         runs = [[best_of(results, some, nfe, value) for some in grids] for nfe in nfes]
-        return [title, *("" if None in pair else of(*(results[run] for run in pair)) for pair in runs)]
+        best = [[results[run] for run in some if run is not None] for some in runs]
+        return [title, *(of(*some) if len(some) == len(grids) else "" for some in best)]
 
     rows = [row("best published", published), row("best found", found)]
     rows += [compared("found / published", lambda a, b: f"{value(b) / value(a):.2f}", published, found)]

@@ -41,7 +41,7 @@ class Settings(image_models.Settings):
 def load(seed: int) -> Images:
     pixels, labels = load_digits(return_X_y=True)
     split = train_test_split(pixels.astype(np.int32), labels, test_size=0.2, random_state=seed, stratify=labels)
-    train, held_out, train_labels, held_out_labels = split
+    train, held_out, train_labels, held_out_labels = map(np.asarray, split)
     names = tuple(map(str, range(10)))
     return Images(train, train_labels, held_out, held_out_labels, 17, names, (8, 8))
 

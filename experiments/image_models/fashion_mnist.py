@@ -14,7 +14,7 @@ import dataclasses
 import gzip
 import os
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +90,7 @@ def load(directory: pathlib.Path | None) -> Images:
 
 
 def make_network(settings: Settings) -> DiT | UNet:
-    common = dict(num_classes=10, dtype=jnp.dtype(settings.dtype), rngs=nnx.Rngs(settings.seed))
+    common: dict[str, Any] = dict(num_classes=10, dtype=jnp.dtype(settings.dtype), rngs=nnx.Rngs(settings.seed))
     if settings.model == "unet":
         return UNet(EVENT, width=settings.width, blocks=settings.depth, attention=(7,), **common)
     heads = max(settings.width // 32, 1)

@@ -59,8 +59,8 @@ def quality(settings: Settings, result: dict) -> None:
     training_images = result["scores"]["Fréchet distance of training images"]
     ax.axhline(training_images, color="k", ls="--", label="training images")
     ax.set(xlabel="network evaluations a sample (NFE)", ylabel="Fréchet distance to held-out (pixels)")
-    ax.set(xscale="log", yscale="log", xticks=settings.nfe)
-    ax.set_xticklabels(settings.nfe)
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(settings.nfe, [str(nfe) for nfe in settings.nfe])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter("{x:g}")

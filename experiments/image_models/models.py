@@ -86,7 +86,7 @@ def noise(seed: int, n: int, data: Images) -> jax.Array:
 
 def class_labels(n: int, data: Images) -> jax.Array:
     """The labels 0, 1, ..., over and over."""
-    return jnp.resize(jnp.arange(len(data.names)), n)
+    return jnp.resize(jnp.arange(len(data.names)), (n,))
 
 
 def to_images(xs: jax.Array, data: Images) -> np.ndarray:

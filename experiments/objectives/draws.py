@@ -48,6 +48,8 @@ def dequantization(model: Model, path: Path, data: Data, settings: Settings, n: 
     differentiate, on the training images.
     """
     dims, levels = data.held_out[0].size, data.levels
+    if levels is None or data.held_out_labels is None:
+        raise ValueError("data: expected integers with labels")
     new, q0 = training.functional(MLP(dims, width=128, depth=2, rngs=nnx.Rngs(1)))
     q0 = {"mean": q0, "log_scale": jax.tree.map(jnp.copy, q0)}
 
@@ -85,8 +87,8 @@ def dequantization(model: Model, path: Path, data: Data, settings: Settings, n: 
 
     each = {}
     for name, variational in (("uniform", False), ("variational", True)):
-        arrays = data.held_out[:n], data.held_out_labels[:n]
-        weights = jnp.stack([log_weights(q, jax.random.key(10 + i), *arrays, variational) for i in range(k)])
+        images, labels = data.held_out[:n], data.held_out_labels[:n]
+        weights = jnp.stack([log_weights(q, jax.random.key(10 + i), images, labels, variational) for i in range(k)])
         each[name] = likelihood.bits_per_dim(jnp.mean(weights, 0), dims, levels)
         weighted = likelihood.importance_weighted_bound(weights)
         each[f"{name}, {k} importance-weighted"] = likelihood.bits_per_dim(weighted, dims, levels)

@@ -92,8 +92,9 @@ def likelihoods(model: Model, path: Path, data: Data, objective: Objective, sett
     log_p = or_nan(lambda: log_densities(model, path, held_out, labels, 1, probes, data.levels, tolerance), n)
     both = -log_p, np.asarray(bounds(model, path, held_out, labels, 1, data.levels))
     if data.levels is None:
-        return [nats.astype(np.float64) for nats in both]
-    return [np.asarray(likelihood.bits_per_dim(-nats, held_out[0].size, data.levels), np.float64) for nats in both]
+        return [x.astype(np.float64) for x in both]
+    dims = held_out[0].size
+    return [np.asarray(likelihood.bits_per_dim(jnp.asarray(-x), dims, data.levels), np.float64) for x in both]
 
 
 def score(model: Model, path: Path, data: Data, distances: Distances, objective: Objective, settings: Settings) -> dict:

@@ -4,6 +4,7 @@ import pathlib
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 from experiments import results as pages
 from experiments.objectives import PATHS
@@ -76,12 +77,10 @@ def figure(results: dict[str, dict], path: pathlib.Path) -> None:
         ax.grid(alpha=0.3, which="both")
     shown = {row["objective"] for result in results.values() for row in result["rows"]}
     handles = [
-        plt.Line2D([], [], ls="", marker="o", color=c, mec="k", mew=0.3, label=n)
-        for n, c in colours.items()
-        if n in shown
+        Line2D([], [], ls="", marker="o", color=c, mec="k", mew=0.3, label=n) for n, c in colours.items() if n in shown
     ]
-    handles += [plt.Line2D([], [], ls="", marker=m, color="w", mec="k", label=n) for n, m in markers.items()]
-    handles.append(plt.Line2D([], [], ls=":", color="k", lw=1, label="between data"))
+    handles += [Line2D([], [], ls="", marker=m, color="w", mec="k", label=n) for n, m in markers.items()]
+    handles.append(Line2D([], [], ls=":", color="k", lw=1, label="between data"))
     fig.legend(handles=handles, loc="outside right center", fontsize=7.5)
     fig.savefig(path, dpi=130)
     plt.close(fig)

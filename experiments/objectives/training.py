@@ -1,6 +1,7 @@
 """The data sets, and the training of one model."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def train(
 ) -> tuple[Model, Path, float]:
     """The model, the path that it ended with, and the seconds. Without a path one is learned."""
     apply, network = training.functional(data.network(rngs=nnx.Rngs(seed)))
-    params = {"network": network}
+    params: dict[str, Any] = {"network": network}
     if path is None:  # ends of half the log-SNR, beside the numbers between them
         ends = (-jnp.log(jnp.asarray(level)) for level in (LEAST, MOST))
         params["schedule"] = schedules.init_monotone(jax.random.key(seed)), *ends
