@@ -10,8 +10,8 @@ import numpy as np
 
 import diffjax as dj
 from diffjax.dynamics import probability_flow
+from experiments.fast_sampling.comparison import Results, Run
 from experiments.fast_sampling.mixtures import END, SCHEDULE, START, Mixture, denoiser_of, scored
-from experiments.fast_sampling.solvers import Results, Run
 
 PAIRS = {"DPM-Solver-12": dj.solve.DPM_SOLVER_12, "DPM-Solver-23": dj.solve.DPM_SOLVER_23}
 # A solver, and its evaluations a step: the last one serves the next step. Two choose the first step's length.

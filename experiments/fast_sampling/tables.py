@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from experiments import results as pages
-from experiments.fast_sampling.solvers import Results, Run
+from experiments.fast_sampling.comparison import Results, Run
 
 Value = Callable[[tuple], float]
 """The score of a result that is compared."""
