@@ -1,7 +1,7 @@
 """Results: one record of every experiment and benchmark, and a page that explains the scores.
 
-`write_record` writes JSON with the settings, the machine, the date, the versions, the seconds and the scores.
-`write_report` writes `report.md`: what each score means, the tables, and the figures.
+`write_record` writes JSON with the settings, the machine, the date, the versions, the seconds and
+the scores. `write_report` writes `report.md`: what each score means, the tables, and the figures.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What the studies of small models share: data in the plane, four paths, normalized targets, and a short training."""
+"""Shared by studies of small models: data in the plane, paths, normalized targets, training."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,8 @@ from diffjax import times, training
 from diffjax.parametrizations import Parametrization
 
 PATHS = {"linear VP": dj.linear_vp(), "VE": dj.ve(0.02, 10.0), "linear": dj.linear(), "GVP": dj.gvp()}
-# Every path can train at the same noise levels: mean and deviation of log(sigma / alpha), for data 1 wide and 0.1 fine.
+# The same noise levels for every path: mean and deviation of log(sigma / alpha), for data that are 1
+# wide and 0.1 fine.
 LOG_NOISE = -1.2, 1.5
 
 

@@ -1,8 +1,9 @@
-"""Rings, moons and a mixture in the plane: four paths x score and flow matching; samples, densities and flows.
+"""Rings, moons and a mixture in the plane, by score matching and flow matching on four paths.
 
     python -m experiments.toy2d            # figures and held-out likelihoods in runs/toy2d/
 
-On every path one network is trained on the noise (score matching, (1.14)) and one on the velocity (flow matching, (1.17)).
+On every path one network is trained on the noise (score matching, (1.14)) and one on the velocity
+(flow matching, (1.17)). The results are samples, densities and flow lines.
 """
 
 import dataclasses
@@ -52,7 +53,8 @@ class Settings:
 
 
 TARGETS = {"score matching": dj.EPS, "flow matching": dj.VELOCITY}
-# Sampling and likelihood stay this far inside: sigma' is infinite at t = 0 on VP, eps leaves x0 open where alpha(1) = 0.
+# Sampling and likelihood stay inside: sigma' is infinite at t = 0 on VP, and a network of eps says
+# nothing about x0 where alpha(1) = 0.
 DATA_END, PRIOR_END = 1e-3, 0.999
 
 

@@ -1,11 +1,11 @@
-"""Train a class-conditional diffusion model on your own images, sample it with guidance, and score it: a file to copy.
+"""Train a class-conditional model on your own images, sample it and score it: a file to copy.
 
-    python -m experiments.train_images photos/ --out runs/photos     # photos/<class>/<any name>.png, all of one size
-    python -m experiments.train_images images.npz --network dit      # images (n, height, width, channels), labels (n,)
+    python -m experiments.train_images photos/ --out runs/photos   # photos/<class>/<any name>.png
+    python -m experiments.train_images images.npz --network dit    # images (n, h, w, c), labels (n,)
 
-Images are uint8. The output folder gets samples every so often, a log, checkpoints, and at the end `samples.png`,
-`samples.npz`, `result.json` and `report.md`. The same command continues a run that was stopped. A U-Net wants an
-accelerator; on a CPU take `--network dit` and small images.
+Images are uint8, all of one size. The output folder gets samples every so often, a log, checkpoints, and at the end
+`samples.png`, `samples.npz`, `result.json` and `report.md`. The same command continues a run that
+was stopped. A U-Net wants an accelerator; on a CPU take `--network dit` and small images.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class Model(NamedTuple):
 
 
 def loss(apply, schedule, classes, drop, levels, params, key, batch):
-    """Flow matching of dequantized images (1.17); a share `drop` of the labels becomes "no class"."""
+    """Flow matching of dequantized images (1.17); a share of the labels becomes "no class"."""
     pixel_key, key = jax.random.split(key)
     x0s = likelihood.dequantize(pixel_key, batch[0], levels)
 
@@ -116,7 +116,7 @@ def loss(apply, schedule, classes, drop, levels, params, key, batch):
 
 
 def train(network, optimizer, data, classes, settings, picture, levels=256, **options) -> Model:
-    """Trains on (images, labels), from the newest checkpoint in the folder; `picture(step, model)` every so often."""
+    """Trains on (images, labels), from the newest checkpoint in the folder."""
     apply, params = training.functional(network)
     schedule = dj.linear()
     batch_loss = functools.partial(loss, apply, schedule, classes, settings.label_dropout, levels)
@@ -131,7 +131,7 @@ def train(network, optimizer, data, classes, settings, picture, levels=256, **op
 
 @functools.partial(jax.jit, static_argnames=("shape", "steps"))
 def draw(key, model: Model, labels, null, scale, shape, steps):
-    """Images (n, *shape) of the labels. Each has its own key, so that the size of the blocks does not matter."""
+    """Images (n, *shape) of the labels. Each has its own key, whatever the size of the blocks."""
     ts = dj.uniform_log_snr(model.schedule, steps, end=0.0)
 
     def one(key, label):

@@ -1,10 +1,11 @@
-"""Couplings: how pairing data and prior straightens the paths, on the field's two pairs of distributions in the plane.
+"""Couplings: how pairing data and prior straightens the paths, on two pairs of distributions.
 
     python -m experiments.couplings        # figures and a table in runs/couplings/
 
-A velocity network is trained by conditional flow matching (1.17) on pairs that are independent, optimal in each minibatch,
-or entropic; the last as a Schrodinger bridge with its score, sampled as an ODE and as an SDE. The study measures, on fresh
-start points, the length and curvature of the paths, and the 2-Wasserstein distance to fresh data at few steps.
+A velocity network is trained by conditional flow matching (1.17) on pairs that are independent,
+optimal in each minibatch, or entropic; the last as a Schrodinger bridge with its score, sampled as
+an ODE and as an SDE. The study measures, on fresh start points, the length and curvature of the
+paths, and the 2-Wasserstein distance to fresh data at few steps.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ SCORES = {
 
 
 def measure(pair: str, name: str, settings: Settings, seed: int):
-    """{row: ({"distance": by NFE, "length", "curvature"}, trajectories)}, and the distance between two sets of data."""
+    """The scores and trajectories of each row, and the distance between two sets of data."""
     model = train(pair, name, settings, seed)
     rng = np.random.default_rng(1000 + seed)
     prior, data = PAIRS[pair]

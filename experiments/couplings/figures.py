@@ -1,4 +1,4 @@
-"""The figure: trajectories of each coupling, and the distance to data against the number of steps."""
+"""The figure: trajectories of each coupling, and the distance to data against steps."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The two pairs of distributions, the couplings, and the networks that are trained on their pairs."""
+"""The pairs of distributions, the couplings, and the networks that are trained on pairs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,7 +39,7 @@ COUPLINGS: dict[str, Callable] = {
 
 
 class Model(NamedTuple):
-    """Networks of velocity and score, and the times between which they are trained. The bridge alone trains a score."""
+    """Networks of velocity and score, and the times between which they are trained."""
 
     velocity: Partial
     score: Partial
@@ -52,7 +52,8 @@ def train(pair: str, name: str, settings: Settings, seed: int) -> Model:
     rng = np.random.default_rng(seed)
     bridge = name == "entropic"
     coupling = couplings.entropic(2 * settings.amplitude**2) if bridge else COUPLINGS[name]
-    low, high = (1e-3, 1 - 1e-3) if bridge else (0.0, 1.0)  # a bridge's velocity and score are infinite at the ends
+    # A bridge's velocity and score are infinite at the ends.
+    low, high = (1e-3, 1 - 1e-3) if bridge else (0.0, 1.0)
 
     def new(stream):
         return training.functional(MLP(2, width=settings.width, depth=3, rngs=nnx.Rngs(stream)))

@@ -1,8 +1,12 @@
 """Fast sampling: every solver x every grid, and what a grid that is found saves.
 
-    python -m experiments.fast_sampling                                          # mixtures and digits
-    python -m experiments.fast_sampling --models digits fashion --fashion.data-dir /usr/share/datasets/fashion-mnist
-    python -m experiments.fast_sampling --seeds 2 --dims 2 --points 400 --nfe 5 10 --learned-nfe 5 --models   # a look
+    python -m experiments.fast_sampling        # mixtures and digits
+    # Fashion-MNIST as well
+    python -m experiments.fast_sampling --models digits fashion \
+        --fashion.data-dir /usr/share/datasets/fashion-mnist
+    # a look
+    python -m experiments.fast_sampling --seeds 2 --dims 2 --points 400 --nfe 5 10 \
+        --learned-nfe 5 --models
 
 (a) `mixtures`: Gaussian mixtures in 2 and 64 dimensions with their exact denoiser on linear VP, t from 1 to 1e-3. The
     error is the root mean square distance, a dimension, to the end of the exact flow (float64), over the samples that end

@@ -1,4 +1,4 @@
-"""Solvers that run to the end in one call: DPM-Solver-fast, and the adaptive ones at several tolerances."""
+"""Solvers that run to the end in one call: DPM-Solver-fast, and adaptive ones."""
 
 import functools
 from collections.abc import Callable
@@ -10,16 +10,17 @@ import numpy as np
 
 import diffjax as dj
 from diffjax.dynamics import probability_flow
+from experiments.fast_sampling.comparison import Results, Run
 from experiments.fast_sampling.mixtures import END, SCHEDULE, START, Mixture, denoiser_of, scored
-from experiments.fast_sampling.solvers import Results, Run
 
 PAIRS = {"DPM-Solver-12": dj.solve.DPM_SOLVER_12, "DPM-Solver-23": dj.solve.DPM_SOLVER_23}
-# A solver, and its evaluations a step: the last one serves the next step. Two choose the first step's length.
+# A solver, and its evaluations a step. The last one serves the next step, and two choose the first
+# step's length.
 DIFFRAX = {"Bogacki-Shampine 3(2)": (diffrax.Bosh3(), 3), "Tsitouras 5(4)": (diffrax.Tsit5(), 6)}
 
 
 def fast_and_adaptive(mixtures: Mixture, x1: jax.Array, x0: jax.Array, nfes: tuple[int, ...]) -> Results:
-    """Errors and flips of DPM-Solver-fast at each K, and of the adaptive solvers with the evaluations that they took."""
+    """Errors and flips of DPM-Solver-fast at each K, and of the adaptive solvers."""
     results: Results = {}
     for nfe in nfes:
 

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments.fast_sampling.adaptive import DIFFRAX, PAIRS
-from experiments.fast_sampling.solvers import SOLVERS, Results
+from experiments.fast_sampling.comparison import Results
+from experiments.fast_sampling.solvers import SOLVERS
 from experiments.fast_sampling.tables import Value, best_of
 
 NAMES = (*SOLVERS, "DPM-Solver-fast", *PAIRS, *DIFFRAX)

@@ -1,7 +1,6 @@
 """Every solver on every grid, on a trained model of images."""
 
 import functools
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,16 +12,8 @@ import diffjax as dj
 from diffjax import optimal_grids, samplers
 from diffjax.metrics import frechet_distance
 from experiments.fast_sampling import Settings
-from experiments.fast_sampling.solvers import (
-    LEARNED,
-    SOLVERS,
-    WITH_GAINS,
-    Results,
-    Run,
-    programmed_grids,
-    published_grid,
-    steps_of,
-)
+from experiments.fast_sampling.comparison import Results, compare
+from experiments.fast_sampling.solvers import programmed_grids, published_grid
 from experiments.image_models import Images, digits, fashion_mnist, pixels
 from experiments.image_models.models import class_labels, generate, noise, to_images, train
 from experiments.train_images import Model
@@ -61,7 +52,7 @@ CASES = {"digits": digits_case, "fashion": fashion_case}
 
 
 def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str, float]]:
-    """Fréchet distances and distances to the accurate ends; the former of the accurate ends; the seconds to learn grids."""
+    """The results, the Fréchet distance of the accurate ends, and the seconds to learn grids."""
     model, data, n_few = case.model, case.data, case.learning_samples
     held_out = pixels(data.held_out, data)
     labels, x1, x1_few = class_labels(case.samples, data), noise(1, case.samples, data), noise(2, n_few, data)
@@ -80,27 +71,27 @@ def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str,
     print(f"{case.title}: Fréchet distance of the accurate ends {frechet:.3f}", flush=True)
     programmed = klub_grids(case, settings)
 
-    results, costs = {}, {}
-    for name, (make, *_) in SOLVERS.items():
-        for nfe in case.nfe:
-            n = steps_of(name, nfe)
-            if not n:
-                continue
-            chosen = {grid: (published_grid(grid, model.schedule, n, 1.0, 0.0), None) for grid in PUBLISHED}
-            chosen["DP KLUB"] = programmed[n][0].at[0].set(1.0).at[-1].set(0.0), None
-            if name in LEARNED and nfe in settings.learned_nfe:
-                begin, with_gains = time.perf_counter(), name == WITH_GAINS
-                errors = {grid: float(error(model, few, ts, None, make)) for grid, (ts, _) in chosen.items()}
-                best = chosen[min(errors, key=lambda grid: errors[grid])][0]
-                gains = jnp.ones((n, 2)) if with_gains else None
-                learned = learn(model, few, best, gains, make, settings.learning_rate, settings.learning_steps)
-                chosen["learned with gains" if with_gains else "learned"] = jax.block_until_ready(learned)
-                costs[f"{name}, {nfe}"] = time.perf_counter() - begin
-            for grid, (ts, gains) in chosen.items():
-                x = sampled(ts, make, gains)
-                results[Run(name, grid, nfe)] = distance(x), float(jnp.sqrt(jnp.mean((x - x0) ** 2)))
-        line = {k: f"{v[1]:.1e}" for (s, g, k), v in results.items() if (s, g) == (name, "quadratic t")}
-        print(f"  {name:17s} quadratic t {line}", flush=True)
+    def grids(_, n):
+        published = {grid: published_grid(grid, model.schedule, n, 1.0, 0.0) for grid in PUBLISHED}
+        return published | {"DP KLUB": programmed[n][0].at[0].set(1.0).at[-1].set(0.0)}
+
+    def learning(make, ts, with_gains):
+        gains = jnp.ones((len(ts) - 1, 2)) if with_gains else None
+        numbers = learn(model, few, ts, gains, make, settings.learning_rate, settings.learning_steps)
+        yield "learned with gains" if with_gains else "learned", numbers
+
+    def score(make, ts, gains):
+        x = sampled(ts, make, gains)
+        return distance(x), float(jnp.sqrt(jnp.mean((x - x0) ** 2)))
+
+    results, costs = compare(
+        case.nfe,
+        settings.learned_nfe,
+        grids=grids,
+        error=lambda make, ts: float(error(model, few, ts, None, make)),
+        learn=learning,
+        score=score,
+    )
     return results, frechet, costs
 
 

@@ -12,6 +12,7 @@ import diffjax as dj
 from diffjax import optimal_grids
 from experiments.fast_sampling import Settings
 from experiments.fast_sampling.adaptive import fast_and_adaptive
+from experiments.fast_sampling.comparison import Results, compare
 from experiments.fast_sampling.mixtures import (
     END,
     PUBLISHED,
@@ -24,7 +25,7 @@ from experiments.fast_sampling.mixtures import (
     scored,
 )
 from experiments.fast_sampling.programs import ERROR_OF, OTHERS, mixture_grids
-from experiments.fast_sampling.solvers import LEARNED, SOLVERS, WITH_GAINS, Results, Run, published_grid, steps_of
+from experiments.fast_sampling.solvers import published_grid
 
 Points = tuple[Mixture, jax.Array, jax.Array]
 """A batch of mixtures, start points x1 of each, and where the exact flow takes them."""
@@ -63,53 +64,42 @@ def fit(points: Points, ts: jax.Array, gains: jax.Array | None, make: Callable, 
 
 
 def bounded(error: jax.Array, width: jax.Array) -> jax.Array:
-    """`r / sqrt(1 + |r|^2 / width^2)`: a sample that ends elsewhere altogether counts as one that is off by width."""
+    """`r / sqrt(1 + |r|^2 / width^2)`: no sample counts as farther off than width."""
     return error / jnp.sqrt(1 + jnp.mean(error**2, -1, keepdims=True) / width**2)
 
 
 def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]]:
-    """Errors and flips on the second half of the points, each over the mixtures; and the seconds to find grids."""
+    """Errors and flips over the mixtures, on the second half of the points; seconds to find grids."""
     n_points, seeds = settings.points[settings.dims.index(dim)], settings.seeds
-    mixtures = [random_mixture(seed, dim) for seed in range(seeds)]
-    mixtures = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *mixtures)
+    each = [random_mixture(seed, dim) for seed in range(seeds)]
+    mixtures = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *each)
     x1 = jax.random.normal(jax.random.key(dim), (seeds, n_points, dim))
     print(f"mixtures in {dim} dimensions", flush=True)
     x0, half = jnp.asarray(references(mixtures, x1)), n_points // 2
     first, second = ((mixtures, x1[:, part], x0[:, part]) for part in (slice(half), slice(half, None)))
     most = min(max(settings.nfe), settings.candidates)
-    costs, results = {}, {}
+    begin = time.perf_counter()
+    programmed = mixture_grids(mixtures, x1[:, :half], settings.candidates, most)
+    seconds = {"all dynamic programs": time.perf_counter() - begin}
 
-    def timed(name, function, *args):
-        begin = time.perf_counter()
-        out = jax.block_until_ready(function(*args))
-        costs[name] = time.perf_counter() - begin
-        return out
+    def grids(name, n):
+        published = {grid: published_grid(grid, SCHEDULE, n, START, END) for grid in PUBLISHED}
+        found = {"DP ELBO": "DP ELBO", "DP KLUB": "DP KLUB", "DP solver error": ERROR_OF.get(name, OTHERS)}
+        found = {grid: programmed[table][n] for grid, table in found.items() if n <= most}
+        return {grid: jnp.tile(ts, (seeds, 1)) for grid, ts in published.items()} | found
 
-    programmed = timed("all dynamic programs", mixture_grids, mixtures, x1[:, :half], settings.candidates, most)
-    print("  dynamic programs done", flush=True)
-    for name, (make, *_) in SOLVERS.items():
-        for nfe in settings.nfe:
-            n = steps_of(name, nfe)
-            if not n:
-                continue
-            grids = {grid: published_grid(grid, SCHEDULE, n, START, END) for grid in PUBLISHED}
-            grids = {grid: jnp.tile(ts, (seeds, 1)) for grid, ts in grids.items()}
-            if n <= most:
-                grids |= {grid: programmed[grid][n] for grid in ("DP ELBO", "DP KLUB")}
-                grids["DP solver error"] = programmed[ERROR_OF.get(name, OTHERS)][n]
-            chosen = {grid: (ts, None) for grid, ts in grids.items()}
-            if name in LEARNED and nfe in settings.learned_nfe:
-                on_first = {grid: np.median(score(first, ts, None, make)[0]) for grid, ts in grids.items()}
-                start, steps = grids[min(on_first, key=lambda grid: on_first[grid])], settings.fit_steps
-                chosen["learned"] = timed(f"{name}, {nfe}", fit, first, start, None, make, steps)
-                if name == WITH_GAINS:
-                    args = first, chosen["learned"][0], jnp.ones((seeds, n, 2)), make, steps
-                    chosen["learned with gains"] = timed(f"{name} with gains, {nfe}", fit, *args)
-            for grid, numbers in chosen.items():
-                results[Run(name, grid, nfe)] = jax.device_get(score(second, *numbers, make))
-        for grid in ("uniform log-SNR", "learned", "learned with gains"):
-            errors = {run.nfe: v[0] for run, v in results.items() if run[:2] == (name, grid)}
-            if errors:
-                medians = ", ".join(f"{nfe}: {np.median(error):.1e}" for nfe, error in errors.items())
-                print(f"  {name:17s} {grid:18s} {medians}", flush=True)
-    return results | fast_and_adaptive(*second, settings.nfe), costs
+    def learn(make, ts, with_gains):
+        ts, gains = fit(first, ts, None, make, settings.fit_steps)
+        yield "learned", (ts, gains)
+        if with_gains:
+            yield "learned with gains", fit(first, ts, jnp.ones((seeds, ts.shape[1] - 1, 2)), make, settings.fit_steps)
+
+    results, costs = compare(
+        settings.nfe,
+        settings.learned_nfe,
+        grids=grids,
+        error=lambda make, ts: float(np.median(score(first, ts, None, make)[0])),
+        learn=learn,
+        score=lambda make, ts, gains: jax.device_get(score(second, ts, gains, make)),
+    )
+    return results | fast_and_adaptive(*second, settings.nfe), seconds | costs

@@ -11,13 +11,13 @@ from diffjax import optimal_grids, samplers
 from experiments.fast_sampling.mixtures import END, SCHEDULE, START, Mixture, denoiser_of, draw
 from experiments.fast_sampling.solvers import SOLVERS, programmed_grids
 
-# The solver whose error the program sums up, for each solver; DPM-Solver++ 2S stands for the others.
+# The solver whose error the program sums up, for each solver. OTHERS serves those without an entry.
 ERROR_OF = {"DDIM": "DDIM", "DPM-Solver-2": "DPM-Solver-2", "Heun": "DPM-Solver-2", "DPM-Solver-3": "DPM-Solver-3"}
 OTHERS = "DPM-Solver++ 2S"
 
 
 def mixture_grids(mixtures: Mixture, x1: jax.Array, candidates: int, steps: int) -> dict[str, dict[int, jax.Array]]:
-    """Grids of 1 ... steps steps by what they minimize: a bound, "DP ELBO" or "DP KLUB", or the error of a solver."""
+    """Grids of 1 ... steps steps by what they minimize: a bound, or the error of a solver."""
     ts = dj.uniform_log_snr(SCHEDULE, candidates, START, END)
     x0 = jax.jit(jax.vmap(functools.partial(draw, jax.random.key(5), n=256)))(mixtures)
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,26 +36,6 @@ SOLVERS = {
     "velocity Adams-3": Solver(samplers.velocity_adams, least=3),
     "Heun": Solver(samplers.heun, 2),
 }
-LEARNED = ("DPM-Solver-2", "DPM-Solver-3", "DPM-Solver++ 2M", "velocity Adams-3")
-WITH_GAINS = "velocity Adams-3"  # the solver whose weights are learned, too
-
-
-class Run(NamedTuple):
-    """What was run: the key of a result."""
-
-    solver: str
-    grid: str
-    nfe: float
-
-
-Results = dict[Run, tuple[Any, Any]]
-"""Two scores of each run."""
-
-
-def steps_of(name: str, nfe: int) -> int:
-    """How many steps use up a number of evaluations; 0 if none do, or the method needs more."""
-    steps, rest = divmod(nfe, SOLVERS[name].evaluations)
-    return 0 if rest or steps < SOLVERS[name].least else steps
 
 
 def published_grid(name: str, schedule: dj.typing.Schedule, n: int, start: float, end: float) -> jax.Array:

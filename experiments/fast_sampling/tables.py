@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from experiments import results as pages
-from experiments.fast_sampling.solvers import Results, Run
+from experiments.fast_sampling.comparison import Results, Run
 
 Value = Callable[[tuple], float]
 """The score of a result that is compared."""
@@ -18,7 +18,7 @@ def best_of(results: Results, grids: Iterable[str], nfe: float, value: Value) ->
 
 
 def table(results: Results, nfes: tuple[int, ...], value: Value, published, found, worst: Value | None = None) -> str:
-    """The best published and the best found at each NFE, then each solver on uniform log-SNR and on its best found grid."""
+    """The best published and the best found run at each NFE, then each solver."""
 
     def row(title, grids, solver=None):
         runs = [best_of(_of(results, solver), grids, nfe, value) for nfe in nfes]
@@ -49,7 +49,7 @@ def _of(results: Results, solver: str | None) -> Results:
 
 
 def saved_evaluations(results: Results, value: Value, solver: str, found: tuple[str, ...]) -> dict[float, float]:
-    """For each NFE on a found grid: how many evaluations uniform log-SNR needs for that error (interpolated)."""
+    """The evaluations that uniform log-SNR needs for the error of the best found grid of each NFE."""
     ours = _of(results, solver)
     baseline = sorted((run.nfe, value(result)) for run, result in ours.items() if run.grid == "uniform log-SNR")
     if len(baseline) < 2:

@@ -4,8 +4,9 @@
     python -m experiments.image_models.fashion_mnist --data-dir ...
     python -m experiments.image_models.image_quality --weights ... --fashion.data-dir ...
 
-Images are integers in [0, levels). A model sees them dequantized to [-1, 1) (`likelihood.dequantize`), and its samples are
-quantized back before they are compared with data. The path is linear and the network predicts the velocity.
+Images are integers in [0, levels). A model sees them dequantized to [-1, 1)
+(`likelihood.dequantize`), and its samples are quantized back before they are compared with data.
+The path is linear and the network predicts the velocity.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class Settings:
     likelihood_images: int
     """held-out images whose likelihood is estimated"""
     exact_images: int
-    """held-out images whose likelihood is computed with the exact trace, too: d products for each evaluation"""
+    """held-out images whose likelihood is computed with the exact trace, too"""
     tolerance: float
     """of the ODE solver for the likelihood"""
     learning_rate: float = 1e-3
@@ -58,7 +59,7 @@ class Settings:
 
 
 class Images(NamedTuple):
-    """A labelled data set, split; images are integers of shape (n, *x), where x is the shape that the network sees."""
+    """A labelled data set, split. Images are integers of shape (n, *x), as the network sees them."""
 
     train: np.ndarray
     train_labels: np.ndarray

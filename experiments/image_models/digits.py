@@ -1,9 +1,10 @@
-"""Real handwritten digits, 8x8: trains a class-conditional model, samples it, scores it, and leaves a report.
+"""Handwritten digits, 8x8: a class-conditional model is trained, sampled, scored and shown.
 
     python -m experiments.image_models.digits                # about 3 minutes on two CPU cores
     python -m experiments.image_models.digits --steps 40 --samples 100 --out /tmp/digits    # a look
 
-scikit-learn's 1797 digits (UCI optical recognition), a fifth held out. Everything goes to runs/digits/.
+scikit-learn's 1797 digits (UCI optical recognition), a fifth held out. Everything goes to
+runs/digits/.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 70,000 real 28x28 images of clothes: a class-conditional U-Net or DiT, with the report of `digits`.
+"""Fashion-MNIST, 70,000 real 28x28 images of clothes: a class-conditional U-Net or DiT.
 
     apt-get install dataset-fashion-mnist    # on Debian; or the four idx .gz files from anywhere
     # ten minutes on a CPU
@@ -7,7 +7,8 @@
     python -m experiments.image_models.fashion_mnist --data-dir ... --model unet --width 128 --depth 3 \
         --steps 50000 --batch 256 --dtype bfloat16 --samples 10000
 
-`--data-dir` or the environment variable DIFFJAX_DATA names the folder. Everything goes to runs/fashion_mnist/.
+`--data-dir` or the environment variable DIFFJAX_DATA names the folder. Everything goes to
+runs/fashion_mnist/.
 """
 
 import dataclasses

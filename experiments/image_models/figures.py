@@ -1,4 +1,4 @@
-"""Figures of an image model: samples, their way from noise, quality against work, the loss, and nearest neighbours."""
+"""Figures of an image model: samples and their way, quality against work, loss, neighbours."""
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -48,7 +48,8 @@ def trajectories(model: Model, data: Images, settings: Settings) -> None:
     shown = np.linspace(0, settings.sampling_steps, 9).round().astype(int)
     paths = generate(model, class_labels(n, data), noise(7, n, data), ts, settings.guidance, run=dj.trajectory)
     frames = jnp.swapaxes(paths, 0, 1)[shown].reshape(-1, *data.train.shape[1:])
-    columns = ["t = " * (i == 0) + f"{float(ts[i]):.2f}" for i in shown]
+    columns = [f"{float(ts[i]):.2f}" for i in shown]
+    columns[0] = f"t = {columns[0]}"
     save_images(settings.out / "trajectories.png", to_images(frames, data), data, columns)
 
 

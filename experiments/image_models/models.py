@@ -19,7 +19,7 @@ from experiments.train_images import Model, save_picture
 
 
 def train(network: nnx.Module, data: Images, settings: Settings) -> tuple[Model, float]:
-    """A trained model, and the seconds of its training steps, those before a run was resumed included."""
+    """A trained model, and the seconds of its training steps in all runs."""
     settings.out.mkdir(parents=True, exist_ok=True)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, settings.learning_rate, min(200, settings.steps // 4), settings.steps
@@ -64,7 +64,7 @@ def generate(
     block: int = 200,
     **options: Any,
 ) -> jax.Array:
-    """Samples of the labels by a method without noise, from the start points x1, guided if there is a scale.
+    """Samples of the labels by a method without noise from start points x1, guided if there is a scale.
 
     A block of images at a time bounds the memory. Further options go to the method.
     """

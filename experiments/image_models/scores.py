@@ -1,4 +1,4 @@
-"""Scores of an image model in pixels: Fréchet distances, a classifier's verdict, nearest neighbours, and bits/dim."""
+"""Scores of an image model: Fréchet distances, a classifier, nearest neighbours, bits/dim."""
 
 import functools
 from typing import Any
@@ -90,9 +90,9 @@ def evaluate(model: Model, data: Images, settings: Settings) -> dict[str, Any]:
 
 
 def held_out_bits(model: Model, data: Images, settings: Settings) -> dict[str, float]:
-    """Bits/dim of held-out images given their labels (1.21): Hutchinson on many, and on a few beside the exact trace.
+    """Bits/dim of held-out images given their labels (1.21): Hutchinson on many, exact on a few.
 
-    The same dequantization noise for both; the standard error of their difference is that of the probes alone.
+    Both use the same dequantization noise, so that only the probes make a difference.
     """
     dims = data.held_out[0].size
     controller = diffrax.PIDController(rtol=settings.tolerance, atol=settings.tolerance)

@@ -1,16 +1,18 @@
-"""Every training objective on every path: one network and one budget of steps, what each reaches, and what it costs.
+"""Every training objective on every path: what each reaches with one network and budget, and its cost.
 
     python -m experiments.objectives                       # hours on two CPU cores; runs/objectives/
     python -m experiments.objectives --data moons --seeds 0 --steps 300 --paths linear   # a look
-    python -m experiments.objectives --efficientnet .../efficientnet-lite0-57934424.pth   # its features for the digits, too
+    # features of EfficientNet-Lite0 for the digits, too
+    python -m experiments.objectives --efficientnet .../efficientnet-lite0-57934424.pth
 
 A run in a folder that holds one continues it.
 
-The data are in the plane (moons, or a mixture) or the 8x8 digits. The scores of every model are its held-out negative
-log-likelihood (the exact trace in the plane, Hutchinson's on the digits) and variational bound; the distances of its
-samples to held-out data; the network evaluations after which the first distance stays within 1% of its limit; and the
-seconds of training. The study also measures, for the likelihood weighting, the variance of the loss by how the times are
-drawn, and on the digits the bits/dim of one model by how its data are dequantized.
+The data are in the plane (moons, or a mixture) or the 8x8 digits. The scores of every model are its
+held-out negative log-likelihood (the exact trace in the plane, Hutchinson's on the digits) and
+variational bound; the distances of its samples to held-out data; the network evaluations after
+which the first distance stays within 1% of its limit; and the seconds of training. The study also
+measures, for the likelihood weighting, the variance of the loss by how the times are drawn, and on
+the digits the bits/dim of one model by how its data are dequantized.
 
 Every path is used between the same two noise levels, sigma / alpha = 0.02 and 10 (those of the VE path), in training,
 sampling and scoring. Outside this range the path's end amplifies each parametrization's error, so that ends and not
@@ -65,8 +67,7 @@ class Settings:
     nfe: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     """network evaluations of Heun's method; the limit takes 200"""
     seeds: tuple[int, ...] = (0, 1)
-    """of networks, batches, and what is drawn in training: a row each, and their mean and spread in the tables; of those
-    that simulate the first alone"""
+    """of networks, batches, and what is drawn in training. Objectives that simulate use the first alone"""
     efficientnet: pathlib.Path | None = None
     """the file of EfficientNet-Lite0's weights"""
 
@@ -91,7 +92,7 @@ PATHS = {name: path_of(schedule) for name, schedule in small_models.PATHS.items(
 
 
 def at_low(path: Path, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Data as they are at the path's low end, but for its noise: alpha x0, and the log volume that this scaling takes."""
+    """Data at the path's low end, without its noise: alpha x0, and the scaling's log volume."""
     alpha, _ = path.schedule(path.low)
     return alpha * x0, x0.size * jnp.log(alpha)
 

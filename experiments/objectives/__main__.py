@@ -1,4 +1,4 @@
-"""Runs the study, and writes its record, its report and its figure. A run in a folder that holds one continues it."""
+"""Runs the study, or continues it, and writes its record, its report and its figure."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def rows_of(name: str, settings: Settings) -> Iterator[tuple[str, str, int]]:
 
 
 def begin_or_continue(settings: Settings) -> tuple[dict, float]:
-    """The scores so far, by data set, and their seconds; empty unless the folder holds a run of the same settings."""
+    """The scores so far, by data set, and their seconds; empty unless the folder holds a run."""
     path = settings.out / "result.json"
     if not path.exists():
         return {}, 0.0

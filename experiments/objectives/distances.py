@@ -1,4 +1,4 @@
-"""The distances of samples to held-out data: in the plane, in pixels, and in the features of two networks."""
+"""Distances of samples to held-out data: in the plane, in pixels, and in features."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,8 @@ def of_digits(settings: Settings) -> tuple[Distances, dict[str, float]]:
         "Fréchet (pixels)": lambda images: frechet_distance(pixels(images, data), held_out),
         "Fréchet (classifier)": lambda images: frechet_distance(features(pixels(images, data)), features(held_out)),
     }
-    if settings.efficientnet is not None:  # 360 images are too few for a Fréchet distance of 1280 features
+    # 360 images are too few for a Fréchet distance of 1280 features.
+    if settings.efficientnet is not None:
         network = efficientnet_lite0(settings.efficientnet)
 
         def seen(images):

@@ -1,4 +1,4 @@
-"""The side studies: the variance of a loss by the draw of its times, and bits/dim by dequantization."""
+"""Side studies: the variance of a loss by the draw of its times; bits/dim by dequantization."""
 
 import functools
 
@@ -42,7 +42,7 @@ def variance_of_times(model: Model, path: Path, data: Data, settings: Settings, 
 
 
 def dequantization(model: Model, path: Path, data: Data, settings: Settings, n: int = 16, k: int = 8) -> dict:
-    """Bits/dim of n held-out images under one model, exact trace, by the way that they are dequantized.
+    """Bits/dim of n held-out images under one model, exact trace, by their dequantization.
 
     The variational q is a network that sees the image; it is fitted to the variational bound, which is cheap to
     differentiate, on the training images.

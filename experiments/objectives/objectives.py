@@ -1,4 +1,4 @@
-"""The objectives: a loss of one example each, what the network predicts, and how times are drawn."""
+"""The objectives: the loss of one example, what the network predicts, how times are drawn."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,7 +30,7 @@ def log_normal_t(key, n, path):
 
 
 class Objective(NamedTuple):
-    """A loss of one example, `(key, model, path, x0, x1, t, weight) -> loss`, over times that are drawn somehow."""
+    """A loss of one example, `(key, model, path, x0, x1, t, weight) -> loss`, and its times."""
 
     loss: Callable
     parametrization: Parametrization
@@ -101,7 +101,8 @@ def variational_bound(key, denoise, path, x0, t, weight):
 def batch_loss(objective: Objective, network: dj.typing.Network, path: Path, key: jax.Array, x0s, labels) -> jax.Array:
     """The mean of an objective over a batch.
 
-    It is no `losses.over_batch`, because the weight of a time multiplies one term of the variational bound alone.
+    It is no `losses.over_batch`, because the weight of a time multiplies only one term of the
+    variational bound.
     """
     time_key, pair_key, noise_key = jax.random.split(key, 3)
     ts, weights = objective.times(time_key, len(x0s), path)
@@ -136,5 +137,5 @@ OBJECTIVES = {
     "variational bound, learned schedule": Objective(bound, EPS, log_snr_t),
 }
 LEARNED_SCHEDULE = "variational bound, learned schedule"
-# The costs of these grow with the dimension; and optimal pairs of labelled data would bend each class's prior.
+# The costs of these grow with the dimension, and optimal pairs would bend each class's prior.
 PLANE_ALONE = ("score, implicit", "score, sliced", "maximum likelihood", "flow matching, optimal pairs")

@@ -1,4 +1,4 @@
-"""Scores of one model: likelihood, bound, distances of samples, and the evaluations that they take."""
+"""Scores of one model: likelihood, bound, distances of samples, and evaluations."""
 
 import functools
 
@@ -42,7 +42,7 @@ def log_density(key, denoise, path, x0, probes, tolerance=1e-3):
 
 
 def or_nan(log_densities, n: int):
-    """The log densities; NaN for all if the solver gives up on one: the network then is far from smooth."""
+    """The log densities. All are NaN if the solver gives up on one: the network is far from smooth."""
     try:
         return np.asarray(log_densities(), np.float64)
     except RuntimeError as error:
@@ -80,7 +80,7 @@ def grid(name, path, steps):
 
 
 def likelihoods(model: Model, path: Path, data: Data, objective: Objective, settings: Settings):
-    """Negative log-likelihoods and bounds of held-out examples, in nats, or in bits/dim of integers."""
+    """Negative log-likelihoods and bounds of held-out examples, in nats, or bits/dim of integers."""
     n = settings.held_out if data.levels is None else settings.digits_held_out
     held_out, labels = data.held_out[:n], None if data.held_out_labels is None else data.held_out_labels[:n]
     probes = divergence.exact_probes if data.levels is None else divergence.rademacher_probes
@@ -95,7 +95,7 @@ def likelihoods(model: Model, path: Path, data: Data, objective: Objective, sett
 
 
 def score(model: Model, path: Path, data: Data, distances: Distances, objective: Objective, settings: Settings) -> dict:
-    """Likelihood; the distances at the limit; how many evaluations the first distance needs to stay within 1% of that."""
+    """The scores of a row, its distances at 200 evaluations, and its curves over evaluations."""
     nll, bound = likelihoods(model, path, data, objective, settings)
     labels = None if data.labels is None else jnp.arange(settings.samples) % 10
     x1 = jax.random.normal(jax.random.key(2), (settings.samples, *data.train.shape[1:]))
@@ -119,7 +119,7 @@ def score(model: Model, path: Path, data: Data, distances: Distances, objective:
 
 
 def settles(curve: dict[int, float], limit: float, tolerance: float = 0.01) -> int | None:
-    """The first evaluations from which on the values stay within a share of the limit; None if the last one does not."""
+    """The evaluations from which on the values stay within a share of the limit, or None."""
     needed = None
     for n, value in sorted(curve.items(), reverse=True):
         if abs(value - limit) > tolerance * limit:

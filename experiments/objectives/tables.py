@@ -44,7 +44,7 @@ def cells(objective: str, path: str, seeds: list[dict], names: list[str]) -> lis
 
 
 def figure(results: dict[str, dict], path: pathlib.Path) -> None:
-    """Likelihood against the first distance, means over seeds, a panel a data set: colours are objectives, markers paths."""
+    """Likelihood against the first distance: colours are objectives, markers are paths."""
     fig, axes = plt.subplots(
         1, len(results), figsize=(4.6 * len(results) + 2.6, 4.4), layout="constrained", squeeze=False
     )
