@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: demo test test-oldest test-newest parity lint notebooks bench package clean
 
 demo: .venv/.installed
-	$(BIN)/python -m experiments.digits
+	$(BIN)/python -m experiments.image_models.digits
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

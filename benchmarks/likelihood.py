@@ -19,10 +19,10 @@ with the mixture's own marginals p_t and the end x1 of the flow in float64 at a 
 """
 
 import dataclasses
-import datetime
 import functools
+import os
 import pathlib
-import platform
+import time
 
 import diffrax
 import jax
@@ -38,7 +38,6 @@ from diffjax.exact import gaussian_mixture
 from diffjax.likelihood import bits_per_dim, log_likelihood, standard_errors
 from diffjax.process import log_prior
 from diffjax.solve import solve_flow
-from experiments.results import write_results
 
 PATHS = {"linear_vp": linear_vp, "sub_vp": sub_vp, "ve": ve, "edm": edm, "linear": linear, "gvp": gvp, "cosine": cosine}
 START = 1e-5
@@ -56,7 +55,7 @@ class Settings:
     """rtol = atol of the controller"""
     paths: tuple[str, ...] = tuple(PATHS)
     """schedules"""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "likelihood.json"
+    output: pathlib.Path = pathlib.Path("benchmarks/results/likelihood.json")
     """where to write the rows"""
 
 
@@ -183,21 +182,13 @@ def show(row: dict) -> str:
 
 
 def main(settings: Settings) -> None:
+    load, start = os.getloadavg()[0], time.perf_counter()
     print(HEADER)
     table = []
     for dim, points in zip(settings.dims, settings.points, strict=True):
         for path in settings.paths:
             table += rows(path, dim, points, settings)
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "cpu": overhead.cpu_name(),
-        "python": platform.python_version(),
-        "versions": {"jax": jax.__version__, "diffrax": diffrax.__version__},
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "output"},
-        "rows": table,
-    }
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    write_results(settings.output, report)
+    overhead.write_rows(settings, table, load, start)
 
 
 if __name__ == "__main__":

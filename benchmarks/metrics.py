@@ -16,8 +16,8 @@ import dataclasses
 import functools
 import os
 import pathlib
-import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -26,7 +26,6 @@ import numpy as np
 import ot  # pyright: ignore[reportMissingImports]
 import scipy.linalg
 import scipy.stats
-import sklearn
 import tyro
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -34,9 +33,8 @@ from sklearn.metrics import pairwise_distances
 from sklearn.metrics.pairwise import polynomial_kernel as sklearn_polynomial
 from sklearn.metrics.pairwise import rbf_kernel
 
-from benchmarks.overhead import cpu_name, seconds
+from benchmarks.overhead import seconds, write_rows
 from diffjax import couplings, metrics
-from experiments.results import write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Settings:
     """rounds of every row"""
     only: str = ""
     """measure only the rows whose names hold this"""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "metrics.json"
+    output: pathlib.Path = pathlib.Path("benchmarks/results/metrics.json")
     """where to write the rows"""
 
 
@@ -231,7 +229,7 @@ def measure(case: Case, repeats: int) -> dict:
 
 
 def main(settings: Settings) -> None:
-    load, rows = os.getloadavg()[0], []
+    load, start, rows = os.getloadavg()[0], time.perf_counter(), []
     print(f"{'':<42} {'library':<16} {'jit':>8} {'plain':>8} {'theirs':>8}   aim: 1")
     for case in cases():
         if settings.only in case.name:
@@ -242,19 +240,8 @@ def main(settings: Settings) -> None:
             ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in rows[-1]["ratios"].items())
             missed = " MISSED" * (max(rows[-1]["ratios"].values()) > 1)
             print(f"{case.name:<42} {case.library:<16} {times}   {ratios}{missed}", flush=True)
-    modules = (jax, np, scipy, sklearn, ot)
-    report = {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before_and_after": [load, os.getloadavg()[0]],
-        "python": platform.python_version(),
-        "versions": {module.__name__: module.__version__ for module in modules},
-        "settings": {"repeats": settings.repeats},
-        "rows": rows,
-    }
     if not settings.only:
-        settings.output.parent.mkdir(parents=True, exist_ok=True)
-        write_results(settings.output, report)
+        write_rows(settings, rows, load, start, ("numpy", "scipy", "scikit-learn", "POT"))
 
 
 if __name__ == "__main__":

@@ -21,19 +21,17 @@ Both sides get the parameters as the same dict of arrays, and each call waits fo
 """
 
 import dataclasses
-import datetime
 import functools
 import math
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,7 +44,7 @@ from diffjax.dynamics import probability_flow
 from diffjax.networks import MLP, UNet
 from diffjax.times import uniform_times
 from diffjax.training import functional, init_state, make_train_step
-from experiments.results import write_results
+from experiments.results import write_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Settings:
     """sampling steps of the U-Net, about 1M parameters at batch 16"""
     mlp_steps: int = 50
     """sampling steps of the MLP, 64 dimensions and 64 wide at batch 256"""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "overhead.json"
+    output: pathlib.Path = pathlib.Path("benchmarks/results/overhead.json")
     """where to write the rows"""
 
 
@@ -304,13 +302,6 @@ def import_time(settings: Settings) -> Row:
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def cpu_name() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 HEADER = f"{'':<56} {'measured':>8}   {'quartiles':<14} {'best':>6} {'operations':>10}  aim"
 
 
@@ -321,11 +312,11 @@ def show(row: Row) -> str:
     return f"{row.name:<56} {row.measured:8.3f} {row.unit:<1} {spread:<14} {best:>6} {operations:>10}  {aim}"
 
 
-class Record:
-    """The rows as they come, printed and written with what they were measured on."""
+class Rows:
+    """The rows as they come, printed, and the load of the machine before them."""
 
-    def __init__(self, settings):
-        self.settings, self.rows, self.load = settings, [], os.getloadavg()[0]
+    def __init__(self) -> None:
+        self.rows, self.load, self.start = [], os.getloadavg()[0], time.perf_counter()
         print(HEADER)
 
     def add(self, *rows: Row) -> None:
@@ -334,21 +325,15 @@ class Record:
             print(show(row), flush=True)
             self.rows.append({**dataclasses.asdict(row), "met": row.met})
 
-    def write(self) -> None:
+    def write(self, settings: Any) -> None:
         """Writes the JSON file that the settings name."""
-        report = {
-            "date": datetime.date.today().isoformat(),
-            "device": jax.devices()[0].device_kind,
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "load_before_and_after": [self.load, os.getloadavg()[0]],
-            "python": platform.python_version(),
-            "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__},
-            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "output"},
-            "rows": self.rows,
-        }
-        self.settings.output.parent.mkdir(parents=True, exist_ok=True)
-        write_results(self.settings.output, report)
+        write_rows(settings, self.rows, self.load, self.start)
+
+
+def write_rows(settings: Any, rows: list[dict], load: float, start: float, packages: Iterable[str] = ()) -> None:
+    """The record of a benchmark: its rows, and the load of the machine before and after."""
+    scores = {"rows": rows, "load_before_and_after": [load, os.getloadavg()[0]]}
+    write_record(settings.output, settings, scores, time.perf_counter() - start, packages)
 
 
 def main(settings: Settings) -> None:
@@ -356,14 +341,14 @@ def main(settings: Settings) -> None:
     networks = cases(settings)
     unet, mlp = networks["U-Net"], networks["MLP"]
     print(f"U-Net {unet.size:,} parameters, batch {len(unet.x)}; MLP {mlp.size:,}, batch {len(mlp.x)}")
-    record = Record(settings)
+    record = Rows()
     record.add(*sampling("U-Net", unet, 1.03, settings))
     record.add(*sampling("MLP", mlp, 1.1, settings))
     record.add(traces(mlp), more_steps(mlp, settings))
     record.add(*training("U-Net", unet, settings))
     record.add(*right_hand_sides("U-Net", unet, settings), *right_hand_sides("MLP", mlp, settings))
     record.add(import_time(settings))
-    record.write()
+    record.write(settings)
 
 
 if __name__ == "__main__":

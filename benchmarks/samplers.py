@@ -43,7 +43,7 @@ class Settings:
     """network evaluations of the U-Net, about 1M parameters at batch 16"""
     mlp_evaluations: int = 48
     """network evaluations of the MLP, 64 dimensions and 64 wide at batch 256"""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "samplers.json"
+    output: pathlib.Path = pathlib.Path("benchmarks/results/samplers.json")
     """where to write the rows"""
 
 
@@ -82,7 +82,7 @@ def traces(case, make) -> int:
 
 def main(settings: Settings) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
-    record = overhead.Record(settings)
+    record = overhead.Rows()
     networks = overhead.cases(overhead.Settings())
     for network, evaluations, aim in (
         ("U-Net", settings.unet_evaluations, 1.03),
@@ -107,7 +107,7 @@ def main(settings: Settings) -> None:
         record.add(overhead.compile_ratio(title, 1.2, many, few, settings.compilations))
     most = max(traces(case, make) for make, _ in MAKERS.values())
     record.add(overhead.Row("traces of sample, the most of any sampler", most, 1, unit=""))
-    record.write()
+    record.write(settings)
 
 
 if __name__ == "__main__":

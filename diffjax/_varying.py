@@ -48,6 +48,12 @@ def varying_carry(step, carry):
     return carry
 
 
+def varying_scan(body, carry, xs, scan=jax.lax.scan):
+    """A scan whose first carry varies as the later ones do."""
+    first = jax.tree.map(lambda x: x[0], xs)
+    return scan(body, varying_carry(lambda carry: body(carry, first)[0], carry), xs)
+
+
 def vary_alike(*trees):
     """The trees, with each array cast to vary over all axes of `shard_map` over which any of them varies."""
     axes = frozenset().union(*(_varying_axes(x) for x in jax.tree.leaves(trees)))

@@ -39,7 +39,7 @@ def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "
 
 
 def gaussian_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
-    """N standard normal probes.
+    """Draws n standard normal probes.
 
     Args:
         key: a PRNG key.
@@ -58,7 +58,9 @@ def gaussian_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n 
 
 
 def exact_probes(key: PRNGKeyArray, x: Array) -> Float[Array, "d *x"]:
-    """The d probes `sqrt(d) e_i`, over which the mean of `z^T J z` is the trace of J: d products, no randomness.
+    """The d probes `sqrt(d) e_i`, over which the mean of `z^T J z` is the trace of J, as in (1.23).
+
+    The trace takes d products and has no randomness.
 
     Args:
         key: unused.
@@ -74,7 +76,9 @@ def exact_probes(key: PRNGKeyArray, x: Array) -> Float[Array, "d *x"]:
 
 
 def divergence(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]) -> tuple[Array, Float[Array, ""]]:
-    """f(x), and the estimate `mean_z z^T (df/dx) z` of its divergence: one evaluation and one product per probe.
+    """f(x), and the estimate `mean_z z^T (df/dx) z` of its divergence (1.23).
+
+    It takes one evaluation and one product per probe.
 
     Args:
         f: a vector field, from the shape of x to the shape of x.

@@ -46,6 +46,7 @@ class Bridge(NamedTuple):
     """A point of a Brownian bridge, and the velocity and score there of its distribution."""
 
     x: Array
+    """The point."""
     velocity: Array
     score: Array
 

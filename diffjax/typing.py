@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 Time: TypeAlias = Float[Array, ""] | float
+"""A scalar time in [0, 1]: 0 is data, 1 the prior."""
 
 Schedule: TypeAlias = Callable[[Time], tuple[Array, Array]]
 """`schedule(t) -> (alpha, sigma)` with `x_t = alpha x0 + sigma eps`; t = 0 is data, t = 1 the prior (1.3)."""

@@ -4,8 +4,8 @@
     python -m experiments.train_images images.npz --network dit      # images (n, height, width, channels), labels (n,)
 
 Images are uint8. The output folder gets samples every so often, a log, checkpoints, and at the end `samples.png`,
-`samples.npz` and `result.json`. The same command continues a run that was stopped. A U-Net wants an accelerator; on a CPU
-take `--network dit` and small images.
+`samples.npz`, `result.json` and `report.md`. The same command continues a run that was stopped. A U-Net wants an
+accelerator; on a CPU take `--network dit` and small images.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 
 import diffjax as dj
 from diffjax import likelihood, losses, metrics, networks, training
-from experiments.results import write_results
+from experiments.results import Score, table, write_record, write_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,11 @@ def load(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.stack(images).reshape(len(images), *images[0].shape[:2], -1), np.asarray(labels, np.int32), names
 
 
-def make_network(settings: Settings, shape: tuple[int, ...], classes: int) -> nnx.Module:
+def make_network(settings: Settings, shape, classes: int) -> nnx.Module:
     rngs = nnx.Rngs(settings.seed)
     if settings.network == "dit":
-        sizes = {"width": settings.width, "depth": 4 * settings.levels, "heads": 4}
-        return networks.DiT(shape, **sizes, num_classes=classes, rngs=rngs)
+        depth = 4 * settings.levels
+        return networks.DiT(shape, width=settings.width, depth=depth, heads=4, num_classes=classes, rngs=rngs)
     multipliers = tuple(min(2**i, 4) for i in range(settings.levels))
     return networks.UNet(shape, width=settings.width, multipliers=multipliers, num_classes=classes, rngs=rngs)
 
@@ -94,29 +94,39 @@ def make_network(settings: Settings, shape: tuple[int, ...], classes: int) -> nn
 class Model(NamedTuple):
     """A trained model as one value: `model.denoiser(label)` is a denoiser on `model.schedule`."""
 
-    apply: jax.tree_util.Partial
-    params: dict
+    network: dj.typing.Network
     schedule: dj.typing.Schedule
+    parametrization: dj.parametrizations.Parametrization = dj.VELOCITY
 
-    def network(self, label):
-        """The network of a class, `(x, t) -> velocity`."""
-        return dj.bind(self.apply, self.params, cond=label)
-
-    def denoiser(self, label):
-        """The denoiser of a class."""
-        return dj.as_denoiser(self.network(label), self.schedule, dj.VELOCITY)
+    def denoiser(self, label: jax.Array | int | None = None) -> dj.typing.Denoiser:
+        """The denoiser of a class; of a network without classes for None."""
+        network = self.network if label is None else dj.bind(self.network, cond=label)
+        return dj.as_denoiser(network, self.schedule, self.parametrization)
 
 
-def loss(apply, schedule, settings, classes, params, key, batch):
-    """Flow matching of dequantized images (1.17); a share of the labels becomes "no class"."""
+def loss(apply, schedule, classes, drop, levels, params, key, batch):
+    """Flow matching of dequantized images (1.17); a share `drop` of the labels becomes "no class"."""
     pixel_key, key = jax.random.split(key)
-    x0s = likelihood.dequantize(pixel_key, batch[0], levels=256)
+    x0s = likelihood.dequantize(pixel_key, batch[0], levels)
 
     def one(key, x0, t, label):
-        network = Model(apply, params, schedule).network(label)
-        return losses.denoising(key, network, schedule, dj.VELOCITY, x0, t)
+        return losses.denoising(key, dj.bind(apply, params, cond=label), schedule, dj.VELOCITY, x0, t)
 
-    return losses.over_batch(key, one, x0s, batch[1], drop=settings.label_dropout, null=classes)
+    return losses.over_batch(key, one, x0s, batch[1], drop=drop, null=classes)
+
+
+def train(network, optimizer, data, classes, settings, picture, levels=256, **options) -> Model:
+    """Trains on (images, labels), from the newest checkpoint in the folder; `picture(step, model)` every so often."""
+    apply, params = training.functional(network)
+    schedule = dj.linear()
+    batch_loss = functools.partial(loss, apply, schedule, classes, settings.label_dropout, levels)
+    step = jax.jit(training.make_train_step(batch_loss, optimizer, ema=training.power_ema()), donate_argnums=0)
+    state = training.init_state(jax.random.key(settings.seed), params, optimizer)
+    batches = training.in_memory(data, settings.batch, seed=settings.seed)
+    options |= {"directory": settings.out, "checkpoint_every": settings.every, "callback_every": settings.every}
+    options["callback"] = lambda step, state: picture(step, Model(dj.bind(apply, state.ema), schedule))
+    state = training.fit(state, step, batches, settings.steps, **options)
+    return Model(dj.bind(apply, state.ema), schedule)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "steps"))
@@ -134,65 +144,55 @@ def draw(key, model: Model, labels, null, scale, shape, steps):
     return likelihood.quantize(x0s, levels=256)
 
 
-def save_picture(path: pathlib.Path, images: np.ndarray, names: list[str]) -> None:
+def save_picture(path: pathlib.Path, images: np.ndarray, names: list[str], levels=256, columns=()) -> None:
     """A row for each class. The images come class by class, over and over."""
     n = len(names)
-    rows = [np.hstack(images[label::n]) for label in range(n)]
+    rows = [np.hstack([*images[label::n]]) for label in range(n)]
     fig, axes = plt.subplots(n, squeeze=False, figsize=(8, max(1.0, 8 * n * rows[0].shape[0] / rows[0].shape[1])))
     for ax, row, name in zip(axes[:, 0], rows, names, strict=True):
-        ax.imshow(row.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        ax.imshow(row.squeeze(), cmap="gray", vmin=0, vmax=levels - 1, interpolation="nearest")
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
         ax.set(xticks=[], yticks=[])
+    axes[-1, 0].set_xticks([(i + 0.5) * images.shape[2] for i in range(len(columns))], columns)
     fig.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(fig)
+
+
+SCORES = {
+    "energy distance of samples": Score("Their distance to held-out images, 0 for equals.", "pixels / 255", "lower"),
+    "energy distance of training images": Score("The same of up to 1000 training images.", "pixels / 255"),
+}
 
 
 def main(settings: Settings) -> dict:
     start = time.perf_counter()
     settings.out.mkdir(parents=True, exist_ok=True)
     images, labels, names = load(settings.data)
-    classes, shape, schedule = len(names), images.shape[1:], dj.linear()
-    train, held_out, train_labels, _ = train_test_split(
-        images, labels, test_size=settings.held_out, random_state=settings.seed, stratify=labels
-    )
-    apply, params = training.functional(make_network(settings, shape, classes))
-    sampled = functools.partial(
-        draw, null=jnp.asarray(classes), scale=settings.guidance, shape=shape, steps=settings.sampling_steps
-    )
+    classes, shape = len(names), images.shape[1:]
+    options = {"test_size": settings.held_out, "random_state": settings.seed, "stratify": labels}
+    data, held_out, data_labels, _ = train_test_split(images, training.check_labels(labels, classes), **options)
 
-    def picture(step, state):
-        rows = sampled(jax.random.key(1), Model(apply, state.ema, schedule), jnp.tile(jnp.arange(classes), 8))
-        save_picture(settings.out / f"{step:06d}.png", np.asarray(rows, np.uint8), names)
+    def draw_classes(seed, model, n):
+        asked = jnp.resize(jnp.arange(classes), n)
+        drawn = draw(jax.random.key(seed), model, asked, classes, settings.guidance, shape, settings.sampling_steps)
+        return np.asarray(drawn, np.uint8), np.asarray(asked)
+
+    def picture(step, model):
+        save_picture(settings.out / f"{step:06d}.png", draw_classes(1, model, 8 * classes)[0], names)
 
     warmup = optax.linear_schedule(0.0, settings.learning_rate, min(500, settings.steps))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(warmup))
-    step = training.make_train_step(
-        functools.partial(loss, apply, schedule, settings, classes), optimizer, ema=training.power_ema()
-    )
-    state = training.fit(
-        training.init_state(jax.random.key(settings.seed), params, optimizer),
-        jax.jit(step, donate_argnums=0),
-        training.in_memory((train, training.check_labels(train_labels, classes)), settings.batch, seed=settings.seed),
-        settings.steps,
-        directory=settings.out,
-        checkpoint_every=settings.every,
-        callback=picture,
-        callback_every=settings.every,
-    )
+    network = make_network(settings, shape, classes)
+    model = train(network, optimizer, (data, data_labels), classes, settings, picture)
 
-    model = Model(apply, state.ema, schedule)
-    asked = jnp.resize(jnp.arange(classes), settings.samples)
-    samples = np.asarray(sampled(jax.random.key(2), model, asked), np.uint8)
-    np.savez_compressed(settings.out / "samples.npz", images=samples, labels=np.asarray(asked))
+    samples, asked = draw_classes(2, model, settings.samples)
+    np.savez_compressed(settings.out / "samples.npz", images=samples, labels=asked)
     save_picture(settings.out / "samples.png", samples[: 8 * classes], names)
-    scores = {
-        "energy_distance_of_samples": float(metrics.energy_distance(samples / 255, held_out / 255)),
-        "energy_distance_of_training_images": float(metrics.energy_distance(train[:1000] / 255, held_out / 255)),
-        "seconds": time.perf_counter() - start,
-    }
-    machine = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "date": time.strftime("%Y-%m-%d")}
-    write_results(settings.out / "result.json", {"scores": scores, "settings": str(settings), **machine})
-    print("\n".join(f"{name}: {value:.4g}" for name, value in scores.items()))
+    real, *compared = (jnp.asarray(x) / 255 for x in (held_out, samples, data[:1000]))
+    scores = dict(zip(SCORES, (float(metrics.energy_distance(x, real)) for x in compared), strict=True))
+    record = write_record(settings.out / "result.json", settings, scores, time.perf_counter() - start)
+    rows = table(["score", "value"], [(name, f"{value:.4g}") for name, value in scores.items()])
+    write_report(settings.out, "Your images", record, SCORES, {"Scores": rows}, {"samples.png": "Guided samples."})
     return scores
 
 

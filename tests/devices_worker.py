@@ -1,6 +1,6 @@
 """Trains a small model with its batch and its state placed on eight CPU devices in several ways.
 
-It prints the loss of each of five steps and the final state of each way as JSON; `test_training.py` compares them.
+It prints the loss of each of five steps and the final state of each way as JSON; `training/test_step.py` compares them.
 """
 
 import json

@@ -40,7 +40,7 @@ TAKES_A_DENOISER = {
     **{name: run(lambda d, name=name: getattr(samplers, name)(d, VP)) for name in MAKERS.split()},
     "ddim, eta": run(lambda d: samplers.ddim(d, VP, 0.5)),
     "edm_sampler, churn": run(lambda d: samplers.edm_sampler(d, VP, 0.5)),
-    "predictor_corrector": run(lambda d: samplers.predictor_corrector(samplers.ddim(fit(d), VP), d, VP)),
+    "predictor_corrector": run(lambda d: samplers.predictor_corrector(d, VP)),
     "dpm_solver_fast": lambda d: solve.dpm_solver_fast(d, VP, X, 4),
     "dpm_solver_adaptive": lambda d: solve.dpm_solver_adaptive(d, VP, X),
     "clip_x0": lambda d: guidance.clip_x0(d, VP)(X, 0.5),

@@ -38,7 +38,7 @@ def run_with(make, *args, **kwargs):
 
 
 def corrector(denoise, schedule, snr):
-    return samplers.predictor_corrector(samplers.ddim(denoise, schedule), denoise, schedule, snr)
+    return samplers.predictor_corrector(denoise, schedule, snr=snr)
 
 
 def bridge(denoise, schedule, amplitude):
@@ -127,7 +127,7 @@ VALUES = {  # (call, what the message must say)
     ),
     "eta": (lambda: samplers.ddim(None, LINEAR, 1.5), r"eta.*\[0, 1\], got 1.5"),
     "churn": (lambda: samplers.edm_sampler(None, LINEAR, -0.1), r"churn.*got -0.1"),
-    "snr": (lambda: samplers.predictor_corrector(sampler(), None, LINEAR, nan), r"snr.*got nan"),
+    "snr": (lambda: samplers.predictor_corrector(None, LINEAR, snr=nan), r"snr.*got nan"),
     "sigma_data": (lambda: edm_preconditioning(0.0), r"sigma_data.*got 0.0"),
     "gamma": (lambda: weightings.min_snr(-5.0), r"gamma.*got -5.0"),
     "times": (lambda: times.uniform_times(KEY, 3, 0.9, 0.1), r"low=0.9, high=0.1"),

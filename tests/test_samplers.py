@@ -26,7 +26,6 @@ from diffjax.samplers import (
     euler,
     euler_maruyama,
     heun,
-    one_step,
     predictor_corrector,
     sample,
     trajectory,
@@ -173,10 +172,10 @@ def affine(monkeypatch, sampler, grids):
 
     def step(inputs, t, s):
         x, zs = inputs
-        draws = iter(zs)
-        with monkeypatch.context() as patch:
-            patch.setattr(jax.random, "normal", lambda key, shape, dtype=float: jnp.broadcast_to(next(draws), shape))
-            return sampler.step(jax.random.key(0), sampler.init(x, t), t, s).x
+        with monkeypatch.context() as patch:  # the noise in place of its keys
+            patch.setattr(jax.random, "fold_in", lambda zs, i: zs[i])
+            patch.setattr(jax.random, "normal", lambda z, shape, dtype=float: jnp.broadcast_to(jnp.ravel(z)[0], shape))
+            return sampler.step(zs, sampler.init(x, t), t, s).x
 
     @jax.jit
     @jax.vmap
@@ -293,8 +292,8 @@ def test_the_bridge_sampler_converges_to_the_data(monkeypatch):
         assert errors[-1] < 0.02 and abs(oracles.fitted_order(steps, errors) - 1) < 0.2, (amplitude, errors)
 
 
-def stay(key, x, t, s):
-    return x
+def stay(denoise, schedule):
+    return lambda x, t, s: (x, 0.0)
 
 
 def test_the_corrector_leaves_the_marginal_alone(monkeypatch):
@@ -303,7 +302,7 @@ def test_the_corrector_leaves_the_marginal_alone(monkeypatch):
     exact, added = moments(schedule, t, m, v), []
     snrs = np.array([0.02, 0.04, 0.08])
     for snr in snrs:
-        sampler = predictor_corrector(one_step(stay), data(schedule, [m], [v]), schedule, snr)
+        sampler = predictor_corrector(data(schedule, [m], [v]), schedule, stay, snr)
         a, b, c2 = affine(monkeypatch, sampler, [np.array([0.4, t])])[0][:, 0]
         assert a < 1 - snr**2 * 0.1  # it does move x
         np.testing.assert_allclose(a * exact[0] + b, exact[0], rtol=1e-12)
@@ -311,11 +310,37 @@ def test_the_corrector_leaves_the_marginal_alone(monkeypatch):
     assert abs(oracles.fitted_order(1 / snrs, added) - 4) < 1e-6 and np.all(np.array(added) > 0)
 
 
+def test_each_correction_is_a_draw_of_its_own(monkeypatch):
+    # an affine step x -> a x + b + c z, repeated
+    schedule, m, v = linear_vp(), 0.7, 0.3
+    once, twice = (
+        affine(
+            monkeypatch, predictor_corrector(data(schedule, [m], [v]), schedule, stay, 0.1, n), [np.array([0.4, 0.3])]
+        )
+        for n in (1, 2)
+    )
+    a, b, c2 = once[0][:, 0]
+    np.testing.assert_allclose(twice[0][:, 0], [a**2, (a + 1) * b, (a**2 + 1) * c2], rtol=1e-12)
+
+
+def test_a_predictor_of_two_evaluations_is_refused():
+    def midpoint(denoise, schedule):
+        def kernel(x, t, s):
+            middle = x + 0.5 * (s - t) * denoise(x, t).eps
+            return x + (s - t) * denoise(middle, 0.5 * (t + s)).eps, 0.0
+
+        return kernel
+
+    sampler = predictor_corrector(data(linear()), linear(), midpoint)
+    with pytest.raises(ValueError, match="predictor: expected a kernel that evaluates the denoiser at its own x"):
+        sample(jax.random.key(0), sampler, jnp.asarray(X1), uniform(2, end=0.1))
+
+
 def test_predictor_corrector_converges_to_the_data(monkeypatch):
     # the bias of its Langevin step is of order snr^2: 2e-3 at snr = 0.05
     schedule, m, v = linear_vp(), 0.7, 0.3
     denoise = data(schedule, [m], [v])
-    sampler = predictor_corrector(ddpm(denoise, schedule), denoise, schedule, 0.05)
+    sampler = predictor_corrector(denoise, schedule, snr=0.05)
     errors = errors_of(monkeypatch, sampler, schedule, [np.linspace(1, 0.05, n + 1) for n in (128, 512)], m, v)
     assert errors[1] < 5e-3 < 2 * errors[0]
 
@@ -362,7 +387,7 @@ def stochastic_samplers(schedule):
         "ddim": ddim(denoise, schedule, 0.5),
         "euler_maruyama": euler_maruyama(denoise, schedule),
         "edm": edm_sampler(denoise, schedule, 0.3),
-        "predictor_corrector": predictor_corrector(ddpm(denoise, schedule), denoise, schedule),
+        "predictor_corrector": predictor_corrector(denoise, schedule),
     }
 
 

@@ -535,9 +535,7 @@ ROWS = {
     "bridge_sampler": Row(
         lambda w, a: samplers.bridge_sampler(bind(_network, w), bind(_network, w), a), _run, (0.7, 0.4), (1.0,)
     ),
-    "predictor_corrector": _sampler_row(
-        lambda d, s, snr: samplers.predictor_corrector(samplers.ddpm(d, s), d, s, snr), 0.1, covers=()
-    ),
+    "predictor_corrector": _sampler_row(lambda d, s, snr: samplers.predictor_corrector(d, s, snr=snr), 0.1, covers=()),
     "adams": Row(
         _kinds(
             samplers.dpm_solver_3m,

@@ -1,4 +1,4 @@
-"""A training run in a process of its own, which `test_checkpoints.py` stops in several ways.
+"""A training run in a process of its own, which `training/test_checkpoints.py` stops in several ways.
 
 python train_worker.py DIRECTORY {run,terminate,kill,full}
 """

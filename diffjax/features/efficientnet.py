@@ -46,8 +46,7 @@ def efficientnet_lite0(path: str | pathlib.Path, *, size: int = 96) -> "Efficien
 
 
 class EfficientNetLite0(nnx.Module):
-    """EfficientNet-Lite0 for inference: EfficientNet-B0 (Tan & Le 2019, https://arxiv.org/abs/1905.11946) without
-    squeeze-and-excitation, and with ReLU6.
+    """EfficientNet-Lite0 for inference: EfficientNet-B0 without squeeze-and-excitation, and with ReLU6.
 
     A Fréchet distance of its features compares models of small images at a thirtieth of the work of Inception-v3. It is not
     an FID, and should be reported with the network's name and `size`. Batch norms use their running statistics; images of
@@ -64,6 +63,8 @@ class EfficientNetLite0(nnx.Module):
 
     Raises:
         ValueError: on another shape, a dtype that is not floating-point, or values outside [0, 1] (checked unless traced).
+
+    Reference: Tan & Le 2019 (arXiv 1905.11946), for EfficientNet-B0.
 
     >>> import jax.numpy as jnp
     >>> network = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))  # its structure alone

@@ -34,12 +34,13 @@ def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
 
 
 class InceptionV3(nnx.Module):
-    """Inception-v3 (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567) as the FID uses it, for inference.
+    """Inception-v3 as the FID uses it, for inference.
 
-    It is the graph of 2015 on which the FID is defined (Heusel et al. 2017, https://arxiv.org/abs/1706.08500), and differs
-    from the paper's: 1008 classes, average pools that leave the padding out of the count, and a max pool in the last block.
-    Batch norms use their running statistics. Images of any size are resized to 299 x 299, bilinearly without antialiasing,
-    and scaled to [-1, 1]. Convolutions run in full float32 precision on every device, since an FID is compared across them.
+    It is the graph of 2015 on which the FID is defined. It differs from the paper's: 1008 classes,
+    average pools that leave the padding out of the count, and a max pool in the last block. Batch
+    norms use their running statistics. Images of any size are resized to 299 x 299, bilinearly
+    without antialiasing, and scaled to [-1, 1]. Convolutions run in full float32 precision on every
+    device, since an FID is compared across them.
 
     Args:
         rngs: the source of the initial parameters; the published ones come with `inception_v3`.
@@ -51,6 +52,8 @@ class InceptionV3(nnx.Module):
 
     Raises:
         ValueError: on another shape, a dtype that is not floating-point, or values outside [0, 1] (checked unless traced).
+
+    Reference: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500) for the FID.
 
     >>> network = nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0)))  # its structure alone
     >>> jax.eval_shape(lambda network, x: network(x), network, jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)).shape

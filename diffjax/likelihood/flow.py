@@ -2,6 +2,8 @@
 
     log p(x0) = log p(x1) + int_0^1 div v(x_t, t) dt                     (1.22), (1.23)
 
+A network that starts at a time s > 0 models the data by p(x0) = alpha_s^d p_s(alpha_s x0).
+
 The probes of the divergence are drawn once and held along the whole trajectory.
 """
 
@@ -12,11 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
-from .._checks import as_float
+from .._checks import as_float, check_that
 from .._numerics import safe_sqrt
 from ..divergence import divergence, rademacher_probes
 from ..dynamics import probability_flow
 from ..process import log_prior
+from ..schedules import alpha_sigma
 from ..solve import integrate
 from ..typing import Denoiser, Probes, Schedule, Time
 
@@ -35,7 +38,10 @@ def log_likelihood(
     with_steps: bool = False,
     **options: Any,
 ) -> Any:
-    """The log density of one x under the model, `log p(x1) + int div v dt` along its probability flow (1.22), (1.23).
+    """The log density of one data point under the model, by its probability flow (1.22), (1.23).
+
+    `d log alpha(start) + log p(x_end) + int div v dt` along the flow from `alpha(start) x` at
+    `start` to `end`: the density of data of which the flow's start is alpha(start) times.
 
     Runs at matmul precision "highest". vmap for many x, with a key for each.
 
@@ -43,10 +49,11 @@ def log_likelihood(
         key: a PRNG key, of the probes.
         denoise: the denoiser.
         schedule: its path; the prior is N(0, sigma(end)^2 I).
-        x: one sample, of any shape.
+        x: one data point, of any shape.
         probes: `(key, x) -> (n, *x.shape)`: `rademacher_probes`, `gaussian_probes`, `exact_probes` or your own.
-        start: the time of x. 0 where the velocity is finite there; above it for networks on VP paths. Where alpha(start) is
-            not about 1, the log density of data x0 is that of `x = alpha x0` plus `d log alpha`.
+        start: where the flow starts, with alpha > 0. 0 where the velocity is finite there; above it
+            for networks on VP paths. The log density of the marginal at a later time t is
+            `log_likelihood(..., x_t / alpha, start=t) - d log alpha`.
         end: the time of the prior.
         with_steps: whether to return the number of steps, too: each takes as many evaluations of the
             denoiser as the solver has stages, 6 for the default `diffrax.Tsit5()`.
@@ -58,7 +65,8 @@ def log_likelihood(
         of it and the number of steps that were tried.
 
     Raises:
-        ValueError: if the probes do not have the shape of x behind their first axis.
+        ValueError: if the probes do not have the shape of x behind their first axis, or alpha is 0 at
+            a concrete start.
         RuntimeError: if max_steps do not suffice.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), eq. 39-40; Grathwohl et al. 2019 (arXiv 1810.01367), eq. 8.
@@ -67,11 +75,12 @@ def log_likelihood(
     >>> float(log_likelihood(jax.random.key(0), denoise, linear(), jnp.zeros(2), probes=exact_probes))  # -log(2 pi)
     -1.837...
     """
-    x = as_float(x, "x")
+    x, alpha = as_float(x, "x"), alpha_sigma(schedule, start)[0]
+    check_that(lambda alpha: alpha > 0, "start: expected a time where alpha > 0, got alpha = {}", alpha)
     flow = bind(_with_divergence, probability_flow(denoise, schedule), probes(key, x))
-    state = x, jnp.zeros((), x.dtype)
+    state = (alpha * x).astype(x.dtype), jnp.zeros((), x.dtype)
     (x1, integral), steps = integrate(flow, state, start, end, with_steps=True, **options)
-    log_density = log_prior(schedule, x1, end) + integral
+    log_density = x.size * jnp.log(alpha) + log_prior(schedule, x1, end) + integral
     return (log_density, steps) if with_steps else log_density
 
 
@@ -85,7 +94,9 @@ class StandardErrors(NamedTuple):
 
     mean: Float[Array, ""]
     of_data: Float[Array, ""]
+    """The standard error from the choice of the examples."""
     of_probes: Float[Array, ""]
+    """The standard error from the choice of the probes."""
 
 
 def standard_errors(values: Float[Array, "n m"]) -> StandardErrors:

@@ -63,9 +63,9 @@ def frechet_distance(x: ArrayLike | Moments, y: ArrayLike | Moments, *, allow_fe
     """The Fréchet distance between Gaussians fitted to two sets of samples.
 
     It is `gaussian_frechet_distance` of the sample means and the unbiased sample covariances. In the feature space of an
-    Inception network this is the FID (Heusel et al. 2017, https://arxiv.org/abs/1706.08500); in pixels, no network is
-    needed. It is a squared distance, and biased upwards, by about a constant over n: compare equal numbers of samples, or
-    extrapolate by `frechet_infinity`.
+    Inception network this is the FID. In pixels, no network is needed. It is a squared distance, and
+    biased upwards, by about a constant over n: compare equal numbers of samples, or extrapolate by
+    `frechet_infinity`.
 
     Args:
         x: samples (n, ...), n >= 2, the axes after the first flattened; or their `moments`.
@@ -78,6 +78,8 @@ def frechet_distance(x: ArrayLike | Moments, y: ArrayLike | Moments, *, allow_fe
     Raises:
         ValueError: on fewer than two samples, no more samples than features (unless `allow_few`), other trailing shapes,
             values that are not finite, or moments too imprecise for three significant digits of the covariance.
+
+    Reference: Heusel et al. 2017 (arXiv 1706.08500).
 
     >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(frechet_distance(x, x + np.array([1.0, 2.0, 0.0])), 6)
@@ -143,7 +145,7 @@ def gaussian_frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLik
 
         |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr (C1^{1/2} C2 C1^{1/2})^{1/2}
 
-    (Dowson & Landau 1982). The last trace is the sum of the singular values of `C1^{1/2} C2^{1/2}`, so that covariances
+    The last trace is the sum of the singular values of `C1^{1/2} C2^{1/2}`, so that covariances
     of any rank are handled, and no eigenvalue is squared and rooted again.
 
     Args:
@@ -157,6 +159,8 @@ def gaussian_frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLik
 
     Raises:
         ValueError: on other shapes, values that are not finite, or a covariance with a clearly negative eigenvalue.
+
+    Reference: Dowson & Landau 1982 (J. Multivariate Anal. 12).
 
     >>> gaussian_frechet_distance([0.0, 3.0], np.diag([4.0, 0.0]), [0.0, 0.0], np.diag([1.0, 0.0]))
     10.0

@@ -51,6 +51,15 @@ def mmd(kernel: Kernel, x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Flo
 def polynomial_kernel(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
     """The kernel of the KID, `(x.y / d + 1)^3`.
 
+    Args:
+        x: one sample, of shape (d,).
+        y: another one.
+
+    Returns:
+        The kernel's value, a scalar.
+
+    Reference: Binkowski et al. 2018 (arXiv 1801.01401).
+
     >>> polynomial_kernel(jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0]))
     Array(8., dtype=float32)
     """

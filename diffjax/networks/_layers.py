@@ -70,10 +70,14 @@ def check_grid_shape(shape, dims: Sequence[int] = (2,)) -> tuple[int, ...]:
 
 
 def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
-    """`forward(network, x, t, condition, key)` for x of any leading axes, in at least float32.
+    """`forward(network, x, embedding, key)` for x of any leading axes.
 
-    `forward` gets t and the embedded condition either with x's leading axes or, where they were those of one sample, with
-    axes of length 1 in their place: an embedding shared by the batch is computed once.
+    The embedding of t and cond has x's leading axes, or axes of length 1 in their place where t and
+    cond are those of one sample: an embedding shared by the batch is computed once.
+
+    The precision is decided here. Input, output and embedding are float32, or what x is if that is
+    more precise. `forward` gets everything in `network.dtype`, its copy of the parameters included.
+    The norms and the softmax compute in at least float32 all the same.
     """
     x = as_float(jnp.asarray(x), "x")
     split = x.ndim - len(shape)
@@ -98,10 +102,18 @@ def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, 
 
     def embedded(network, x, t, cond, key):
         rows = None if network.condition is None else _embed_condition(network.condition, cond, lead, x.dtype)
-        return forward(network, x, t.reshape(t.shape or (1,) * split), rows, key)
+        embedding = network.embed(t.reshape(t.shape or (1,) * split), rows)
+        return forward(*_cast((network, x, embedding), network.dtype), key)
 
     key = key if network.dropout else None
     return _with_auto_axes(embedded, network, x, t, cond, key).astype(x.dtype)
+
+
+def _cast(tree, dtype):
+    """The tree with its floating-point arrays in a dtype; the tree itself if that is None."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def _embed_condition(condition, cond, lead: tuple[int, ...], dtype) -> Array:
@@ -117,9 +129,9 @@ def _embed_condition(condition, cond, lead: tuple[int, ...], dtype) -> Array:
 def apply_flat(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
     """As `apply_polymorphic`, for a `forward` that wants one batch axis (convolutions do)."""
 
-    def flat(network, x, t, cond, key):
-        cond = None if cond is None else cond.reshape(-1, cond.shape[-1])
-        return forward(network, x.reshape(-1, *shape), t.reshape(t.size), cond, key).reshape(x.shape)
+    def flat(network, x, embedding, key):
+        embedding = embedding.reshape(-1, embedding.shape[-1])
+        return forward(network, x.reshape(-1, *shape), embedding, key).reshape(x.shape)
 
     return apply_polymorphic(flat, network, shape, x, t, cond, key)
 
@@ -210,12 +222,12 @@ def time_features(t: Array, dim: int) -> Array:
 class Embedding(nnx.Module):
     """`silu(MLP(features(t) + condition))`, as in EDM's networks: times and conditions to (..., width)."""
 
-    def __init__(self, width: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
         if width < 4 or width % 2:
             raise ValueError(f"width: expected an even number of at least 4, got {width}")
         self.width = width
-        self.hidden = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.Linear(width, width, rngs=rngs)
+        self.out = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, t: Array, condition: Array | None = None) -> Array:
         """The embedding of times and embedded conditions, where an axis of either may have length 1."""
@@ -305,7 +317,6 @@ class Attention(nnx.Module):
         heads: number of heads, a divisor of `width`.
         context: channels of a token of the context; None for self-attention.
         out_init: the initializer of the last layer's kernel; `nnx.initializers.zeros` makes a new branch zero.
-        dtype: what the layers compute in; None for that of x.
         rngs: the source of the initial parameters.
 
     Call with x (n, tokens, width) and, for cross-attention, context (n, tokens of the context, channels). Returns an array
@@ -315,26 +326,24 @@ class Attention(nnx.Module):
         ValueError: if heads does not divide width; if a context is given without `context=`, or is missing; if x or the
             context has another shape.
 
-    Reference: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762), section 3.2.
+    Reference: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.
 
     >>> attend = Attention(8, 2, context=5, rngs=nnx.Rngs(0))
     >>> attend(jnp.ones((3, 4, 8)), jnp.ones((3, 7, 5))).shape
     (3, 4, 8)
     """
 
-    def __init__(
-        self, width: int, heads: int, *, context: int | None = None, out_init=None, dtype=None, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, heads: int, *, context: int | None = None, out_init=None, rngs: nnx.Rngs):
         if width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads, self.context = heads, context
         if context is None:
-            self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+            self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
         else:
-            self.q = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-            self.kv = nnx.Linear(context, 2 * width, dtype=dtype, rngs=rngs)
+            self.q = nnx.Linear(width, width, rngs=rngs)
+            self.kv = nnx.Linear(context, 2 * width, rngs=rngs)
         kernel_init = out_init or nnx.initializers.lecun_normal()
-        self.out = nnx.Linear(width, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Attends over the second axis, of x or of the context."""
@@ -364,15 +373,15 @@ class Attention(nnx.Module):
 # (mean / std)^2 roundings: by a thousandfold for a mean of 3000 standard deviations in float32.
 
 
-def layer_norm(width: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm without scale and bias."""
-    return nnx.LayerNorm(width, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(width, use_bias=False, use_scale=False, use_fast_variance=False, rngs=rngs)
 
 
-def group_norm(channels: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """A group norm of at most 32 groups of at least 4 channels."""
     groups = math.gcd(channels, min(32, channels // 4))
-    return nnx.GroupNorm(channels, groups, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return nnx.GroupNorm(channels, groups, use_fast_variance=False, rngs=rngs)
 
 
 def batch_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
@@ -380,9 +389,9 @@ def batch_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
     return nnx.BatchNorm(channels, epsilon=1e-3, use_running_average=True, use_fast_variance=False, rngs=rngs)
 
 
-def zero_linear(inputs: int, outputs: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
+def zero_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer whose kernel and bias start at zero."""
-    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:

@@ -26,7 +26,7 @@ __all__ = ["DiT", "patchify", "unpatchify"]
 
 
 class DiT(nnx.Module):
-    """The transformer of Peebles & Xie 2023 (DiT, https://arxiv.org/abs/2212.09748) for images, channels last.
+    """A diffusion transformer for images, channels last.
 
     The image is cut into patches, each a token with a fixed 2-D sine-cosine position. Each of `depth` adaLN-Zero blocks is
 
@@ -65,6 +65,8 @@ class DiT(nnx.Module):
             key; if x, t or cond has another shape; if a label is outside [0, K], or the network has
             no classes; if `key` is not one key.
 
+    Reference: Peebles & Xie 2023 (DiT, arXiv 2212.09748).
+
     >>> network = DiT((8, 8, 1), width=16, depth=1, heads=2, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), 0.5, cond=jnp.array([1, 7, network.null])).shape
     (3, 8, 8, 1)
@@ -93,22 +95,22 @@ class DiT(nnx.Module):
         if width % 4:
             raise ValueError(f"width: expected a multiple of 4, got {width}")
         inputs = patch * patch * channels
-        self.patch, self.null, self.dropout = patch, num_classes, dropout
-        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        self.patch, self.null = patch, num_classes
+        self.dropout, self.dtype = dropout, dtype
+        self.embed = Embedding(width, rngs=rngs)
         self.condition = condition_of(num_classes, condition, width, rngs)
-        self.inputs = nnx.Linear(inputs, width, dtype=dtype, rngs=rngs)
-        settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.inputs = nnx.Linear(inputs, width, rngs=rngs)
+        settings = {"dropout": dropout, "rngs": rngs}
         self.blocks = nnx.List([Block(width, heads, expansion, **settings) for _ in range(depth)])
-        self.modulation = zero_linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.outputs = zero_linear(width, inputs, dtype=dtype, rngs=rngs)
+        self.modulation = zero_linear(width, 2 * width, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
+        self.outputs = zero_linear(width, inputs, rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., height, width, channels) at time t."""
         return apply_flat(DiT._forward, self, self.shape, x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
-        embedding = self.embed(t, cond)
+    def _forward(self, x: Array, embedding: Array, key: Array | None) -> Array:
         h = self.inputs(patchify(x, self.patch))
         grid = (self.shape[0] // self.patch, self.shape[1] // self.patch)
         h = h + jnp.asarray(positions(*grid, h.shape[-1]), h.dtype)[None]
@@ -128,16 +130,15 @@ class Block(nnx.Module):
         expansion: int,
         *,
         dropout: float = 0.0,
-        dtype=None,
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
-        self.modulation = zero_linear(width, 6 * width, dtype=dtype, rngs=rngs)
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(expansion * width, width, dtype=dtype, rngs=rngs)
+        self.modulation = zero_linear(width, 6 * width, rngs=rngs)
+        self.norm1 = layer_norm(width, rngs=rngs)
+        self.attention = Attention(width, heads, rngs=rngs)
+        self.norm2 = layer_norm(width, rngs=rngs)
+        self.hidden = nnx.Linear(width, expansion * width, rngs=rngs)
+        self.out = nnx.Linear(expansion * width, width, rngs=rngs)
 
     def __call__(self, h: Array, embedding: Array, key: Array | None = None) -> Array:
         """(n, tokens, width) -> the same, given the embedding (n or 1, width)."""
@@ -151,7 +152,14 @@ class Block(nnx.Module):
 
 
 def patchify(x: Array, patch: int) -> Array:
-    """Cuts images into patches, row by row: (n, height, width, channels) -> (n, tokens, patch^2 channels).
+    """Cuts images into patches, row by row.
+
+    Args:
+        x: images (n, height, width, channels).
+        patch: the side of a patch, a divisor of height and width.
+
+    Returns:
+        The patches (n, tokens, patch^2 channels), with `tokens = height width / patch^2`.
 
     >>> patchify(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0, 1]
     Array([2, 3, 6, 7], dtype=int32)
@@ -162,7 +170,15 @@ def patchify(x: Array, patch: int) -> Array:
 
 
 def unpatchify(tokens: Array, patch: int, shape: tuple[int, ...]) -> Array:
-    """The inverse of `patchify`: (n, tokens, patch^2 channels) -> (n, *shape).
+    """The inverse of `patchify`.
+
+    Args:
+        tokens: patches (n, tokens, patch^2 channels).
+        patch: the side of a patch.
+        shape: (height, width, channels) of one image.
+
+    Returns:
+        The images (n, *shape).
 
     >>> x = jnp.arange(16).reshape(1, 4, 4, 1)
     >>> bool((unpatchify(patchify(x, 2), 2, (4, 4, 1)) == x).all())

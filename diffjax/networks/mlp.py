@@ -26,8 +26,8 @@ class MLP(nnx.Module):
     """A residual MLP for vectors, modulated by time and class.
 
     Each of `depth` blocks is `h + W2 silu(W1 (LN(h) (1 + scale) + shift))`, with scale and shift linear in the embedding
-    of (t, cond): FiLM (Perez et al. 2018, https://arxiv.org/abs/1709.07871) in the pre-norm residual form of DiT. W2
-    and the output layer start at zero, so a new network returns zero.
+    of (t, cond): FiLM in the pre-norm residual form of DiT. W2 and the output layer start at zero, so a new
+    network returns zero.
 
     Args:
         dim: the length of x.
@@ -55,6 +55,8 @@ class MLP(nnx.Module):
         ValueError: if a setting is out of its range, or `rngs` is a key; if x, t or cond has another
             shape; if a label is outside [0, K], or the network has no classes; if `key` is not one key.
 
+    Reference: Perez et al. 2018 (FiLM, arXiv 1709.07871); Peebles & Xie 2023 (DiT, arXiv 2212.09748).
+
     >>> network = MLP(2, width=16, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((8, 5, 2)), 0.5, cond=3).shape
     (8, 5, 2)
@@ -77,22 +79,21 @@ class MLP(nnx.Module):
     ):
         sizes = {"dim": dim, "width": width, "depth": depth, "expansion": expansion}
         check_settings(rngs, num_classes=num_classes, dropout=dropout, **sizes)
-        self.dim, self.null, self.dropout = dim, num_classes, dropout
-        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        self.dim, self.null, self.dropout, self.dtype = dim, num_classes, dropout, dtype
+        self.embed = Embedding(width, rngs=rngs)
         self.condition = condition_of(num_classes, condition, width, rngs)
-        self.inputs = nnx.Linear(dim, width, dtype=dtype, rngs=rngs)
-        settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.inputs = nnx.Linear(dim, width, rngs=rngs)
+        settings = {"dropout": dropout, "rngs": rngs}
         self.blocks = nnx.List([Block(width, expansion, **settings) for _ in range(depth)])
-        self.modulation = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.outputs = zero_linear(width, dim, dtype=dtype, rngs=rngs)
+        self.modulation = nnx.Linear(width, 2 * width, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
+        self.outputs = zero_linear(width, dim, rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., dim) at time t."""
         return apply_polymorphic(MLP._forward, self, (self.dim,), x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
-        embedding = self.embed(t, cond)
+    def _forward(self, x: Array, embedding: Array, key: Array | None) -> Array:
         h = self.inputs(x)
         for block, key_i in zip(self.blocks, keys_from(key), strict=False):
             h = block(h, embedding, key_i)
@@ -103,12 +104,12 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """`h + W2 drop(silu(W1 (LN(h) (1 + scale) + shift)))`."""
 
-    def __init__(self, width: int, expansion: int, *, dropout: float = 0.0, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width: int, expansion: int, *, dropout: float = 0.0, rngs: nnx.Rngs):
         self.dropout = dropout
-        self.modulation = nnx.Linear(width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.hidden = nnx.Linear(width, expansion * width, dtype=dtype, rngs=rngs)
-        self.out = zero_linear(expansion * width, width, dtype=dtype, rngs=rngs)
+        self.modulation = nnx.Linear(width, 2 * width, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
+        self.hidden = nnx.Linear(width, expansion * width, rngs=rngs)
+        self.out = zero_linear(expansion * width, width, rngs=rngs)
 
     def __call__(self, h: Array, embedding: Array, key: Array | None = None) -> Array:
         """One residual step of h (..., width) given the embedding, whose leading axes may have length 1."""

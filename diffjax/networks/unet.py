@@ -25,7 +25,7 @@ __all__ = ["UNet"]
 
 
 class UNet(nnx.Module):
-    """The U-Net of Dhariwal & Nichol 2021 (ADM, https://arxiv.org/abs/2105.05233), channels last.
+    """The U-Net of ADM for images, sequences and volumes, channels last.
 
     The data are images, sequences or volumes of any size. Level i works at 1 / 2^i of the resolution, rounded up, with
     `width * multipliers[i]` channels. It has `blocks` residual blocks on the way down and `blocks + 1` on the way up, where
@@ -61,9 +61,11 @@ class UNet(nnx.Module):
     traces cannot raise an error; the outputs with this label are NaN.
 
     Raises:
-        ValueError: if a setting is out of its range, the channels come first, no level has a resolution in `attention`, or
-            `rngs` is a key; if x, t or cond has another shape; if a
+        ValueError: if a setting is out of its range, the channels come first, no level has a
+            resolution in `attention`, or `rngs` is a key; if x, t or cond has another shape; if a
             label is outside [0, K], or the network has no classes; if `key` is not one key.
+
+    Reference: Dhariwal & Nichol 2021 (ADM, arXiv 2105.05233).
 
     >>> network = UNet((8, 8, 1), width=8, multipliers=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), jnp.array([0.1, 0.5, 0.9])).shape
@@ -94,7 +96,8 @@ class UNet(nnx.Module):
             head_width=head_width,
             **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)},
         )
-        self.shape, self.null, self.dropout = check_grid_shape(shape, (1, 2, 3)), num_classes, dropout
+        self.shape, self.null = check_grid_shape(shape, (1, 2, 3)), num_classes
+        self.dropout, self.dtype = dropout, dtype
         if not multipliers:
             raise ValueError("multipliers: expected at least one level, got none")
         dims, resolutions = len(shape) - 1, [-(-shape[0] // 2**i) for i in range(len(multipliers))]
@@ -110,14 +113,14 @@ class UNet(nnx.Module):
                     f"head_width: expected a width that cuts {outputs} channels into equal heads, "
                     f"got {head_width}, which makes {heads} heads"
                 )
-            settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+            settings = {"dropout": dropout, "rngs": rngs}
             return Block(dims, inputs, outputs, width, heads, **settings)
 
         def conv(inputs: int, outputs: int, stride: int = 1) -> nnx.Conv:
-            return nnx.Conv(inputs, outputs, (3,) * dims, strides=stride, dtype=dtype, rngs=rngs)
+            return nnx.Conv(inputs, outputs, (3,) * dims, strides=stride, rngs=rngs)
 
         levels = [(width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)]
-        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        self.embed = Embedding(width, rngs=rngs)
         self.condition = condition_of(num_classes, condition, width, rngs)
         self.inputs = conv(shape[-1], width)
 
@@ -138,15 +141,15 @@ class UNet(nnx.Module):
             if i > 0:
                 up[-1].append(conv(c, c))
         self.down, self.up = nnx.List(down), nnx.List(up)
-        self.norm = group_norm(c, dtype=dtype, rngs=rngs)
-        self.outputs = _zero_conv(dims, c, shape[-1], dtype=dtype, rngs=rngs)
+        self.norm = group_norm(c, rngs=rngs)
+        self.outputs = _zero_conv(dims, c, shape[-1], rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., *shape) at time t."""
         return apply_flat(UNet._forward, self, self.shape, x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
-        embedding, keys = self.embed(t, cond), keys_from(key)
+    def _forward(self, x: Array, embedding: Array, key: Array | None) -> Array:
+        keys = keys_from(key)
         h = self.inputs(x)
         stored = [h]
         for layers in self.down:
@@ -174,19 +177,18 @@ class Block(nnx.Module):
         heads: int,
         *,
         dropout: float = 0.0,
-        dtype=None,
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
-        self.norm1 = group_norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv1 = nnx.Conv(inputs, outputs, (3,) * dims, dtype=dtype, rngs=rngs)
-        self.modulation = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
-        self.norm2 = group_norm(outputs, dtype=dtype, rngs=rngs)
-        self.conv2 = _zero_conv(dims, outputs, outputs, dtype=dtype, rngs=rngs)
-        self.skip = nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
-        self.norm3 = group_norm(outputs, dtype=dtype, rngs=rngs) if heads else None
+        self.norm1 = group_norm(inputs, rngs=rngs)
+        self.conv1 = nnx.Conv(inputs, outputs, (3,) * dims, rngs=rngs)
+        self.modulation = nnx.Linear(embedding, 2 * outputs, rngs=rngs)
+        self.norm2 = group_norm(outputs, rngs=rngs)
+        self.conv2 = _zero_conv(dims, outputs, outputs, rngs=rngs)
+        self.skip = nnx.Linear(inputs, outputs, rngs=rngs) if inputs != outputs else None
+        self.norm3 = group_norm(outputs, rngs=rngs) if heads else None
         zeros = nnx.initializers.zeros
-        self.attention = Attention(outputs, heads, out_init=zeros, dtype=dtype, rngs=rngs) if heads else None
+        self.attention = Attention(outputs, heads, out_init=zeros, rngs=rngs) if heads else None
 
     def __call__(self, x: Array, embedding: Array, key: Array | None = None) -> Array:
         """(n, *sizes, inputs) -> (n, *sizes, outputs), given the embedding (n or 1, width)."""
@@ -208,5 +210,5 @@ def _upsample(x: Array, shape: tuple[int, ...]) -> Array:
     return x
 
 
-def _zero_conv(dims: int, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (3,) * dims, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+def _zero_conv(dims: int, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(inputs, outputs, (3,) * dims, kernel_init=nnx.initializers.zeros, rngs=rngs)

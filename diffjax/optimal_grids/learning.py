@@ -25,6 +25,9 @@ def increments(ts: Float[Array, " n+1"]) -> Float[Array, " n"]:
     Returns:
         n numbers.
 
+    Raises:
+        ValueError: if ts is not floating-point.
+
     >>> from_increments(increments(jnp.array([1.0, 0.5, 0.125])), 1.0, 0.125)
     Array([1.   , 0.5  , 0.125], dtype=float32)
     """

@@ -22,7 +22,18 @@ class Budgets(NamedTuple):
     """Its k + 2 candidates, from the first to the last, padded with the last. Meaningless if the cost is infinite."""
 
     def grid(self, ts: Float[Array, " n+1"], steps: int) -> Float[Array, " steps+1"]:
-        """The times of the cheapest path of that many steps."""
+        """The times of the cheapest path.
+
+        Args:
+            ts: the n + 1 candidates of the table.
+            steps: the number of steps, from 1 to K.
+
+        Returns:
+            The steps + 1 times.
+
+        Raises:
+            ValueError: if steps is not in [1, K].
+        """
         if not 1 <= steps <= len(self.costs):
             raise ValueError(f"steps: expected from 1 to {len(self.costs)}, got {steps}")
         return ts[self.paths[steps - 1, : steps + 1]]

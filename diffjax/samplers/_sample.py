@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._bind import bind
 from .._checks import as_float, check_that, is_concrete, shown
 from .._once import once
-from .._varying import varying_carry
+from .._varying import varying_scan
 from ..typing import Sampler, State, Time
 
 __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
@@ -102,9 +102,7 @@ def _scan_steps(key, step, state, ts, scan, keep):
         state = step(jax.random.fold_in(key, i), state, t, s)
         return state, state.x if keep else None
 
-    inputs = jnp.arange(ts.size - 1), ts[:-1], ts[1:]
-    first = jax.tree.map(lambda a: a[0], inputs)
-    state, xs = scan(body, varying_carry(lambda state: body(state, first)[0], state), inputs)
+    state, xs = varying_scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]), scan)
     return xs if keep else state.x
 
 

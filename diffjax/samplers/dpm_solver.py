@@ -19,7 +19,7 @@ from .._calls import call_denoiser
 from .._checks import check_number, check_that
 from .._numerics import phis
 from .._once import once
-from .._varying import stack, zeros_of
+from .._varying import stack, varying_scan, zeros_of
 from ..schedules import half_log_snr_inverse
 from ..typing import Denoiser, Estimate, Sampler, Schedule
 from ._exponential import Place, eps_of, places, x0_of
@@ -99,7 +99,7 @@ def run_stages(denoise, predict, x, stages, first):
         difference = predict(estimate) - predict(start)
         return (towards(start, target.alpha, target.sigma) + weight * difference, start), difference
 
-    return jax.lax.scan(body, (x, Estimate(zeros_of(x), zeros_of(x))), (first, *stages))
+    return varying_scan(body, (x, Estimate(zeros_of(x), zeros_of(x))), (first, *stages))
 
 
 def begins(stages):

@@ -3,11 +3,10 @@
 They take the velocity as it is, at every time of the grid but the last one if sigma = 0 there.
 """
 
-import jax
 import jax.numpy as jnp
 
 from .._bind import bind
-from .._varying import stack, zeros_of
+from .._varying import stack, varying_scan, zeros_of
 from ..parametrizations import velocity
 from ..schedules import alpha_sigma
 from ..typing import Denoiser, Sampler, Schedule
@@ -75,5 +74,5 @@ def _heun(denoise, schedule, key, x, t, s):
         v = velocity(denoise, schedule, x, time)
         return (x + weight * (v - before), v), None
 
-    (x, _), _ = jax.lax.scan(stage, (x, zeros_of(x)), (times, weights))
+    (x, _), _ = varying_scan(stage, (x, zeros_of(x)), (times, weights))
     return x

@@ -1,5 +1,7 @@
 """Samplers of the reverse SDE at any noise amplitude, and of a bridge; Langevin corrections of any sampler."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -7,9 +9,11 @@ from jaxtyping import Array
 from .._bind import bind
 from .._calls import call_denoiser, call_network
 from .._checks import as_scalar, check_number
-from ..schedules import coefficients, diffusion
-from ..typing import Amplitude, Denoiser, Network, Sampler, Schedule
-from .kernels import diffuse, euler_maruyama_kernel, kernel_sampler
+from .._varying import varying_scan
+from ..schedules import alpha_sigma, diffusion
+from ..typing import Amplitude, Denoiser, Kernel, Network, Sampler, Schedule
+from ._sample import one_step
+from .kernels import ddpm_kernel, diffuse, euler_maruyama_kernel, kernel_sampler
 
 __all__ = ["bridge_sampler", "euler_maruyama", "predictor_corrector"]
 
@@ -74,47 +78,65 @@ def _bridge_kernel(velocity, score, amplitude, x, t, s):
 
 
 def predictor_corrector(
-    predictor: Sampler, denoise: Denoiser, schedule: Schedule, snr: float | Array = 0.16
+    denoise: Denoiser,
+    schedule: Schedule,
+    predictor: Callable[[Denoiser, Schedule], Kernel] = ddpm_kernel,
+    snr: float | Array = 0.16,
+    corrections: int = 1,
 ) -> Sampler:
-    """Any sampler, each of its steps followed by a step of Langevin dynamics at the new time.
+    """A draw from a kernel, then Langevin dynamics at the new time. 1 evaluation a step, and 1 for each correction.
 
     `x <- x + h score + sqrt(2 h) z`, z ~ N(0, I), with the step size `h = 2 (snr sigma)^2`. That is Song's
     `2 (snr |z| / |score|)^2` with the norms that both have on average, so that a sample does not depend on the others of
-    its batch, nor on its own noise. Wrap twice for two corrections. 1 evaluation a step more than the predictor.
+    its batch, nor on its own noise.
 
     Args:
-        predictor: the sampler to correct, such as `ddpm(denoise, schedule)` or `euler_maruyama(denoise, schedule)`.
-        denoise: the denoiser.
+        denoise: the denoiser, of the predictor and of the corrections.
         schedule: its path.
-        snr: the signal-to-noise ratio of the correction, dimensionless.
+        predictor: what makes the kernel: `ddpm_kernel`, `euler_maruyama_kernel`, `bind(ddim_kernel, eta=0.5)`. The
+            kernel may evaluate the denoiser at its own x and t alone.
+        snr: the signal-to-noise ratio of a correction, dimensionless.
+        corrections: how many there are in a step, at least 1.
 
     Returns:
         The sampler.
 
     Raises:
-        ValueError: if a concrete snr is negative or not finite.
+        ValueError: if a concrete snr is negative or not finite, or corrections < 1; and at the first step if the
+            predictor evaluates the denoiser elsewhere.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), algorithms 1, 4 and 5.
 
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), linear_vp())
-    >>> sampler = predictor_corrector(ddpm(denoise, linear_vp()), denoise, linear_vp())
+    >>> sampler = predictor_corrector(denoise, linear_vp())
     >>> x0 = sample(jax.random.key(0), sampler, jnp.zeros((1000, 1)), uniform(100, end=1e-3))
     >>> 0.9 < float(x0.std()) < 1.1
     True
     """
     check_number(snr, "snr", 0)
-    return Sampler(predictor.init, bind(_predictor_corrector, predictor.step, denoise, schedule, snr))
+    if corrections < 1:
+        raise ValueError(f"corrections: expected at least 1, got {corrections}")
+    return one_step(bind(_predictor_corrector, denoise, schedule, predictor, snr, jnp.zeros(corrections)))
 
 
-def _predictor_corrector(predict, denoise, schedule, snr, key, state, t, s):
-    predict_key, correct_key = jax.random.split(key)
-    state = predict(predict_key, state, t, s)
-    return state._replace(x=_langevin(denoise, schedule, snr, correct_key, state.x, t, s))
+def _predictor_corrector(denoise, schedule, predictor, snr, corrections, key, x, t, s):
+    # the number of corrections is a shape: a number would be traced
+    sigma, snr = alpha_sigma(schedule, s)[1], as_scalar(snr, "snr")
+
+    def stage(x, i):  # a scan, so that a compiled sampler holds the network once
+        first = i == 0
+        time = jnp.where(first | (sigma == 0), t, s)
+        estimate = call_denoiser(denoise, x, time)
+        predicted = predictor(bind(_known, estimate, x), schedule)(x, t, s)
+        # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may have no value
+        corrected = x - 2 * snr**2 * sigma * estimate.eps, 2 * snr * sigma
+        mean, std = (jnp.where(first, p, c) for p, c in zip(predicted, corrected, strict=True))
+        return mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype), None
+
+    return varying_scan(stage, x, jnp.arange(1 + corrections.size))[0]
 
 
-def _langevin(denoise, schedule, snr, key, x, t, s):
-    # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may have no value
-    sigma, snr = coefficients(schedule, s).sigma, as_scalar(snr, "snr")
-    eps = call_denoiser(denoise, x, jnp.where(sigma > 0, s, t)).eps
-    moved = x + 2 * snr * sigma * (jax.random.normal(key, x.shape, x.dtype) - snr * eps)
-    return jnp.where(sigma > 0, moved, x)
+def _known(estimate, x, at, t):
+    if at is not x:
+        raise ValueError("predictor: expected a kernel that evaluates the denoiser at its own x and t alone")
+    return estimate

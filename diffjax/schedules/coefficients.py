@@ -31,7 +31,9 @@ class Coefficients(NamedTuple):
     alpha: Float[Array, ""]
     sigma: Float[Array, ""]
     dalpha: Float[Array, ""]
+    """d alpha / dt."""
     dsigma: Float[Array, ""]
+    """d sigma / dt."""
 
 
 def coefficients(schedule: Schedule, t: Time) -> Coefficients:
@@ -174,7 +176,7 @@ def _inverse(schedule, value):
 
 
 def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
-    """Alpha and sigma, `schedule(t)` with checks, where no derivative is needed.
+    """`schedule(t)`, checked: alpha and sigma, where no derivative is needed.
 
     Args:
         schedule: any schedule.

@@ -18,9 +18,13 @@ class MonotoneNetwork(NamedTuple):
     """`h(t) = |slope| t + sum_j |outer_j| sigmoid(|inner_j| t + bias_j)`, which increases whatever its numbers are."""
 
     slope: Float[Array, ""]
+    """The least slope of h."""
     inner: Float[Array, " units"]
+    """inner_j: how fast unit j rises."""
     bias: Float[Array, " units"]
+    """bias_j: where unit j rises."""
     outer: Float[Array, " units"]
+    """outer_j: how far unit j rises."""
 
 
 def init_monotone(key: PRNGKeyArray, units: int = 64) -> MonotoneNetwork:
@@ -35,6 +39,8 @@ def init_monotone(key: PRNGKeyArray, units: int = 64) -> MonotoneNetwork:
 
     Raises:
         ValueError: if units < 1.
+
+    Reference: as `monotone_vp`.
 
     >>> init_monotone(jax.random.key(0), 8).inner.shape
     (8,)

@@ -51,8 +51,11 @@ class EmbeddedPair(NamedTuple):
     """A solver and, from the same evaluations, one of lower order that estimates its error."""
 
     order: int
+    """The order of the solver, one more than that of the other."""
     stages: Callable[[Schedule, Time, Time], Stages]
+    """`stages(schedule, t, s)`: the solver's evaluations between t and s."""
     lower: Callable[..., Array]
+    """`lower(schedule, t, s, start, differences) -> x_s`: the step of lower order, from the same evaluations."""
 
 
 DPM_SOLVER_12 = EmbeddedPair(2, stages_2, _lower_1)

@@ -151,6 +151,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
 def wait(manager: ocp.CheckpointManager) -> None:
     """Waits until the last save is complete.
 
+    Args:
+        manager: as for `save`.
+
     Raises:
         OSError: if it failed. Earlier checkpoints are intact.
 

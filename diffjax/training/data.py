@@ -71,6 +71,13 @@ def _check_data(name: str, array: np.ndarray) -> None:
 def check_labels(labels: Any, num_classes: int) -> np.ndarray:
     """The labels of a data set as int32, if they are class labels.
 
+    Args:
+        labels: an array of integers, of any shape.
+        num_classes: the number of classes.
+
+    Returns:
+        The labels, of the shape of `labels`.
+
     Raises:
         ValueError: if they are not integers, or one lies outside [0, num_classes).
 

@@ -35,10 +35,9 @@ def _move(weight, average, params, step):
 def power_ema(gamma: float = 6.94) -> Partial:
     """The power-function average, whose weights grow as step^gamma and so stretch with the length of the run.
 
-    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)` (Karras et al.
-    2024, https://arxiv.org/abs/2312.02696, equation 2). The weights' standard deviation relative to
-    the run's length is `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and
-    0.05 for 16.97.
+    `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)`. The weights'
+    standard deviation relative to the run's length is
+    `sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))`: 0.10 for gamma = 6.94 and 0.05 for 16.97.
 
     Args:
         gamma: a number above -1.
@@ -49,6 +48,8 @@ def power_ema(gamma: float = 6.94) -> Partial:
 
     Raises:
         ValueError: if gamma <= -1.
+
+    Reference: Karras et al. 2024 (arXiv 2312.02696), eq. 2.
 
     >>> power_ema(1.0)(0.0, 1.0, 2)  # 1 - decay
     Array(0.75, dtype=float32, ...)

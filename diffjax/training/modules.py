@@ -51,6 +51,13 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
 def merge(apply: Partial, params: Any) -> nnx.Module:
     """The way back from `functional`: the module with these parameters.
 
+    Args:
+        apply: the function that `functional(module)` returned.
+        params: parameters of that module, such as `state.ema` of a train state.
+
+    Returns:
+        A new module.
+
     Raises:
         ValueError: if `apply` is not from `functional`, or `params` are not the module's parameters.
 

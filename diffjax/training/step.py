@@ -48,6 +48,9 @@ def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransfor
             result of `eqx.partition(module, eqx.is_inexact_array)`.
         optimizer: the optax transformation that `make_train_step` gets, too.
 
+    Returns:
+        The state, with step 0.
+
     Raises:
         ValueError: if an argument is not of that kind, or its buffers were donated.
 
