@@ -21,7 +21,7 @@ test-oldest: .venv/.installed
 
 test-newest: .venv/.installed
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST_PYTHON) .venv-newest
-	$(BIN)/uv pip install --quiet --python .venv-newest --refresh --editable '.[experiments,test]'
+	$(BIN)/uv pip install --quiet --python .venv-newest --editable '.[experiments,test]'
 	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 parity: .venv/.parity
