@@ -12,7 +12,18 @@ import numpy as np
 import oracles
 import pytest
 
-from diffjax import bind, exact, losses, optimal_grids, parametrizations, process, samplers, schedules, solve, weightings
+from diffjax import (
+    bind,
+    exact,
+    losses,
+    optimal_grids,
+    parametrizations,
+    process,
+    samplers,
+    schedules,
+    solve,
+    weightings,
+)
 from diffjax.dynamics import reverse_sde
 from diffjax.grids import karras, uniform
 from diffjax.guidance import clip_x0

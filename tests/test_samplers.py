@@ -26,7 +26,6 @@ from diffjax.samplers import (
     euler,
     euler_maruyama,
     heun,
-    one_step,
     predictor_corrector,
     sample,
     trajectory,
@@ -315,7 +314,9 @@ def test_each_correction_is_a_draw_of_its_own(monkeypatch):
     # an affine step x -> a x + b + c z, repeated
     schedule, m, v = linear_vp(), 0.7, 0.3
     once, twice = (
-        affine(monkeypatch, predictor_corrector(data(schedule, [m], [v]), schedule, stay, 0.1, n), [np.array([0.4, 0.3])])
+        affine(
+            monkeypatch, predictor_corrector(data(schedule, [m], [v]), schedule, stay, 0.1, n), [np.array([0.4, 0.3])]
+        )
         for n in (1, 2)
     )
     a, b, c2 = once[0][:, 0]

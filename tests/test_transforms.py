@@ -534,9 +534,7 @@ ROWS = {
     "bridge_sampler": Row(
         lambda w, a: samplers.bridge_sampler(bind(_network, w), bind(_network, w), a), _run, (0.7, 0.4), (1.0,)
     ),
-    "predictor_corrector": _sampler_row(
-        lambda d, s, snr: samplers.predictor_corrector(d, s, snr=snr), 0.1, covers=()
-    ),
+    "predictor_corrector": _sampler_row(lambda d, s, snr: samplers.predictor_corrector(d, s, snr=snr), 0.1, covers=()),
     "adams": Row(
         _kinds(
             samplers.dpm_solver_3m,
@@ -546,7 +544,7 @@ ROWS = {
         _each,
         (),
         (1.0,),
-        ("dpm_solver_2m", "dpm_solver_3m", "data_adams", "noise_adams", "deis", "History"),
+        ("dpm_solver_2m", "dpm_solver_3m", "data_adams", "noise_adams", "deis"),
     ),
     "velocity_adams": Row(_kinds(_with_gains), _each, (0.9,), (1.0,)),
     "unipc": Row(_kinds(_bh1), _each, (), (1.0,), ("bh1", "bh2")),
