@@ -4,7 +4,7 @@ With lambda = log(alpha / sigma), u = lambda - lambda_t and h = lambda_s - lambd
 flow from t to s is
 
     data      x_s = sigma_s / sigma_t x_t + alpha_s int_0^h e^(u - h) x0 du
-    noise     x_s = alpha_s / alpha_t x_t - sigma_s int_0^h e^(h - u) eps du                         (1.53)
+    noise     x_s = alpha_s / alpha_t x_t - sigma_s int_0^h e^(h - u) eps du                    (1.53)
     velocity  x_s / (alpha_s + sigma_s) = x_t / (alpha_t + sigma_t) + int (eps - x0) dr,
               with r = sigma / (alpha + sigma)
 
@@ -12,8 +12,8 @@ exactly. If the prediction p (x0, eps or eps - x0) stays what it is at t, each o
 A solver of higher order replaces p by a polynomial through the values p_j at other nodes u_j, which
 adds
 
-    x_s = alpha_s x0 + sigma_s eps + sum_j w_j (p_j - p), sum_j w_j u_j^k = m_k,   m_k = int_0^h
-    kernel(u) u^k du                                          (1.55)
+    x_s = alpha_s x0 + sigma_s eps + sum_j w_j (p_j - p),
+    sum_j w_j u_j^k = m_k,   m_k = int_0^h kernel(u) u^k du                                    (1.55)
 
 for k = 1 ... the number of nodes. So a solver is an `Interpolation`: a prediction, the variable u,
 and the moments m_k, which are phi-functions for the first two:
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 
 
 def places(schedule: Schedule, *ts: Time) -> tuple[Place, ...]:
-    """The places of some times, from one evaluation of the schedule for all, which keeps the program small."""
+    """The places of some times, from one call of the schedule, which keeps the program small."""
     times = jnp.stack([jnp.asarray(t) for t in ts])
     alphas, sigmas = jax.vmap(lambda t: alpha_sigma(schedule, t))(times)
     return tuple(map(Place, times, alphas, sigmas, log_ratio(alphas, sigmas)))
@@ -72,7 +72,7 @@ class Interpolation(NamedTuple):
     predict: Callable[[Estimate], Array]
     variable: Callable[[Place], Float[Array, ""]]
     weights: Callable[..., Float[Array, " n"]]
-    """`weights(t, s, nodes)`: w_j of the step from t to s for the nodes u_j, relative to the variable at t.
+    """`weights(t, s, nodes)`: w_j of the step from t to s, for nodes u_j relative to u at t.
 
     `limits` replaces the limits of `limited_weights`.
     """
@@ -141,7 +141,9 @@ def bh1(h: Array) -> Array:
 
 
 def bh2(h: Array) -> Array:
-    """UniPC's `B2(h) = e^h - 1`, the integral of the kernel; DPM-Solver-2 and DPM-Solver++(2M) weigh their difference so.
+    """UniPC's `B2(h) = e^h - 1`, the integral of the kernel.
+
+    DPM-Solver-2 and DPM-Solver++(2M) weigh their difference with it.
 
     Args:
         h: a step in half log-SNR, of either sign.
@@ -183,9 +185,10 @@ def _noise_weights(t, s, nodes, limits=REGULAR_LIMITS):
 
 
 def noise_prediction_in_time(schedule: Schedule, points: int = 16) -> Interpolation:
-    """The noise eps as a polynomial in t, under the kernel `d(sigma / alpha)/dt`, by a Gauss-Legendre rule.
+    """The noise eps as a polynomial in t, under the kernel `d(sigma / alpha)/dt`.
 
-    Without limits: the grids of the library are even enough in t.
+    The integral is a Gauss-Legendre rule. The weights have no limits: the grids of the library are
+    even enough in t.
     """
     nodes, weights = np.polynomial.legendre.leggauss(points)
     rule = jnp.asarray(0.5 * (1 + nodes)), jnp.asarray(0.5 * weights)
@@ -213,7 +216,7 @@ def _time_weights(schedule, points, weights, t, s, nodes):
 
 
 def velocity_prediction() -> Interpolation:
-    """The velocity eps - x0 of the linear path as a polynomial in its time r = sigma / (alpha + sigma)."""
+    """The velocity eps - x0 of the linear path, as a polynomial in r = sigma / (alpha + sigma)."""
     return Interpolation(bind(linear_velocity_of), bind(_linear_time), bind(_velocity_weights))
 
 
@@ -236,10 +239,10 @@ def _velocity_weights(t, s, nodes, limits=REGULAR_LIMITS):
 
 
 def limited_weights(nodes: Float[Array, " n"], moments, limits, one_node=None) -> Float[Array, " n"]:
-    """The `lagrange_weights` of the first k nodes, for the largest k with `sum_j |w_j| <= limits[k - 1] |m_0|`.
+    """The `lagrange_weights` of the first k nodes, at the largest k that the limits allow.
 
-    `moments` starts with m_0. Nodes that have weight 0 in `lagrange_weights` come last, and do not
-    count.
+    That is the largest k with `sum_j |w_j| <= limits[k - 1] |m_0|`. `moments` starts with m_0.
+    Nodes that have weight 0 in `lagrange_weights` come last, and do not count.
     """
     weights = jnp.zeros_like(nodes)
     for k, limit in zip(range(1, nodes.size + 1), limits, strict=False):
@@ -250,9 +253,10 @@ def limited_weights(nodes: Float[Array, " n"], moments, limits, one_node=None) -
 
 
 def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float[Array, " n"]:
-    """The w with `sum_j w_j nodes_j^k = moments_k`, k = 1 ... n. Nodes at infinity, at 0 or repeated have weight 0.
+    """The w with `sum_j w_j nodes_j^k = moments_k`, k = 1 ... n.
 
-    `one_node` replaces the first moment where a single node is left.
+    Nodes at infinity, at 0 or repeated have weight 0. `one_node` replaces the first moment where a
+    single node is left.
     """
     # Scalars: XLA compiles them to a smaller program than short vectors.
     u, v, known = list(nodes), [], []

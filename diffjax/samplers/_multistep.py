@@ -1,4 +1,4 @@
-"""The engine of the multistep methods: what they remember, the predictor's step, the corrector's, and the noise.
+"""The engine of the multistep methods: their memory, predictor, corrector and noise.
 
 What they interpolate, and the weights of it, are in `_interpolation`.
 """
@@ -26,7 +26,7 @@ class History(NamedTuple):
     values: Float[Array, "n *x"]
     """The last predictions, as a ring: the next one takes the place `count % n`."""
     nodes: Float[Array, " n"]
-    """The method's variable where they were made, the newest first; infinite where there is none yet."""
+    """The variable where they were made, the newest first; infinite where there is none yet."""
     count: Int[Array, ""]
     """How many predictions there have been."""
     last_step: Any = None
@@ -42,12 +42,13 @@ def multistep(
     corrected: bool = False,
     gains: Float[Array, "steps order-1"] | None = None,
 ) -> Sampler:
-    """The Adams-Bashforth method of an interpolation: the last `order` predictions, one evaluation a step.
+    """The Adams-Bashforth method of an interpolation.
 
-    With `tau`, the noise of the reverse SDE of that amplitude is added. If `corrected`, x is
-    improved once its own prediction is known, by an Adams-Moulton step from the time before,
-    without another evaluation. With `gains`, which a corrected method does not take, the weights of
-    every step are multiplied by a row of them.
+    It sees the last `order` predictions, and makes one evaluation a step. With `tau`, the noise of
+    the reverse SDE of that amplitude is added. If `corrected`, x is improved once its own
+    prediction is known, by an Adams-Moulton step from the time before, without another evaluation.
+    With `gains`, which a corrected method does not take, the weights of every step are multiplied
+    by a row of them.
     """
     if not corrected:
         step = bind(_predictor_step, denoise, schedule, interpolation, tau, gains)
@@ -56,7 +57,8 @@ def multistep(
     return Sampler(bind(_corrected_start, schedule, jnp.zeros(order + 1)), step)
 
 
-def _start(empty, x, t):  # the length of `empty` is that of the memory: a shape, while a number would be traced
+def _start(empty, x, t):
+    # the length of `empty` is that of the memory: a shape, while a number would be traced
     nodes = jnp.full(empty.shape, jnp.inf, jnp.result_type(t, 1.0))
     values = jnp.broadcast_to(zeros_of(x), (empty.size, *x.shape))
     return State(x, History(values, nodes, jnp.zeros((), jnp.int32)))
@@ -105,7 +107,7 @@ def _remember(history, interpolation, estimate, t):
 
 
 def _of_predictions(base, weights):
-    """Weights of all predictions from those of their differences to the prediction number `base`."""
+    """The weights of all predictions, given those of their differences from number `base`."""
     return jnp.concatenate([weights[:base], -jnp.sum(weights, keepdims=True), weights[base:]])
 
 
@@ -117,7 +119,7 @@ def _combine(history, weights):
 
 
 def _noise(tau, t, s):
-    """The noise at s: `sigma_s e^(-tau^2 h)` of it is kept, `sigma_s sqrt(1 - e^(-2 tau^2 h))` drawn anew, if any is."""
+    """The noise at s: kept is `sigma_s e^(-tau^2 h)`, new `sigma_s sqrt(1 - e^(-2 tau^2 h))`."""
     if tau is None:
         return s.sigma, None
     tau = as_scalar(tau, "tau")
