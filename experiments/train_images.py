@@ -3,9 +3,9 @@
     python -m experiments.train_images photos/ --out runs/photos   # photos/<class>/<any name>.png
     python -m experiments.train_images images.npz --network dit    # images (n, h, w, c), labels (n,)
 
-Images are uint8, all of one size. The output folder gets samples every so often, a log, checkpoints, and at the end
-`samples.png`, `samples.npz`, `result.json` and `report.md`. The same command continues a run that
-was stopped. A U-Net wants an accelerator; on a CPU take `--network dit` and small images.
+Images are uint8, all of one size. The output folder gets samples every so often, a log, checkpoints,
+and at the end `samples.png`, `samples.npz`, `result.json` and `report.md`. The same command continues
+a run. A U-Net wants an accelerator; on a CPU take `--network dit` and small images.
 """
 
 import dataclasses

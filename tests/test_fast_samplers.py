@@ -40,7 +40,7 @@ from diffjax.samplers import (
     unipc,
     velocity_adams,
 )
-from diffjax.samplers._exponential import lagrange_weights
+from diffjax.samplers._interpolation import lagrange_weights
 from diffjax.schedules import edm, gvp, half_log_snr, half_log_snr_inverse, linear, linear_vp
 from diffjax.solve import DPM_SOLVER_12, DPM_SOLVER_23, dpm_solver_adaptive, dpm_solver_fast, solve_flow
 from diffjax.typing import Estimate, State

@@ -545,7 +545,7 @@ ROWS = {
         _each,
         (),
         (1.0,),
-        ("dpm_solver_2m", "dpm_solver_3m", "data_adams", "noise_adams", "deis", "History"),
+        ("dpm_solver_2m", "dpm_solver_3m", "data_adams", "noise_adams", "deis"),
     ),
     "velocity_adams": Row(_kinds(_with_gains), _each, (0.9,), (1.0,)),
     "unipc": Row(_kinds(_bh1), _each, (), (1.0,), ("bh1", "bh2")),

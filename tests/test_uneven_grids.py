@@ -16,7 +16,8 @@ from scipy.special import ndtr, ndtri
 from diffjax import bind, grids, samplers, schedules
 from diffjax.exact import gaussian, gaussian_mixture
 from diffjax.samplers import bh1, data_adams, ddim, deis, noise_adams, sa_solver, sample, unipc, velocity_adams
-from diffjax.samplers._exponential import data_prediction, lagrange_weights, limited_weights, multistep
+from diffjax.samplers._interpolation import data_prediction, lagrange_weights, limited_weights
+from diffjax.samplers._multistep import multistep
 
 partial = functools.partial
 

@@ -1,40 +1,23 @@
 """DPM-Solver, singlestep: intermediate evaluations at free places within a step.
 
-The evaluations of a step differ by numbers alone, so a step is a scan over its stages: a compiled sampler holds the network
-once. Every stage goes from the beginning of its step, where (x0, eps) and its prediction p are known, to a later time by
-
-    x = alpha x0 + sigma eps + w (p_now - p),
-
-with w = 0 for the first stage: DDIM. The rows of Fig. 1.4 are the times of the stages and their w.
+The rows of Fig. 1.4 are the times of the stages and their w, which `_singlestep` runs.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._bind import bind
-from .._calls import call_denoiser
 from .._checks import check_number, check_that
 from .._numerics import phis
-from .._once import once
-from .._varying import stack, varying_scan, zeros_of
+from .._varying import stack, zeros_of
 from ..schedules import half_log_snr_inverse
-from ..typing import Denoiser, Estimate, Sampler, Schedule
-from ._exponential import Place, eps_of, places, x0_of
+from ..typing import Denoiser, Sampler, Schedule
+from ._interpolation import eps_of, places, x0_of
 from ._sample import one_step
-from .kernels import towards
+from ._singlestep import Stages, run_stages
 
 __all__ = ["dpm_solver_2", "dpm_solver_2s", "dpm_solver_3"]
-
-
-class Stages(NamedTuple):
-    """The evaluations of a step: when, where to from there, and by which w."""
-
-    times: Float[Array, " n"]
-    targets: Place
-    weights: Float[Array, " n"]
 
 
 def _stages(schedule, t, s, ratios):
@@ -83,34 +66,9 @@ def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
     return stages([-u2.sigma * r2 / r1 * r2 * h * phi_2[0], -s.sigma / r2 * h * phi_2[1]])
 
 
-@once
-def run_stages(denoise, predict, x, stages, first):
-    """Runs the stages of one step or of several, which begin where `first` holds.
-
-    Returns x after the last stage and the estimate at the beginning of its step, and what each stage's
-    prediction differs by from that at the beginning of its step.
-    """
-
-    def body(carry, inputs):
-        x, start = carry
-        first, time, target, weight = inputs
-        estimate = call_denoiser(denoise, x, time)
-        start = jax.tree.map(lambda new, old: jnp.where(first, new, old), estimate, start)
-        difference = predict(estimate) - predict(start)
-        return (towards(start, target.alpha, target.sigma) + weight * difference, start), difference
-
-    return varying_scan(body, (x, Estimate(zeros_of(x), zeros_of(x))), (first, *stages))
-
-
-def begins(stages):
-    """Which of the stages of one step is its first."""
-    return jnp.arange(stages.times.size) == 0
-
-
 def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
     t, s = jnp.asarray(t), jnp.asarray(s)
-    stages = make_stages(schedule, t, s, *ratios)
-    return run_stages(denoise, predict, x, stages, begins(stages))[0][0]
+    return run_stages(denoise, predict, x, make_stages(schedule, t, s, *ratios))[0][0]
 
 
 def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:

@@ -1,4 +1,4 @@
-"""Multistep solvers: one evaluation a step, and a memory of the last ones. Each is a row of the exponential integrator.
+"""Multistep solvers: one evaluation a step, and a memory of the last ones. Each names what it interpolates.
 
 Where a step is too long beside the distances of its nodes, every method but `deis` takes a lower order. `diffjax.grids` says
 on which grids that does not happen.
@@ -9,15 +9,15 @@ from jaxtyping import Array, Float
 
 from .._checks import check_number
 from ..typing import Denoiser, Sampler, Schedule
-from ._exponential import (
+from ._interpolation import (
     bh1,
     bh2,
     data_prediction,
-    multistep,
     noise_prediction,
     noise_prediction_in_time,
     velocity_prediction,
 )
+from ._multistep import multistep
 
 __all__ = [
     "bh1",
@@ -139,8 +139,7 @@ def sa_solver(denoise: Denoiser, schedule: Schedule, order: int = 3, tau: float 
     """
     _check_order(order)
     check_number(tau, "tau", 0)
-    rule = data_prediction(tau=tau)
-    return multistep(denoise, schedule, rule, order, tau, corrector=rule)
+    return multistep(denoise, schedule, data_prediction(tau=tau), order, tau, corrected=True)
 
 
 def unipc(denoise: Denoiser, schedule: Schedule, order: int = 3, b=bh2) -> Sampler:
@@ -169,7 +168,7 @@ def unipc(denoise: Denoiser, schedule: Schedule, order: int = 3, b=bh2) -> Sampl
     Array([0.5], dtype=float32)
     """
     _check_order(order)
-    return multistep(denoise, schedule, data_prediction(b), order, corrector=data_prediction(b))
+    return multistep(denoise, schedule, data_prediction(b), order, corrected=True)
 
 
 def deis(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler:

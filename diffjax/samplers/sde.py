@@ -1,4 +1,4 @@
-"""Samplers of the reverse SDE at any noise amplitude, and of a bridge; Langevin corrections of any sampler."""
+"""Samplers of the reverse SDE at any noise amplitude and of a bridge; Langevin corrections."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,8 @@ __all__ = ["bridge_sampler", "euler_maruyama", "predictor_corrector"]
 def euler_maruyama(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> Sampler:
     """Euler-Maruyama for the reverse SDE of any noise amplitude a (1.19).
 
-    `x_s = x + (s - t) (v(x, t) - a^2 score / 2) + a sqrt(t - s) z`, z ~ N(0, I). Weak order 1; 1 evaluation a step.
+    `x_s = x + (s - t) (v(x, t) - a^2 score / 2) + a sqrt(t - s) z`, z ~ N(0, I). Weak order 1; 1
+    evaluation a step.
 
     Args:
         denoise: the denoiser.
@@ -46,9 +47,10 @@ def euler_maruyama(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude =
 def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) -> Sampler:
     """Euler-Maruyama for the SDE of a Schrodinger bridge, from any prior to the data.
 
-    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I): (1.19). Velocity and
-    score are separate functions, because for a prior that is not Gaussian neither determines the other. 1 evaluation of
-    both a step. With amplitude 0 it is Euler's method for the flow, which has the same marginals.
+    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I): (1.19).
+    Velocity and score are separate functions, because for a prior that is not Gaussian neither
+    determines the other. 1 evaluation of both a step. With amplitude 0 it is Euler's method for the
+    flow, which has the same marginals.
 
     Args:
         velocity: `(x, t) -> v`, in increasing t, such as a network trained by `losses.bridge_matching`.
@@ -84,17 +86,19 @@ def predictor_corrector(
     snr: float | Array = 0.16,
     corrections: int = 1,
 ) -> Sampler:
-    """A draw from a kernel, then Langevin dynamics at the new time. 1 evaluation a step, and 1 for each correction.
+    """A draw from a kernel, then Langevin dynamics at the new time.
 
-    `x <- x + h score + sqrt(2 h) z`, z ~ N(0, I), with the step size `h = 2 (snr sigma)^2`. That is Song's
-    `2 (snr |z| / |score|)^2` with the norms that both have on average, so that a sample does not depend on the others of
-    its batch, nor on its own noise.
+    1 evaluation a step, and 1 for each correction. A correction is
+    `x <- x + h score + sqrt(2 h) z`, z ~ N(0, I), with the step size `h = 2 (snr sigma)^2`. That is
+    Song's `2 (snr |z| / |score|)^2` with the norms that both have on average, so that a sample does
+    not depend on the others of its batch, nor on its own noise.
 
     Args:
         denoise: the denoiser, of the predictor and of the corrections.
         schedule: its path.
-        predictor: what makes the kernel: `ddpm_kernel`, `euler_maruyama_kernel`, `bind(ddim_kernel, eta=0.5)`. The
-            kernel may evaluate the denoiser at its own x and t alone.
+        predictor: what makes the kernel: `ddpm_kernel`, `euler_maruyama_kernel`,
+            `bind(ddim_kernel, eta=0.5)`. The kernel may evaluate the denoiser at its own x and t
+            alone.
         snr: the signal-to-noise ratio of a correction, dimensionless.
         corrections: how many there are in a step, at least 1.
 
@@ -102,8 +106,8 @@ def predictor_corrector(
         The sampler.
 
     Raises:
-        ValueError: if a concrete snr is negative or not finite, or corrections < 1; and at the first step if the
-            predictor evaluates the denoiser elsewhere.
+        ValueError: if a concrete snr is negative or not finite, or corrections < 1; and at the
+            first step if the predictor evaluates the denoiser elsewhere.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), algorithms 1, 4 and 5.
 
@@ -125,10 +129,10 @@ def _predictor_corrector(denoise, schedule, predictor, snr, corrections, key, x,
 
     def stage(x, i):  # a scan, so that a compiled sampler holds the network once
         first = i == 0
-        time = jnp.where(first | (sigma == 0), t, s)
+        time = jnp.where(first | (sigma == 0), t, s)  # at sigma = 0 eps may have no value
         estimate = call_denoiser(denoise, x, time)
         predicted = predictor(bind(_known, estimate, x), schedule)(x, t, s)
-        # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may have no value
+        # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0
         corrected = x - 2 * snr**2 * sigma * estimate.eps, 2 * snr * sigma
         mean, std = (jnp.where(first, p, c) for p, c in zip(predicted, corrected, strict=True))
         return mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype), None

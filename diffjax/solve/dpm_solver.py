@@ -14,8 +14,9 @@ from .._checks import as_float, check_that
 from .._once import once
 from .._varying import error_if, varying_carry
 from ..grids import uniform_log_snr
-from ..samplers._exponential import eps_of
-from ..samplers.dpm_solver import Stages, begins, run_stages, stages_1, stages_2, stages_3
+from ..samplers._interpolation import eps_of
+from ..samplers._singlestep import Stages, run_stages
+from ..samplers.dpm_solver import stages_1, stages_2, stages_3
 from ..samplers.kernels import towards
 from ..schedules import alpha_sigma, half_log_snr, half_log_snr_inverse
 from ..typing import Denoiser, Schedule, Time
@@ -132,7 +133,7 @@ def _adapt(denoise, schedule, x, t, s, pair, rtol, atol, first_step, safety, max
         last = h >= end - now
         target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
         stages = pair.stages(schedule, t, target)
-        (high, start), differences = run_stages(denoise, eps_of, x, stages, begins(stages))
+        (high, start), differences = run_stages(denoise, eps_of, x, stages)
         low = pair.lower(schedule, t, target, start, differences)
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))

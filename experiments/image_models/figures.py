@@ -38,7 +38,7 @@ def figures(model: Model, data: Images, settings: Settings, result: dict) -> Non
     bins = np.linspace(0, max(ours.max(), real.max()), 40)
     ax.hist(real, bins, density=True, alpha=0.5, label="held-out images")
     ax.hist(ours, bins, density=True, histtype="step", color="k", label="samples")
-    ax.set(xlabel="distance to the nearest training image (pixels in [-1, 1])", ylabel="density")
+    ax.set(xlabel="distance to the nearest training image (pixels from -1 to 1)", ylabel="density (1 / pixel)")
     ax.legend()
     _save(fig, settings, "nearest.png")
 
@@ -59,7 +59,7 @@ def quality(settings: Settings, result: dict) -> None:
         ax.plot(*zip(*points, strict=True), marker=marker, label=name)
     training_images = result["scores"]["Fréchet distance of training images"]
     ax.axhline(training_images, color="k", ls="--", label="training images")
-    ax.set(xlabel="network evaluations a sample (NFE)", ylabel="Fréchet distance to held-out (pixels)")
+    ax.set(xlabel="network evaluations a sample (NFE)", ylabel="Fréchet distance to held-out (squared pixels)")
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(settings.nfe, [str(nfe) for nfe in settings.nfe])
     ax.xaxis.set_minor_locator(NullLocator())
