@@ -2,9 +2,9 @@
 
     python -m benchmarks.samplers [--repeats 15] [--output benchmarks/results/samplers.json]
 
-The rows are those of `benchmarks.overhead`, whose measuring and whose hand-written scan they use: run time and compile time
-against the bare scan, the compile time of many steps against few, and how often `sample` is traced while weights, guidance
-scale, schedule and grid change.
+The rows are those of `benchmarks.overhead`, whose measuring and whose hand-written scan they use:
+run time and compile time against the bare scan, the compile time of many steps against few, and how
+often `sample` is traced while weights, guidance scale, schedule and grid change.
 """
 
 import dataclasses
@@ -74,7 +74,9 @@ def traces(case, make) -> int:
     for i in range(1, 4):
         schedule = linear_vp(0.1 * i, 20.0 + i)
         params = jax.tree.map(lambda p, i=i: i * p, case.params)
-        conditional, null = (as_denoiser(bind(case.apply, p), schedule, EPS) for p in (params, case.params))
+        conditional, null = (
+            as_denoiser(bind(case.apply, p), schedule, EPS) for p in (params, case.params)
+        )
         sampler = make(cfg(conditional, null, 1.5 * i), schedule)
         jitted(jax.random.key(i), sampler, case.x, uniform_log_snr(schedule, 6, end=1e-3 * i))
     return count
@@ -89,14 +91,26 @@ def main(settings: Settings) -> None:
         ("MLP", settings.mlp_evaluations, 1.1),
     ):
         case = networks[network]
-        again = overhead.run_ratio(f"{network}: A against A", None, bare(case, evaluations), bare(case, evaluations), 9)
+        again = overhead.run_ratio(
+            f"{network}: A against A", None, bare(case, evaluations), bare(case, evaluations), 9
+        )
         record.add(again)
         for name, (make, each) in MAKERS.items():
             ours, theirs = program(case, make, evaluations // each), bare(case, evaluations)
-            record.add(overhead.run_ratio(f"{name}, {network}: run time", aim, ours, theirs, settings.repeats))
-    for network, names in (("U-Net", ("dpm_solver_3", "dpm_solver_2m", "unipc(3)")), ("MLP", MAKERS)):
+            record.add(
+                overhead.run_ratio(
+                    f"{name}, {network}: run time", aim, ours, theirs, settings.repeats
+                )
+            )
+    for network, names in (
+        ("U-Net", ("dpm_solver_3", "dpm_solver_2m", "unipc(3)")),
+        ("MLP", MAKERS),
+    ):
         for name in names:
-            ours, theirs = program(networks[network], MAKERS[name][0], 6), bare(networks[network], 6)
+            ours, theirs = (
+                program(networks[network], MAKERS[name][0], 6),
+                bare(networks[network], 6),
+            )
             title = f"{name}, {network}: compile time"
             record.add(overhead.compile_ratio(title, 1.5, ours, theirs, settings.compilations))
     case = networks["MLP"]

@@ -25,7 +25,9 @@ def call_network(network, x, t, name: str = "network"):
             "returns the array alone, such as lambda x, t: network(x, t)[0]"
         )
     if jnp.shape(out) != shape:
-        raise ValueError(f"{name}: it returned {jnp.shape(out)} for x of shape {shape}; expected the same shape")
+        raise ValueError(
+            f"{name}: it returned {jnp.shape(out)} for x of shape {shape}; expected the same shape"
+        )
     return out
 
 

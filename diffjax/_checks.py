@@ -21,7 +21,9 @@ def as_float(x, name: str):
     """
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{name}: expected a floating-point dtype, got {dtype} of shape {jnp.shape(x)}")
+        raise ValueError(
+            f"{name}: expected a floating-point dtype, got {dtype} of shape {jnp.shape(x)}"
+        )
     return jnp.asarray(x) if dtype.itemsize >= 4 else jnp.asarray(x, jnp.float32)
 
 
@@ -33,7 +35,8 @@ def shown(values) -> str:
 
 
 def check_that(condition, message: str, *values) -> None:
-    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not checked.
+    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not
+    checked.
 
     Each `{}` of the message stands for one of the values, in their order.
     """
@@ -72,11 +75,17 @@ def described(x):
         return f"the function {x.__name__}({', '.join(inspect.signature(x).parameters)})"
     if isinstance(x, type) or inspect.isroutine(x):
         return x.__name__
-    return repr(x) if isinstance(x, bool | int | float | str | None) else f"an instance of {type(x).__name__}"
+    return (
+        repr(x)
+        if isinstance(x, bool | int | float | str | None)
+        else f"an instance of {type(x).__name__}"
+    )
 
 
 def as_scalar(value, name: str):
     """The value, if it is a scalar: a vector of them would be spread over the axes of a sample."""
     if jnp.ndim(value):
-        raise ValueError(f"{name}: expected a scalar, got shape {jnp.shape(value)}; to try many values, vmap over them")
+        raise ValueError(
+            f"{name}: expected a scalar, got shape {jnp.shape(value)}; to try many values, vmap over them"
+        )
     return value

@@ -24,7 +24,8 @@ def _safe_sqrt_jvp(primals, tangents):
 
 
 def bisect(increasing, target, steps: int):
-    """The t in [0, 1] where a function that increases with t crosses the target, by `steps` halvings.
+    """The t in [0, 1] where a function that increases with t crosses the target, by `steps`
+    halvings.
 
     The midpoints 2^-k are exact floats, so t is accurate to relative precision near 0.
     """
@@ -41,8 +42,8 @@ def bisect(increasing, target, steps: int):
 
 
 SMALLEST_TIME = 1e-18
-"""The time that stands for t = 0 in a limit. It is far below the resolution of anything smooth in t, and its square is
-still a normal float32."""
+"""The time that stands for t = 0 in a limit. It is far below the resolution of anything smooth in
+t, and its square is still a normal float32."""
 
 
 def from_right(t):
@@ -76,11 +77,13 @@ def _rounding(t):
 
 
 def phis(n: int, z):
-    """The exponential integrators' `phi_k(z) = int_0^1 e^((1 - v) z) v^(k-1) / (k-1)! dv` for k = 1 ... n, a list.
+    """The exponential integrators' `phi_k(z) = int_0^1 e^((1 - v) z) v^(k-1) / (k-1)! dv` for k = 1
+    ... n, a list.
 
-    `phi_1 = (e^z - 1) / z`, `phi_{k+1} = (phi_k - 1/k!) / z`. The recurrence loses a digit or two at |z| = 1 and all of them
-    at 0. There the series of the last one, `sum_j z^j / (j + n)!`, whose 18 terms are exact to rounding for |z| <= 1, and
-    the recurrence backwards, which loses nothing, serve instead.
+    `phi_1 = (e^z - 1) / z`, `phi_{k+1} = (phi_k - 1/k!) / z`. The recurrence loses a digit or two
+    at |z| = 1 and all of them at 0. There the series of the last one, `sum_j z^j / (j + n)!`, whose
+    18 terms are exact to rounding for |z| <= 1, and the recurrence backwards, which loses nothing,
+    serve instead.
     """
     small = jnp.abs(z) < 1
     far, near = jnp.where(small, 1.0, z), jnp.where(small, z, 0.0)

@@ -1,8 +1,8 @@
 """One compilation for all equal calls that the caller does not jit.
 
-Outside `jit`, jax compiles a loop at every call, because the body of the loop is a new function each
-time. `once` is for the functions that hold such a loop. Within the caller's own `jit` it changes
-nothing: a program within a program is a part of it.
+Outside `jit`, jax compiles a loop at every call, because the body of the loop is a new function
+each time. `once` is for the functions that hold such a loop. Within the caller's own `jit` it
+changes nothing: a program within a program is a part of it.
 """
 
 import functools
@@ -32,7 +32,9 @@ def once(fn: Callable) -> Callable:
     def program(static):
         def run(arrays):
             (structure, rest), arrays = static.value, iter(arrays)
-            args, kwargs = jax.tree.unflatten(structure, [next(arrays) if a is _ARRAY else a for a in rest])
+            args, kwargs = jax.tree.unflatten(
+                structure, [next(arrays) if a is _ARRAY else a for a in rest]
+            )
             return fn(*args, **kwargs)
 
         return jax.jit(run)
@@ -45,7 +47,10 @@ def once(fn: Callable) -> Callable:
         arrays = [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)]
         rest = [_ARRAY if isinstance(leaf, _ARRAYS) else leaf for leaf in leaves]
         try:
-            key = (*_structure_state(structure, ()), *(_state(leaf, ()) for leaf in rest if leaf is not _ARRAY))
+            key = (
+                *_structure_state(structure, ()),
+                *(_state(leaf, ()) for leaf in rest if leaf is not _ARRAY),
+            )
             static = _Keyed(key, (structure, rest))
             hash(static)
         except (_OpaqueError, TypeError):  # TypeError: no hash
@@ -89,7 +94,18 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic)
 _ARRAY = type("_Array", (), {})  # the place of an array among the leaves
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), np.dtype)
 _IMMUTABLE = (jax.Array, types.BuiltinFunctionType, np.ufunc, jax.numpy.ufunc, type(jax.jit(len)))
-_LIBRARIES = {"diffjax", "diffrax", "equinox", "flax", "jax", "jaxlib", "lineax", "numpy", "optax", "scipy"}
+_LIBRARIES = {
+    "diffjax",
+    "diffrax",
+    "equinox",
+    "flax",
+    "jax",
+    "jaxlib",
+    "lineax",
+    "numpy",
+    "optax",
+    "scipy",
+}
 
 
 def _is_library(module: str | None) -> bool:
@@ -102,8 +118,11 @@ def _state(value: Any, inside: tuple) -> Hashable:
     if isinstance(value, Tracer | np.ndarray):
         raise _OpaqueError
     if isinstance(value, _CONSTANTS):
-        return type(value), repr(value)  # 0, 0.0, -0.0 and False are equal, but not the same program
-    if isinstance(value, _IMMUTABLE) or (isinstance(value, types.ModuleType) and _is_library(value.__name__)):
+        # 0, 0.0, -0.0 and False are equal, but not the same program
+        return type(value), repr(value)
+    if isinstance(value, _IMMUTABLE) or (
+        isinstance(value, types.ModuleType) and _is_library(value.__name__)
+    ):
         return _Same(value)
     if isinstance(value, types.MethodType):
         return _state(value.__func__, inside), _state(value.__self__, inside)
@@ -128,8 +147,15 @@ def _structure_state(structure: Any, inside: tuple) -> tuple:
     if structure.node_data() is None:
         return (structure,)
     kind, data = structure.node_data()
-    found = [_state(kind, inside), *([_state(data, inside)] if issubclass(kind, functools.partial) else [])]
-    return structure, *found, *(s for child in structure.children() for s in _structure_state(child, inside))
+    found = [
+        _state(kind, inside),
+        *([_state(data, inside)] if issubclass(kind, functools.partial) else []),
+    ]
+    return (
+        structure,
+        *found,
+        *(s for child in structure.children() for s in _structure_state(child, inside)),
+    )
 
 
 def _reads(fn: types.FunctionType) -> Iterator[Any]:
@@ -148,7 +174,9 @@ def _members(kind: type) -> Iterator[Any]:
     for base in kind.__mro__:
         if not _is_library(base.__module__):
             for name, member in vars(base).items():
-                inner = [getattr(member, a, None) for a in ("fget", "__func__", "__wrapped__", "method")]
+                inner = [
+                    getattr(member, a, None) for a in ("fget", "__func__", "__wrapped__", "method")
+                ]
                 functions = [f for f in (member, *inner) if isinstance(f, types.FunctionType)]
                 if functions:
                     yield from functions
@@ -159,5 +187,10 @@ def _members(kind: type) -> Iterator[Any]:
 @functools.lru_cache(4096)
 def _names(code: types.CodeType) -> tuple[str, ...]:
     """The names by which the code, and the code of functions within it, could read globals."""
-    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
+    inner = [
+        name
+        for const in code.co_consts
+        if isinstance(const, types.CodeType)
+        for name in _names(const)
+    ]
     return tuple(dict.fromkeys((*code.co_names, *inner)))

@@ -136,7 +136,9 @@ def _check_sizes(name: str, sizes: Any) -> None:
     """Checks that there are at most 64 sizes, each of 64 bits: their product is quick to compute."""
     known = isinstance(sizes, tuple | list) and len(sizes) <= 64
     if not known or any(type(n) is not int or abs(n) >= 2**63 for n in sizes):
-        raise ValueError(f"{name}: expected at most 64 integers below 2^63, got {reprlib.repr(sizes)}")
+        raise ValueError(
+            f"{name}: expected at most 64 integers below 2^63, got {reprlib.repr(sizes)}"
+        )
 
 
 _ADMITTED = {  # what a pickle may ask for
@@ -154,9 +156,10 @@ _ADMITTED = {  # what a pickle may ask for
 def _unpickle(file: io.BytesIO) -> Any:
     """Reads one pickle of a torch file, from the file's position on.
 
-    It knows the opcodes that state dicts are written with. It calls only what `_ADMITTED` holds, sets
-    no attribute and hashes no object of the pickle, so time and memory are linear in its length.
-    (`pickle.Unpickler` allocates what a memo index asks for, and hashes nested tuples for ever.)
+    It knows the opcodes that state dicts are written with. It calls only what `_ADMITTED` holds,
+    sets no attribute and hashes no object of the pickle, so time and memory are linear in its
+    length. (`pickle.Unpickler` allocates what a memo index asks for, and hashes nested tuples for
+    ever.)
     """
     stack, marks, memo = [], [], {}
 
@@ -263,7 +266,9 @@ def _tensors(state: Any) -> dict[str, _Tensor]:
     if not isinstance(state, _Dict):
         raise ValueError(f"expected a dict of tensors, got {_kind(state)}")
     tensors = _as_dict(state.pairs)
-    others = [f"{name!r} is {_kind(t)}" for name, t in tensors.items() if not isinstance(t, _Tensor)]
+    others = [
+        f"{name!r} is {_kind(t)}" for name, t in tensors.items() if not isinstance(t, _Tensor)
+    ]
     if others:
         raise ValueError(
             f"expected a flat dict of tensors, but {', '.join(others[:5])}; in PyTorch, save network.state_dict()"
@@ -279,5 +284,9 @@ def _array(name: str, tensor: _Tensor, buffers: Mapping[str, Any]) -> np.ndarray
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     # numpy's own check can overflow
     if min(0, offset, *shape, *stride) < 0 or (math.prod(shape) and last >= size):
-        raise ValueError(f"{name} of shape {shape}, stride {stride} and offset {offset} overruns {size} elements")
-    return np.ndarray(shape, dtype, buffer, offset * dtype.itemsize, [step * dtype.itemsize for step in stride])
+        raise ValueError(
+            f"{name} of shape {shape}, stride {stride} and offset {offset} overruns {size} elements"
+        )
+    return np.ndarray(
+        shape, dtype, buffer, offset * dtype.itemsize, [step * dtype.itemsize for step in stride]
+    )

@@ -1,16 +1,19 @@
-r"""How data and prior are paired: `(key, x0, x1) -> x1`, each data point's partner among the draws of a minibatch.
+r"""How data and prior are paired: `(key, x0, x1) -> x1`, each data point's partner among the draws
+of a minibatch.
 
-Flow matching takes any joint distribution with the right marginals (1.17). Which one decides how straight the paths are:
+Flow matching takes any joint distribution with the right marginals (1.17). Which one decides how
+straight the paths are:
 
     independent      pi = p(x0) p(x1)                                        they cross; the velocity is an average
     optimal          argmin sum_i |x0_i - x1_pi(i)|^2                        exact transport of the minibatch: no crossing
     entropic(eps)    argmin <pi, |x0 - x1|^2> + eps KL(pi || uniform)        between the two: the Schrodinger bridge's
 
-For a bridge of noise amplitude a (`process.brownian_bridge`) the static problem is the entropic one with eps = 2 a^2.
+For a bridge of noise amplitude a (`process.brownian_bridge`) the static problem is the entropic one
+with eps = 2 a^2.
 
-The data stay where they are and only the prior's draws move. For a class-conditional network couple within each class, as
-`optimal(..., labels=...)` does: over a mixed batch, the draws that one class is given no longer have the prior's
-distribution, from which sampling starts.
+The data stay where they are and only the prior's draws move. For a class-conditional network couple
+within each class, as `optimal(..., labels=...)` does: over a mixed batch, the draws that one class
+is given no longer have the prior's distribution, from which sampling starts.
 """
 
 import math
@@ -30,7 +33,9 @@ from .typing import Coupling
 __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
 
 
-def independent(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]) -> Float[Array, "n *x"]:
+def independent(
+    key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]
+) -> Float[Array, "n *x"]:
     """The independent coupling: x1 as it was drawn.
 
     Args:
@@ -44,7 +49,8 @@ def independent(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n
     Raises:
         ValueError: if the shapes differ or n = 0.
 
-    Reference: Lipman et al. 2023 (arXiv 2210.02747), section 4; Liu et al. 2023 (arXiv 2209.03003), section 2.1.
+    Reference: Lipman et al. 2023 (arXiv 2210.02747), section 4; Liu et al. 2023 (arXiv 2209.03003),
+    section 2.1.
 
     >>> independent(None, jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])).ravel()
     Array([4., 1.], dtype=float32)
@@ -60,18 +66,19 @@ def optimal(
     *,
     labels: Int[Array, " n"] | None = None,
 ) -> Float[Array, "n *x"]:
-    """The optimal transport of a minibatch: the permutation of x1 that makes `sum_i |x0_i - x1_i|^2` least.
+    """The optimal transport of a minibatch: the permutation of x1 that makes
+    `sum_i |x0_i - x1_i|^2` least.
 
-    SciPy's `linear_sum_assignment` on the host, in O(n^3). Under jit it is a callback; under vmap the batches take turns.
-    No gradient passes through the choice of the permutation.
+    SciPy's `linear_sum_assignment` on the host, in O(n^3). Under jit it is a callback; under vmap
+    the batches take turns. No gradient passes through the choice of the permutation.
 
     If m is not n, each data point still has the mass 1/n in the plan and each draw the mass 1/m.
     Both sets are copied until they have lcm(n, m) points, and x0_i's partner is drawn from those of
     its copies. (The n cheapest of m > n draws would not have the prior's distribution.) That takes
     O(lcm(n, m)^3): let one number be a multiple of the other.
 
-    With `labels` only points of one class are permuted: x1_j is a draw for the class of x0_j. So the
-    draws that a class is given keep the prior's distribution, from which sampling starts.
+    With `labels` only points of one class are permuted: x1_j is a draw for the class of x0_j. So
+    the draws that a class is given keep the prior's distribution, from which sampling starts.
 
     Args:
         key: what the partners are drawn by if m does not divide n; otherwise unused.
@@ -87,8 +94,9 @@ def optimal(
             lcm(n, m) is above 8192 for m other than n, or there is no key to draw by; if the labels
             are not n integers, or m is not n beside them.
 
-    Reference: Pooladian et al. 2023 (arXiv 2304.14772), section 3.1; Tong et al. 2024 (arXiv 2302.00482), proposition 3.4.
-    As a plan of unequal numbers: Peyre and Cuturi 2019 (arXiv 1803.00567), eq. 2.10 and 2.11.
+    Reference: Pooladian et al. 2023 (arXiv 2304.14772), section 3.1; Tong et al. 2024 (arXiv
+    2302.00482), proposition 3.4. As a plan of unequal numbers: Peyre and Cuturi 2019 (arXiv
+    1803.00567), eq. 2.10 and 2.11.
 
     >>> x0, x1 = jnp.array([[0.0], [5.0], [6.0]]), jnp.array([[4.0], [1.0], [2.0]])
     >>> optimal(None, x0, x1).ravel()
@@ -117,11 +125,15 @@ def optimal(
     classes = jnp.zeros(n, jnp.int32) if labels is None else labels
     shape = jax.ShapeDtypeStruct((n, copies), np.int32)
     cost = jax.lax.stop_gradient(cost)
-    partners = on_mesh(jax.pure_callback(_assign, shape, cost, classes, vmap_method="broadcast_all"))
+    partners = on_mesh(
+        jax.pure_callback(_assign, shape, cost, classes, vmap_method="broadcast_all")
+    )
     if copies == 1:
         return jnp.asarray(x1)[partners[:, 0]]
     if key is None:
-        raise ValueError(f"key: expected a key to draw one of the {copies} partners of each data point, got None")
+        raise ValueError(
+            f"key: expected a key to draw one of the {copies} partners of each data point, got None"
+        )
     return jnp.asarray(x1)[partners[jnp.arange(n), jax.random.randint(key, (n,), 0, copies)]]
 
 
@@ -129,7 +141,9 @@ _MOST_COPIES = 8192  # their costs are half a GB
 
 
 def _assign(cost, classes):
-    """The columns that the copies of each row are given, of shape (..., n, lcm(n, m) / n), for each batch of costs."""
+    """The columns that the copies of each row are given, of shape (..., n, lcm(n, m) / n), for each
+    batch of costs.
+    """
     cost, classes = np.asarray(cost), np.asarray(classes)
     if cost.ndim > 2:
         return np.stack([_assign(*batch) for batch in zip(cost, classes, strict=True)])
@@ -145,16 +159,19 @@ def _assign(cost, classes):
     return columns.reshape(n, -1).astype(np.int32)
 
 
-def entropic(epsilon: float | Array, tolerance: float = 1e-3, max_iterations: int = 1000) -> Coupling:
+def entropic(
+    epsilon: float | Array, tolerance: float = 1e-3, max_iterations: int = 1000
+) -> Coupling:
     """The entropic transport of a minibatch: x0_i's partner is a draw of row i of Sinkhorn's plan.
 
-    Every data point has one partner. Some draws of the prior may serve twice and some not at all, on
-    average each equally often, if Sinkhorn's iterations reached their tolerance. The numbers of data
-    and draws may differ. The smaller epsilon is, the more iterations that takes, and under jit only
-    `sinkhorn(...).error` tells. Small epsilon nears `optimal`, large epsilon `independent`.
+    Every data point has one partner. Some draws of the prior may serve twice and some not at all,
+    on average each equally often, if Sinkhorn's iterations reached their tolerance. The numbers of
+    data and draws may differ. The smaller epsilon is, the more iterations that takes, and under jit
+    only `sinkhorn(...).error` tells. Small epsilon nears `optimal`, large epsilon `independent`.
 
     Args:
-        epsilon: the strength of the entropy, above 0, in units of a squared distance: 2 a^2 for a bridge of amplitude a.
+        epsilon: the strength of the entropy, above 0, in units of a squared distance: 2 a^2 for a
+            bridge of amplitude a.
         tolerance: see `sinkhorn`.
         max_iterations: see `sinkhorn`.
 
@@ -162,8 +179,8 @@ def entropic(epsilon: float | Array, tolerance: float = 1e-3, max_iterations: in
         The coupling.
 
     Raises:
-        ValueError: if a concrete epsilon is not positive; when it is called, if the points differ in
-            shape, there are none, or concrete points need more iterations.
+        ValueError: if a concrete epsilon is not positive; when it is called, if the points differ
+            in shape, there are none, or concrete points need more iterations.
 
     Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), section 3.2 and proposition 3.4.
 
@@ -196,26 +213,33 @@ class Plan(NamedTuple):
 
 
 def sinkhorn(
-    cost: Float[Array, "n m"], epsilon: float | Array, tolerance: float | Array = 1e-3, max_iterations: int = 1000
+    cost: Float[Array, "n m"],
+    epsilon: float | Array,
+    tolerance: float | Array = 1e-3,
+    max_iterations: int = 1000,
 ) -> Plan:
-    """The plan of entropic optimal transport between uniform weights: `argmin_pi <pi, C> + eps KL(pi || 1/(n m))`.
+    """The plan of entropic optimal transport between uniform weights:
+    `argmin_pi <pi, C> + eps KL(pi || 1/(n m))`.
 
-    Sinkhorn's iterations on the logarithms, `log pi = (f_i + g_j - C_ij) / eps`, so that a small epsilon underflows nothing.
+    Sinkhorn's iterations on the logarithms, `log pi = (f_i + g_j - C_ij) / eps`, so that a small
+    epsilon underflows nothing.
 
     Args:
         cost: C, of shape (n, m), such as `squared_distances(x0, x1)`.
         epsilon: the strength of the entropy, above 0, in units of the cost.
         tolerance: the error of the columns' sums, added up, at which to stop.
-        max_iterations: the most iterations. They are a while loop, so there is no reverse-mode derivative.
+        max_iterations: the most iterations. They are a while loop, so there is no reverse-mode
+            derivative.
 
     Returns:
         `Plan(log_plan, error, iterations)`.
 
     Raises:
-        ValueError: if the cost is not a matrix with entries, a concrete cost is not finite, or a concrete epsilon is not
-            positive.
+        ValueError: if the cost is not a matrix with entries, a concrete cost is not finite, or a
+            concrete epsilon is not positive.
 
-    Reference: Cuturi 2013 (arXiv 1306.0895), algorithm 1; Peyre and Cuturi 2019 (arXiv 1803.00567), remark 4.23.
+    Reference: Cuturi 2013 (arXiv 1306.0895), algorithm 1; Peyre and Cuturi 2019 (arXiv 1803.00567),
+    remark 4.23.
 
     >>> plan = jnp.exp(sinkhorn(jnp.array([[0.0, 1.0], [1.0, 0.0]]), 0.5).log_plan)
     >>> float(plan[0, 0]), 0.5 / (1 + jnp.e**-2)
@@ -233,7 +257,8 @@ def sinkhorn(
 def _sinkhorn(cost, epsilon, tolerance, max_iterations):
     (n, m), scores = cost.shape, -cost / epsilon
 
-    def iterate(state):  # the error is that of the rows before f's update; that of the columns after it is no larger
+    # the error is that of the rows before f's update; that of the columns after it is no larger
+    def iterate(state):
         f, _, _, count = state
         g = -jax.nn.logsumexp(scores + f, 0, keepdims=True) - jnp.log(m)
         rows = jax.nn.logsumexp(scores + g, 1, keepdims=True)
@@ -282,7 +307,9 @@ def squared_distances(x0: Float[Array, "n *x"], x1: Float[Array, "m *x"]) -> Flo
 
 @jax.jit
 def _differences(x0, x1):
-    """By differences, a row at a time: a matrix product is less exact, and all pairs at once are (n, m, d) numbers."""
+    """By differences, a row at a time: a matrix product is less exact, and all pairs at once are
+    (n, m, d) numbers.
+    """
     return jax.lax.map(jax.checkpoint(lambda a: jnp.sum((a[None] - x1) ** 2, 1)), x0)
 
 

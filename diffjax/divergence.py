@@ -20,7 +20,8 @@ __all__ = ["divergence", "exact_probes", "gaussian_probes", "rademacher_probes"]
 
 
 def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
-    """Draws n probes of independent random signs, the choice of least variance for a symmetric Jacobian.
+    """Draws n probes of independent random signs, the choice of least variance for a symmetric
+    Jacobian.
 
     Args:
         key: a PRNG key.
@@ -75,7 +76,9 @@ def exact_probes(key: PRNGKeyArray, x: Array) -> Float[Array, "d *x"]:
     return (jnp.sqrt(x.size) * jnp.eye(x.size)).astype(x.dtype).reshape(x.size, *x.shape)
 
 
-def divergence(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]) -> tuple[Array, Float[Array, ""]]:
+def divergence(
+    f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]
+) -> tuple[Array, Float[Array, ""]]:
     """f(x), and the estimate `mean_z z^T (df/dx) z` of its divergence (1.23).
 
     It takes one evaluation and one product per probe.
@@ -99,14 +102,20 @@ def divergence(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x
     return y, jnp.vdot(products, probes) / len(probes)
 
 
-def probe_products(f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]) -> tuple[Array, Array]:
+def probe_products(
+    f: Callable[[Array], Array], x: Array, probes: Float[Array, "n *x"]
+) -> tuple[Array, Array]:
     """f(x), and `z^T (df/dx)` for every probe, of shape (n, *x.shape)."""
     if probes.shape[1:] != x.shape or not probes.shape[0]:
-        raise ValueError(f"probes: expected shape (n, {', '.join(map(str, x.shape))}), n >= 1, got {probes.shape}")
+        raise ValueError(
+            f"probes: expected shape (n, {', '.join(map(str, x.shape))}), n >= 1, got {probes.shape}"
+        )
     x = as_float(x, "x")
     y, transposed = jax.vjp(lambda x: as_float(f(x), "network's output").astype(x.dtype), x)
     if y.shape != x.shape:
-        raise ValueError(f"network: it returned {y.shape} for x of shape {x.shape}; expected the same shape")
+        raise ValueError(
+            f"network: it returned {y.shape} for x of shape {x.shape}; expected the same shape"
+        )
     probes = probes + zeros_of(y)[None]
     if len(probes) == 1:  # a mapped axis of length 1 would cost copies of every activation
         return y, transposed(probes[0])[0][None]

@@ -1,7 +1,8 @@
 """Time grids: the descending times that a sampler visits, n steps and so n + 1 points.
 
-A grid is a plain array, `ts[0]` the time of the prior and `ts[-1]` the time at which to stop; any descending array of
-times in [0, 1] is one. The number of steps is a shape, hence a Python integer; everything else may be traced.
+A grid is a plain array, `ts[0]` the time of the prior and `ts[-1]` the time at which to stop; any
+descending array of times in [0, 1] is one. The number of steps is a shape, hence a Python integer;
+everything else may be traced.
 
 A sampler wants a grid whose steps are even in the variable that it interpolates in:
 
@@ -12,8 +13,8 @@ A sampler wants a grid whose steps are even in the variable that it interpolates
 | `ddim` | `uniform`; `uniform_log_snr` on `ve` and `edm` |
 | `edm_sampler` | `karras` |
 
-On another grid a multistep sampler lowers its order where a step is too long. From ten steps on it is then no worse than its
-first-order form, but it gains less than on its own grid.
+On another grid a multistep sampler lowers its order where a step is too long. From ten steps on it
+is then no worse than its first-order form, but it gains less than on its own grid.
 """
 
 import jax
@@ -36,8 +37,9 @@ _INSIDE = 1e-3  # how far from an end with an infinite log-SNR the spacing of a 
 def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
     """Uniform in time: `t_i = start + (end - start) i / n`.
 
-    Good for `ddim`, and for `deis` and `velocity_adams` on `linear` and `gvp`. Its last step is long in the log-SNR, where
-    DPM-Solver, UniPC and SA-Solver interpolate: use `uniform_log_snr` for them.
+    Good for `ddim`, and for `deis` and `velocity_adams` on `linear` and `gvp`. Its last step is
+    long in the log-SNR, where DPM-Solver, UniPC and SA-Solver interpolate: use `uniform_log_snr`
+    for them.
 
     Args:
         n: the number of steps, at least 1.
@@ -57,7 +59,8 @@ def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
 
 
 def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
-    """Uniform in the square root of time, so finer towards the data: `t_i = (sqrt(start) + (...) i / n)^2`.
+    """Uniform in the square root of time, so finer towards the data:
+    `t_i = (sqrt(start) + (...) i / n)^2`.
 
     Good for `deis` and `velocity_adams` on variance-preserving paths.
 
@@ -80,25 +83,31 @@ def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"
     return _interpolate(n, start, end, jnp.sqrt, jnp.square)
 
 
-def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3) -> Float[Array, " n+1"]:
-    """Uniform in the log-SNR: `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n` (Fig. 1.4).
+def uniform_log_snr(
+    schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3
+) -> Float[Array, " n+1"]:
+    """Uniform in the log-SNR: `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n`
+    (Fig. 1.4).
 
-    Good for every sampler that interpolates in the log-SNR (DPM-Solver, UniPC, SA-Solver, `data_adams`, `noise_adams`), and
-    for all samplers on `ve` and `edm`.
+    Good for every sampler that interpolates in the log-SNR (DPM-Solver, UniPC, SA-Solver,
+    `data_adams`, `noise_adams`), and for all samplers on `ve` and `edm`.
 
     Args:
         schedule: any schedule.
         n: the number of steps, at least 1.
-        start: the first time. Give one below 1 for a network that predicts eps or the score, where alpha(1) = 0.
-        end: the last time; 0 for the data themselves. Give `unipc` a time above: where sigma = 0 its last correction has no
-            weight.
+        start: the first time. Give one below 1 for a network that predicts eps or the score, where
+            alpha(1) = 0.
+        end: the last time; 0 for the data themselves. Give `unipc` a time above: where sigma = 0
+            its last correction has no weight.
 
     Returns:
-        n + 1 descending times, exactly start and end at the ends. Where the log-SNR of an end is infinite, as at t = 1 with
-        alpha(1) = 0 and at t = 0 with sigma(0) = 0, the times between have the log-SNRs of a grid that ends 1e-3 inside.
+        n + 1 descending times, exactly start and end at the ends. Where the log-SNR of an end is
+        infinite, as at t = 1 with alpha(1) = 0 and at t = 0 with sigma(0) = 0, the times between
+        have the log-SNRs of a grid that ends 1e-3 inside.
 
     Raises:
-        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1, or if the log-SNR does not decrease in time.
+        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1, or if the log-SNR
+            does not decrease in time.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4.
 
@@ -115,10 +124,11 @@ def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1
 def karras(
     schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3, rho: float | Array = 7.0
 ) -> Float[Array, " n+1"]:
-    """Karras' grid, uniform in `(sigma / alpha)^(1 / rho)` from start to end in n - 1 steps, and from there to t = 0.
+    """Karras' grid, uniform in `(sigma / alpha)^(1 / rho)` from start to end in n - 1 steps, and
+    from there to t = 0.
 
-    Made for `edm_sampler`. Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. For his values on
-    `edm(80.0)`: `end=0.002 / 80`.
+    Made for `edm_sampler`. Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. For
+    his values on `edm(80.0)`: `end=0.002 / 80`.
 
     Args:
         schedule: any schedule.
@@ -131,8 +141,8 @@ def karras(
         n + 1 descending times, the last one 0.
 
     Raises:
-        ValueError: if n < 2, or concrete times are not 0 <= end < start <= 1, or if the log-SNR does not decrease in time
-            or is infinite at `end`.
+        ValueError: if n < 2, or concrete times are not 0 <= end < start <= 1, or if the log-SNR
+            does not decrease in time or is infinite at `end`.
 
     Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 5.
 
@@ -177,14 +187,18 @@ def _evenly_warped(n, start, end, warp, unwarp):
 def _finite_half_log_snr(schedule, t):
     """Half the log-SNR at t, or at the time 1e-3 inside where it is infinite at an end."""
     value = half_log_snr(schedule, t)
-    return half_log_snr(schedule, jnp.where(jnp.isfinite(value), t, jnp.clip(t, _INSIDE, 1 - _INSIDE)))
+    return half_log_snr(
+        schedule, jnp.where(jnp.isfinite(value), t, jnp.clip(t, _INSIDE, 1 - _INSIDE))
+    )
 
 
 def _check_log_snr(schedule, start, end, end_value):
     if is_concrete(start, end):
         inside = jax.vmap(lambda t: half_log_snr(schedule, t))(jnp.linspace(end, start, 65)[1:-1])
         check_that(
-            lambda v: np.diff(v) < 0, "schedule: expected a log-SNR that decreases in t, got half log-SNRs {}", inside
+            lambda v: np.diff(v) < 0,
+            "schedule: expected a log-SNR that decreases in t, got half log-SNRs {}",
+            inside,
         )
     start_value = _finite_half_log_snr(schedule, start)
     for name, t, value in (("start", start, start_value), ("end", end, end_value)):

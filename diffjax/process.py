@@ -1,6 +1,8 @@
-"""The forward process: how data become noise, in one step, from any time to any later one, and back given the data.
+"""The forward process: how data become noise, in one step, from any time to any later one, and back
+given the data.
 
-Every coefficient is a formula in alpha and sigma that is regular at both ends of a path (sigma = 0, alpha = 0).
+Every coefficient is a formula in alpha and sigma that is regular at both ends of a path (sigma = 0,
+alpha = 0).
 """
 
 from typing import NamedTuple
@@ -57,7 +59,8 @@ def perturb(schedule: Schedule, x0: Array, eps: Array, t: Time) -> Array:
     Args:
         schedule: any schedule.
         x0: data, of any shape.
-        eps: standard normal noise (or, on the linear path, a draw of any prior), of the shape of x0.
+        eps: standard normal noise (or, on the linear path, a draw of any prior), of the shape of
+            x0.
         t: a scalar time.
 
     Returns:
@@ -76,7 +79,8 @@ def perturb(schedule: Schedule, x0: Array, eps: Array, t: Time) -> Array:
 
 
 def transition(schedule: Schedule, s: Time, t: Time) -> Transition:
-    """The forward step `q(x_t | x_s)` from time s to a later time t: the chain (1.31), between any two times.
+    """The forward step `q(x_t | x_s)` from time s to a later time t: the chain (1.31), between any
+    two times.
 
     `scale = alpha_t / alpha_s`, `std^2 = sigma_t^2 - scale^2 sigma_s^2`.
 
@@ -99,13 +103,18 @@ def transition(schedule: Schedule, s: Time, t: Time) -> Transition:
     alpha_s, sigma_s, *_ = coefficients(schedule, s)
     alpha_t, sigma_t, *_ = coefficients(schedule, t)
     _check_positive("s", s, "alpha", alpha_s)
-    return Transition(alpha_t / alpha_s, sigma_t * safe_sqrt(_one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t)))
+    return Transition(
+        alpha_t / alpha_s,
+        sigma_t * safe_sqrt(_one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t)),
+    )
 
 
 def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
-    """The step back `q(x_s | x_t, x_0)` from time t to an earlier time s, if the data x_0 were known.
+    """The step back `q(x_s | x_t, x_0)` from time t to an earlier time s, if the data x_0 were
+    known.
 
-    With `r = SNR_t / SNR_s`: mean `(alpha_t sigma_s^2 / (alpha_s sigma_t^2)) x_t + alpha_s (1 - r) x_0`, variance
+    With `r = SNR_t / SNR_s`: mean
+    `(alpha_t sigma_s^2 / (alpha_s sigma_t^2)) x_t + alpha_s (1 - r) x_0`, variance
     `sigma_s^2 (1 - r)`.
 
     Args:
@@ -119,8 +128,8 @@ def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
     Raises:
         ValueError: for concrete times unless alpha_s > 0 and sigma_t > 0.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 6-7, here between any two times: Kingma et al. 2021
-    (arXiv 2107.00630), eq. 23-25.
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 6-7, here between any two times: Kingma et al.
+    2021 (arXiv 2107.00630), eq. 23-25.
 
     >>> [float(w) for w in posterior(linear(), 0.0, 0.5)]  # at s = 0 the posterior is x_0 itself
     [0.0, 1.0, 0.0]
@@ -138,10 +147,11 @@ def posterior(schedule: Schedule, s: Time, t: Time) -> Posterior:
 
 
 def brownian_bridge(x0: Array, x1: Array, eps: Array, t: Time, amplitude: float | Array) -> Bridge:
-    """A point of the Brownian bridge of amplitude a from x0 to x1, `p(x_t | x0, x1) = N((1-t) x0 + t x1, a^2 t (1-t) I)`.
+    """A point of the Brownian bridge of amplitude a from x0 to x1,
+    `p(x_t | x0, x1) = N((1-t) x0 + t x1, a^2 t (1-t) I)`.
 
-    Its velocity, the one whose flow has these marginals, is `x1 - x0 + (1 - 2t) / (2 t (1-t)) (x_t - mean)`, and its score
-    `-(x_t - mean) / (a^2 t (1-t))`.
+    Its velocity, the one whose flow has these marginals, is
+    `x1 - x0 + (1 - 2t) / (2 t (1-t)) (x_t - mean)`, and its score `-(x_t - mean) / (a^2 t (1-t))`.
 
     Args:
         x0: where it starts, of any shape.
@@ -163,7 +173,9 @@ def brownian_bridge(x0: Array, x1: Array, eps: Array, t: Time, amplitude: float 
     """
     shapes = [jnp.shape(a) for a in (x0, x1, eps)]
     if len(set(shapes)) > 1 or jnp.ndim(t):
-        raise ValueError(f"x0, x1, eps, t: expected three of one shape and a scalar, got {shapes} and {jnp.shape(t)}")
+        raise ValueError(
+            f"x0, x1, eps, t: expected three of one shape and a scalar, got {shapes} and {jnp.shape(t)}"
+        )
     root = jnp.sqrt(t * (1 - t))
     return Bridge(
         x=(1 - t) * x0 + t * x1 + amplitude * root * eps,
@@ -172,8 +184,11 @@ def brownian_bridge(x0: Array, x1: Array, eps: Array, t: Time, amplitude: float 
     )
 
 
-def sample_prior(key: PRNGKeyArray, schedule: Schedule, shape: tuple[int, ...], t: Time = 1.0) -> Array:
-    """A draw of the prior N(0, sigma(t)^2 I): the standard normal on VP paths, but not on variance-exploding ones.
+def sample_prior(
+    key: PRNGKeyArray, schedule: Schedule, shape: tuple[int, ...], t: Time = 1.0
+) -> Array:
+    """A draw of the prior N(0, sigma(t)^2 I): the standard normal on VP paths, but not on
+    variance-exploding ones.
 
     Args:
         key: a PRNG key.
@@ -210,11 +225,15 @@ def log_prior(schedule: Schedule, x: Array, t: Time = 1.0) -> Float[Array, ""]:
 
 
 def _check_positive(name, time, coefficient, value):
-    message = f"{name}: expected a time with {coefficient} > 0, got {name}={{1}} with {coefficient}={{0}}"
+    message = (
+        f"{name}: expected a time with {coefficient} > 0, got {name}={{1}} with {coefficient}={{0}}"
+    )
     check_that(lambda value, time: value > 0, message, value, time)
 
 
 def _one_minus_snr_ratio(alpha_s, sigma_s, alpha_t, sigma_t):
-    """1 - SNR_t / SNR_s, as (1 - r)(1 + r): regular for sigma_s = 0 and for alpha_t = 0, and never below 0."""
+    """1 - SNR_t / SNR_s, as (1 - r)(1 + r): regular for sigma_s = 0 and for alpha_t = 0, and never
+    below 0.
+    """
     r = (alpha_t * sigma_s) / (sigma_t * alpha_s)
     return jnp.maximum((1 - r) * (1 + r), 0.0)

@@ -1,7 +1,8 @@
-"""The times to train at: `(key, n) -> (times, weights)`, n random times of a batch and their weights.
+"""The times to train at: `(key, n) -> (times, weights)`, n random times of a batch and their
+weights.
 
-The mean of `weights * losses` is the loss over the batch (`losses.over_batch`). The choice does not bind a sampler to a
-grid. `diffjax.grids` says which grid suits which sampler.
+The mean of `weights * losses` is the loss over the batch (`losses.over_batch`). The choice does not
+bind a sampler to a grid. `diffjax.grids` says which grid suits which sampler.
 """
 
 import jax
@@ -13,7 +14,13 @@ from ._checks import check_number, check_that
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 
-__all__ = ["antithetic_times", "log_normal_times", "log_snr_times", "stratified_times", "uniform_times"]
+__all__ = [
+    "antithetic_times",
+    "log_normal_times",
+    "log_snr_times",
+    "stratified_times",
+    "uniform_times",
+]
 
 
 def uniform_times(
@@ -44,7 +51,8 @@ def uniform_times(
 def stratified_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Draws n times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on average, with less variance.
+    """Draws n times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on
+    average, with less variance.
 
     Args:
         key: a PRNG key.
@@ -65,13 +73,16 @@ def stratified_times(
     Array([0, 1, 2, 3], dtype=int32)
     """
     _check_times(n, low, high)
-    return _equal(_inside(low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n, low, high))
+    return _equal(
+        _inside(low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n, low, high)
+    )
 
 
 def antithetic_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Draws n times in mirrored pairs, t and low + high - t: uniform on average, and what is odd about the middle cancels.
+    """Draws n times in mirrored pairs, t and low + high - t: uniform on average, and what is odd
+    about the middle cancels.
 
     Args:
         key: a PRNG key.
@@ -80,7 +91,8 @@ def antithetic_times(
         high: the largest time, above low.
 
     Returns:
-        `(times, weights)`, n of each: the first half of the times, then their partners. The weights are 1.
+        `(times, weights)`, n of each: the first half of the times, then their partners. The weights
+        are 1.
 
     Raises:
         ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
@@ -99,11 +111,12 @@ def antithetic_times(
 def log_snr_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, low: Time = 1e-5, high: Time = 1.0
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Draws n times whose log-SNR is uniform and stratified, and their importance weights against uniform times.
+    """Draws n times whose log-SNR is uniform and stratified, and their importance weights against
+    uniform times.
 
-    The density is proportional to `-lambda' = g^2 / (2 sigma^2)`: the factor that the likelihood weighting puts on the
-    noise's error. With `mean(weights * losses)` every loss is that of uniform times on average, and the likelihood's losses
-    no longer vary by that factor.
+    The density is proportional to `-lambda' = g^2 / (2 sigma^2)`: the factor that the likelihood
+    weighting puts on the noise's error. With `mean(weights * losses)` every loss is that of uniform
+    times on average, and the likelihood's losses no longer vary by that factor.
 
     Args:
         key: a PRNG key.
@@ -116,9 +129,11 @@ def log_snr_times(
         `(times, weights)`, the weights of mean 1.
 
     Raises:
-        ValueError: if n < 1, concrete times are not 0 <= low < high <= 1, or the log-SNR is infinite at one of them.
+        ValueError: if n < 1, concrete times are not 0 <= low < high <= 1, or the log-SNR is
+            infinite at one of them.
 
-    Reference: Song et al. 2021 (arXiv 2101.09258), section 5 and appendix B; Kingma et al. 2021 (arXiv 2107.00630), eq. 18.
+    Reference: Song et al. 2021 (arXiv 2101.09258), section 5 and appendix B; Kingma et al. 2021
+    (arXiv 2107.00630), eq. 18.
 
     >>> ts, weights = log_snr_times(jax.random.key(0), 4, edm(80.0), 0.01, 1.0)  # of density 1 / (t log(100))
     >>> (100 * weights / ts).astype(int)  # log(100) / 0.99 = 4.6517
@@ -135,7 +150,11 @@ def log_snr_times(
 
 
 def log_normal_times(
-    key: PRNGKeyArray, n: int, schedule: Schedule, mean: float | Array = -1.2, std: float | Array = 1.2
+    key: PRNGKeyArray,
+    n: int,
+    schedule: Schedule,
+    mean: float | Array = -1.2,
+    std: float | Array = 1.2,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Draws n times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
 
@@ -160,7 +179,11 @@ def log_normal_times(
     """
     _check_times(n, 0.0, 1.0)
     check_number(std, "std", low=0)
-    return _equal(jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(jax.random.normal(key, (n,))))
+    return _equal(
+        jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(
+            jax.random.normal(key, (n,))
+        )
+    )
 
 
 def _equal(ts):

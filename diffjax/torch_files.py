@@ -1,4 +1,6 @@
-"""Published weights: tensors from files of PyTorch or safetensors into NNX networks, without PyTorch."""
+"""Published weights: tensors from files of PyTorch or safetensors into NNX networks, without
+PyTorch.
+"""
 
 import pathlib
 from collections.abc import Mapping
@@ -49,7 +51,8 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         start = file.read(9)
     try:
-        if start[8:] == b"{":  # behind the length of the header, whose bytes may be those of a pickle
+        # behind the length of the header, whose bytes may be those of a pickle
+        if start[8:] == b"{":
             return _read_safetensors(path)
         if start[:2] == b"PK":
             return read_zip(path)
@@ -66,21 +69,26 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path):
     with safe_open(path, framework="numpy") as file:
         codes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-        tensors = {name: file.get_tensor(name) for name, code in codes.items() if code not in _FLOAT8}
+        tensors = {
+            name: file.get_tensor(name) for name, code in codes.items() if code not in _FLOAT8
+        }
     if len(tensors) < len(codes):
         # safe_open cannot give float8: https://github.com/safetensors/safetensors/issues/682
         for name, raw in deserialize(path.read_bytes()):
             if name not in tensors:
-                tensors[name] = np.frombuffer(raw["data"], _FLOAT8[codes[name]]).reshape(raw["shape"])
+                tensors[name] = np.frombuffer(raw["data"], _FLOAT8[codes[name]]).reshape(
+                    raw["shape"]
+                )
     return tensors
 
 
 def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     """A network with the tensors of a PyTorch state dict as its parameters.
 
-    The network's attributes must bear the names of the state dict. Within a layer, torch's `weight` is NNX's `kernel`, with
-    its axes (out, in, ...) moved to (..., in, out), or a norm's `scale`; `running_mean` and `running_var` are `mean` and
-    `var`. `num_batches_tracked`, which only training uses, is left out.
+    The network's attributes must bear the names of the state dict. Within a layer, torch's `weight`
+    is NNX's `kernel`, with its axes (out, in, ...) moved to (..., in, out), or a norm's `scale`;
+    `running_mean` and `running_var` are `mean` and `var`. `num_batches_tracked`, which only
+    training uses, is left out.
 
     Args:
         network: an NNX network, or its structure alone, as `nnx.eval_shape` gives it.
@@ -108,21 +116,31 @@ def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     expected = {}
     for (name, transpose), (_, leaf) in zip(places, leaves, strict=True):
         expected[name] = (*leaf.shape[:-3:-1], *leaf.shape[:-2]) if transpose else leaf.shape
-    got = {name: t.shape for name, t in tensors.items() if name.rpartition(".")[2] != "num_batches_tracked"}
+    got = {
+        name: t.shape
+        for name, t in tensors.items()
+        if name.rpartition(".")[2] != "num_batches_tracked"
+    }
     differ = [
         f"  {name}: expected {expected.get(name, 'none')}, got {got.get(name, 'none')}"
         for name in sorted(expected.keys() | got.keys())
         if expected.get(name) != got.get(name)
     ]
     if differ:
-        raise ValueError("\n".join([f"load_tensors: the tensors do not fit {type(network).__name__}:", *differ]))
+        raise ValueError(
+            "\n".join([f"load_tensors: the tensors do not fit {type(network).__name__}:", *differ])
+        )
     arrays = [_arranged(tensors[name], transpose) for name, transpose in places]
     return jax.tree.unflatten(structure, arrays)
 
 
 def _place(path) -> tuple[str, bool]:
     """A parameter's name in a state dict, and whether it is a kernel."""
-    module, dot, name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value").rpartition(".")
+    module, dot, name = (
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        .removesuffix(".value")
+        .rpartition(".")
+    )
     return module + dot + _PARAMETERS.get(name, name), name == "kernel"
 
 

@@ -1,7 +1,9 @@
-r"""Weightings of the noise levels: `(schedule, parametrization, t) -> w`, the weight of the squared error of a network.
+r"""Weightings of the noise levels: `(schedule, parametrization, t) -> w`, the weight of the squared
+error of a network.
 
-The errors of x0, eps, score and output of one network differ by factors that depend on t alone, so the published
-weightings, each stated for the error that its paper speaks of, apply to every parametrization:
+The errors of x0, eps, score and output of one network differ by factors that depend on t alone, so
+the published weightings, each stated for the error that its paper speaks of, apply to every
+parametrization:
 
     unweighted         1 on the output itself               "simple" loss of Ho et al. 2020, flow matching
     inverse_variance   1/sigma^2 on the noise               (1.14) with lambda = 1
@@ -38,7 +40,8 @@ def unweighted(schedule: Schedule, parametrization: Parametrization, t: Time) ->
     Returns:
         The weight.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Lipman et al. 2023 (arXiv 2210.02747), eq. 9.
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Lipman et al. 2023 (arXiv 2210.02747), eq.
+    9.
 
     >>> float(unweighted(linear(), VELOCITY, 0.5))
     1.0
@@ -46,7 +49,9 @@ def unweighted(schedule: Schedule, parametrization: Parametrization, t: Time) ->
     return jnp.ones(())
 
 
-def inverse_variance(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
+def inverse_variance(
+    schedule: Schedule, parametrization: Parametrization, t: Time
+) -> Float[Array, ""]:
     """`1/sigma^2` on the noise error, which is 1 on the score error: (1.14) with lambda(t) = 1.
 
     Args:
@@ -68,7 +73,8 @@ def _inverse_variance(schedule, t):
 
 
 def likelihood(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
-    """`g^2` on the score error: half its mean over uniform t, times d, bounds the negative log-likelihood, up to a constant.
+    """`g^2` on the score error: half its mean over uniform t, times d, bounds the negative
+    log-likelihood, up to a constant.
 
     Args:
         schedule: any schedule.
@@ -91,7 +97,8 @@ def _likelihood(schedule, t):
 
 
 def snr(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
-    """`SNR = alpha^2 / sigma^2` on the x0 error, which is 1 on the noise error: the simple loss of DDPM for any network.
+    """`SNR = alpha^2 / sigma^2` on the x0 error, which is 1 on the noise error: the simple loss of
+    DDPM for any network.
 
     Args:
         schedule: any schedule.
@@ -101,7 +108,8 @@ def snr(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[
     Returns:
         The weight.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Salimans and Ho 2022 (arXiv 2202.00512), section 4.
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Salimans and Ho 2022 (arXiv 2202.00512),
+    section 4.
 
     >>> float(snr(linear(), EPS, 0.2)), round(float(snr(linear(), X0, 0.2)), 4)
     (1.0, 16.0)
@@ -114,7 +122,8 @@ def _snr(schedule, t):
 
 
 def p2(gamma: float | Array = 1.0, k: float | Array = 1.0) -> Weighting:
-    """`1 / (k + SNR)^gamma` on the noise error, SNR = alpha^2 / sigma^2: less weight on little noise.
+    """`1 / (k + SNR)^gamma` on the noise error, SNR = alpha^2 / sigma^2: less weight on little
+    noise.
 
     Args:
         gamma: the exponent, at least 0; 0 is `snr`.
@@ -168,7 +177,8 @@ def _min_snr(gamma, schedule, t):
 
 
 def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
-    """`(s^2 + sigma_data^2) / (s sigma_data)^2` on the x0 error, s = sigma / alpha: uniform for EDM's preconditioning.
+    """`(s^2 + sigma_data^2) / (s sigma_data)^2` on the x0 error, s = sigma / alpha: uniform for
+    EDM's preconditioning.
 
     Args:
         sigma_data: the standard deviation of the data.
@@ -194,7 +204,9 @@ def _edm_weighting(sigma_data, schedule, t):
 
 
 def _weight(factor, schedule, parametrization, t):
-    """The weight of the network's squared error, if the noise estimate's error is multiplied by the factor and squared."""
+    """The weight of the network's squared error, if the noise estimate's error is multiplied by the
+    factor and squared.
+    """
 
     def root(t):
         _, (_, eps_from_out) = solve(schedule, parametrization, t)

@@ -22,7 +22,9 @@ import diffjax
 PACKAGES = ("jax", "flax", "diffrax", "optax")
 
 
-def write_record(path: pathlib.Path, settings: Any, scores: Any, seconds: float, packages: Iterable[str] = ()) -> dict:
+def write_record(
+    path: pathlib.Path, settings: Any, scores: Any, seconds: float, packages: Iterable[str] = ()
+) -> dict:
     """Writes a result as JSON, and returns it.
 
     JSON has no NaN and no infinity: such a number becomes null.
@@ -39,7 +41,11 @@ def write_record(path: pathlib.Path, settings: Any, scores: Any, seconds: float,
         "settings": dataclasses.asdict(settings),
         "machine": {"device": jax.devices()[0].device_kind, "cpu": cpu_name(), "cores": cores()},
         "date": datetime.date.today().isoformat(),
-        "versions": {"python": platform.python_version(), "diffjax": diffjax.__version__, **versions},
+        "versions": {
+            "python": platform.python_version(),
+            "diffjax": diffjax.__version__,
+            **versions,
+        },
         "seconds": seconds,
         "scores": scores,
     }
@@ -101,7 +107,10 @@ def write_report(
         f"# {title}",
         f"{record['date']}, {machine['cores']} cores of {machine['cpu']}, device {machine['device']}.",
     ]
-    lines += [", ".join(f"{name} {version}" for name, version in versions.items()) + f". {record['seconds']:.0f} s."]
+    lines += [
+        ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f". {record['seconds']:.0f} s."
+    ]
     for heading, text in tables.items():
         lines += [f"## {heading}", text]
     lines += ["## What the scores mean"]

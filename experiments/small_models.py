@@ -14,9 +14,14 @@ import diffjax as dj
 from diffjax import times, training
 from diffjax.parametrizations import Parametrization
 
-PATHS = {"linear VP": dj.linear_vp(), "VE": dj.ve(0.02, 10.0), "linear": dj.linear(), "GVP": dj.gvp()}
-# The same noise levels for every path: mean and deviation of log(sigma / alpha), for data that are 1
-# wide and 0.1 fine.
+PATHS = {
+    "linear VP": dj.linear_vp(),
+    "VE": dj.ve(0.02, 10.0),
+    "linear": dj.linear(),
+    "GVP": dj.gvp(),
+}
+# The same noise levels for every path: mean and deviation of log(sigma / alpha), for data that are
+# 1 wide and 0.1 fine.
 LOG_NOISE = -1.2, 1.5
 
 
@@ -35,7 +40,9 @@ def points(name: str, n: int, seed: int) -> np.ndarray:
 
 def normalized(parametrization: Parametrization) -> Parametrization:
     """The parametrization with inputs and target of unit variance, for data of unit variance."""
-    return parametrization._replace(row=dj.bind(_unit_row, parametrization.row), inputs=dj.bind(_unit_inputs))
+    return parametrization._replace(
+        row=dj.bind(_unit_row, parametrization.row), inputs=dj.bind(_unit_inputs)
+    )
 
 
 def _unit_row(row, schedule, t):
@@ -54,7 +61,13 @@ def log_normal_times(key: jax.Array, n: int, schedule: dj.typing.Schedule, low: 
 
 
 def train(
-    loss: Callable, params: Any, batches: Any, steps: int, learning_rate: float, seed: int, clip: float | None = None
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    clip: float | None = None,
 ) -> tuple[Any, float]:
     """Trains with Adam and cosine decay; returns the averaged parameters, and the seconds.
 
@@ -63,7 +76,9 @@ def train(
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     if clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
-    step = jax.jit(training.make_train_step(loss, optimizer, ema=training.power_ema()), donate_argnums=0)
+    step = jax.jit(
+        training.make_train_step(loss, optimizer, ema=training.power_ema()), donate_argnums=0
+    )
     state = training.init_state(jax.random.key(seed), params, optimizer)
     state = training.fit(state, step, batches, min(2, steps), progress=False)
     begin = time.perf_counter()

@@ -58,9 +58,13 @@ TARGETS = {"score matching": dj.EPS, "flow matching": dj.VELOCITY}
 DATA_END, PRIOR_END = 1e-3, 0.999
 
 
-def train(data: np.ndarray, schedule: dj.typing.Schedule, target: Parametrization, settings: Settings) -> Model:
+def train(
+    data: np.ndarray, schedule: dj.typing.Schedule, target: Parametrization, settings: Settings
+) -> Model:
     """A model whose network sees and returns numbers of order one, on VE, too."""
-    apply, params = training.functional(MLP(2, width=settings.width, depth=3, rngs=nnx.Rngs(settings.seed)))
+    apply, params = training.functional(
+        MLP(2, width=settings.width, depth=3, rngs=nnx.Rngs(settings.seed))
+    )
     target = small_models.normalized(target)
 
     def noise_levels(key, n):
@@ -73,7 +77,9 @@ def train(data: np.ndarray, schedule: dj.typing.Schedule, target: Parametrizatio
         return losses.over_batch(key, one, x0s, times=noise_levels)
 
     batches = training.in_memory(data.astype(np.float32), settings.batch, seed=settings.seed)
-    params, _ = small_models.train(loss, params, batches, settings.steps, settings.learning_rate, settings.seed)
+    params, _ = small_models.train(
+        loss, params, batches, settings.steps, settings.learning_rate, settings.seed
+    )
     return Model(dj.bind(apply, params), schedule, target)
 
 
@@ -102,11 +108,15 @@ def log_density(model: Model, xs: jax.Array) -> jax.Array:
     return jax.vmap(one)(xs)
 
 
-def figure(path: pathlib.Path, name: str, data: np.ndarray, models: dict[str, Model], settings: Settings) -> None:
+def figure(
+    path: pathlib.Path, name: str, data: np.ndarray, models: dict[str, Model], settings: Settings
+) -> None:
     """A row for each model: samples on their way, where the flow took them, and the density."""
     side = np.linspace(-2.2, 2.2, settings.grid)
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), jnp.float32)
-    fig, axes = plt.subplots(len(models), 4, figsize=(9.2, 2.25 * len(models) + 0.4), layout="constrained")
+    fig, axes = plt.subplots(
+        len(models), 4, figsize=(9.2, 2.25 * len(models) + 0.4), layout="constrained"
+    )
     titles = (f"data: {name}", "flow lines, noise to data", "samples", "density (log_likelihood)")
     for row, (label, model) in zip(axes, models.items(), strict=True):
         xs = np.asarray(flow(model, jax.random.key(1)))
@@ -138,26 +148,35 @@ def main(settings: Settings) -> dict:
     settings.out.mkdir(parents=True, exist_ok=True)
     scores, tables = {}, {}
     for name in settings.data:
-        data, held_out = (points(name, n, settings.seed + i) for i, n in enumerate((20_000, settings.held_out)))
+        data, held_out = (
+            points(name, n, settings.seed + i) for i, n in enumerate((20_000, settings.held_out))
+        )
         models, rows = {}, []
         for objective, target in TARGETS.items():
             cells = []
             for path, schedule in PATHS.items():
                 model = models[f"{path}\n{objective}"] = train(data, schedule, target, settings)
                 nll = -np.asarray(log_density(model, jnp.asarray(held_out, jnp.float32)))
-                score = {"held_out_nll": float(nll.mean()), "standard_error": float(nll.std() / np.sqrt(len(nll)))}
+                score = {
+                    "held_out_nll": float(nll.mean()),
+                    "standard_error": float(nll.std() / np.sqrt(len(nll))),
+                }
                 scores[f"{name}, {path}, {objective}"] = score
                 cells.append(f"{score['held_out_nll']:.2f} ± {score['standard_error']:.2f}")
                 print(f"{name:8s} {path:9s} {objective:14s} NLL {nll.mean():.3f} nats", flush=True)
             rows.append([objective, *cells])
         tables[f"Held-out NLL: {name}"] = table(["", *PATHS], rows)
         figure(settings.out / f"{name}.png", name, data, models, settings)
-    record = write_record(settings.out / "result.json", settings, scores, time.perf_counter() - begin)
+    record = write_record(
+        settings.out / "result.json", settings, scores, time.perf_counter() - begin
+    )
     captions = {
         f"{name}.png": f"{name}: data, flow lines, samples and density of each model. Both axes run from -2.2 to 2.2."
         for name in settings.data
     }
-    write_report(settings.out, "Densities in the plane", record, {"Held-out NLL": NLL}, tables, captions)
+    write_report(
+        settings.out, "Densities in the plane", record, {"Held-out NLL": NLL}, tables, captions
+    )
     return scores
 
 

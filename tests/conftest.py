@@ -1,4 +1,6 @@
-"""Settings of every test: four CPU devices, x64, strict promotion, the key-reuse checker, warnings as errors."""
+"""Settings of every test: four CPU devices, x64, strict promotion, the key-reuse checker, warnings
+as errors.
+"""
 
 import importlib.metadata
 import os
@@ -9,13 +11,15 @@ collect_ignore = ["process_worker.py"]  # a script that wants arguments
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Four devices; and machine code for small programs that run once, whose compilation is most of the time.
+# Four devices; and machine code for small programs that run once, whose compilation is most of the
+# time.
 FLAGS = [
     "--xla_force_host_platform_device_count=4",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones abort: they have no other emitters
+# later ones abort: they have no other emitters
+if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 for flag in FLAGS:
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):

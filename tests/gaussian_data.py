@@ -45,12 +45,19 @@ def column(a):
 def ends_of(make, grids, x):
     """Where a sampler ends on each of many grids, all of one length."""
     schedule = schedules.linear_vp()
-    return jax.vmap(lambda ts: sample(jax.random.key(0), make(data(schedule), schedule), x, ts))(grids)
+    return jax.vmap(lambda ts: sample(jax.random.key(0), make(data(schedule), schedule), x, ts))(
+        grids
+    )
 
 
 def end_errors(make, grids, x):
-    # one program: the shorter grids stand still at their end, where a step from t to t is the identity
+    # one program: the shorter grids stand still at their end, where a step from t to t is the
+    # identity
     n = max(map(len, grids))
-    reached = ends_of(make, np.stack([np.pad(ts, (0, n - len(ts)), mode="edge") for ts in grids]), jnp.asarray(x))
+    reached = ends_of(
+        make, np.stack([np.pad(ts, (0, n - len(ts)), mode="edge") for ts in grids]), jnp.asarray(x)
+    )
     span = (oracles.alpha_sigma("linear_vp", float(t)) for t in (grids[0][0], grids[0][-1]))
-    return np.sqrt(np.mean((np.asarray(reached) - oracles.gaussian_flow(M, V, *span, x)) ** 2, (1, 2)))
+    return np.sqrt(
+        np.mean((np.asarray(reached) - oracles.gaussian_flow(M, V, *span, x)) ** 2, (1, 2))
+    )

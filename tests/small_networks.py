@@ -19,7 +19,9 @@ def build(kind, num_classes=CLASSES, dtype=None, dropout=0.0):
     if kind is MLP:
         return MLP(5, depth=2, **settings, rngs=rngs)
     if kind is UNet:
-        return UNet(SHAPES[UNet], multipliers=(1, 2), blocks=1, attention=(4,), **settings, rngs=rngs)
+        return UNet(
+            SHAPES[UNet], multipliers=(1, 2), blocks=1, attention=(4,), **settings, rngs=rngs
+        )
     return DiT(SHAPES[DiT], depth=2, heads=2, **settings, rngs=rngs)
 
 
@@ -28,16 +30,22 @@ def trained(kind, dropout=0.0):
     """As if trained: no layer is zero."""
     leaves, structure = jax.tree.flatten(nnx.eval_shape(lambda: build(kind, dropout=dropout)))
     random = np.random.default_rng(0)
-    values = [random.normal(0, 1 / np.sqrt(leaf.size // leaf.shape[-1] + 1), leaf.shape) for leaf in leaves]
+    values = [
+        random.normal(0, 1 / np.sqrt(leaf.size // leaf.shape[-1] + 1), leaf.shape)
+        for leaf in leaves
+    ]
     return jax.tree.unflatten(
-        structure, [jnp.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)]
+        structure,
+        [jnp.asarray(value, leaf.dtype) for value, leaf in zip(values, leaves, strict=True)],
     )
 
 
 def random_like(network, seed=0):
     """As if trained: no layer is zero."""
     random = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.3, leaf.shape), leaf.dtype), network)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(0, 0.3, leaf.shape), leaf.dtype), network
+    )
 
 
 @jax.jit

@@ -36,4 +36,6 @@ def test_probes_are_unit_and_as_many_as_asked():
     signs = rademacher_probes(jax.random.key(0), x, n=64)
     assert signs.shape == (64, 2, 2) and set(np.unique(signs)) == {-1.0, 1.0}
     # the mean square of 4 * 4096 normals is 1 within five standard errors, sqrt(2 / 16384) each
-    assert abs(float(jnp.mean(gaussian_probes(jax.random.key(0), x, n=4096) ** 2)) - 1) < 5 * np.sqrt(2 / 16384)
+    assert abs(
+        float(jnp.mean(gaussian_probes(jax.random.key(0), x, n=4096) ** 2)) - 1
+    ) < 5 * np.sqrt(2 / 16384)

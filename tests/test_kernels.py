@@ -61,9 +61,12 @@ def test_the_ddim_kernel_by_equation_12_and_16_of_its_paper(eta, path):
 
 
 def test_the_amplitude_of_euler_maruyama_by_hand():
-    # on the linear path with data N(0, 1): variance v = (1 - t)^2 + t^2, velocity (2 t - 1) x / v, score -x / v
+    # on the linear path with data N(0, 1): variance v = (1 - t)^2 + t^2, velocity (2 t - 1) x / v,
+    # score -x / v
     schedule, a = schedules.linear(), 0.5
-    kernel = euler_maruyama_kernel(gaussian(schedule, 0.0, 1.0), schedule, lambda schedule, t: jnp.asarray(a))
+    kernel = euler_maruyama_kernel(
+        gaussian(schedule, 0.0, 1.0), schedule, lambda schedule, t: jnp.asarray(a)
+    )
     mean, std = kernel(X, T, S)
     v = (1 - T) ** 2 + T**2
     np.testing.assert_allclose(mean, X + (S - T) * ((2 * T - 1) + 0.5 * a**2) * X / v, rtol=1e-9)
@@ -75,18 +78,30 @@ def test_kernels_agree_where_their_methods_do(path):
     schedule = getattr(schedules, path)()
     denoise = gaussian(schedule)
     ancestral = ddpm_kernel(denoise, schedule)(X, T, S)
-    for same in (ddim_kernel(denoise, schedule, 1.0), sde_dpm_solver_kernel(denoise, schedule, 1.0)):
+    for same in (
+        ddim_kernel(denoise, schedule, 1.0),
+        sde_dpm_solver_kernel(denoise, schedule, 1.0),
+    ):
         np.testing.assert_allclose(np.hstack(same(X, T, S)), np.hstack(ancestral), rtol=1e-9)
     deterministic = ddim(denoise, schedule)
-    for none in (ddim_kernel(denoise, schedule, 0.0), sde_dpm_solver_kernel(denoise, schedule, 0.0)):
+    for none in (
+        ddim_kernel(denoise, schedule, 0.0),
+        sde_dpm_solver_kernel(denoise, schedule, 0.0),
+    ):
         mean, std = none(X, T, S)
-        np.testing.assert_allclose(mean, deterministic.step(None, deterministic.init(X, T), T, S).x, rtol=1e-9)
+        np.testing.assert_allclose(
+            mean, deterministic.step(None, deterministic.init(X, T), T, S).x, rtol=1e-9
+        )
         assert std == 0
     # the first step of the multistep method is of first order
     multistep = sde_dpm_solver_2m(denoise, schedule, 0.6)
     mean, std = sde_dpm_solver_kernel(denoise, schedule, 0.6)(X, T, S)
-    first = multistep.step(jax.random.key(0), multistep.init(jnp.asarray(X), T), jnp.asarray(T), jnp.asarray(S)).x
-    np.testing.assert_allclose(mean + std * jax.random.normal(jax.random.key(0), X.shape), first, rtol=1e-9)
+    first = multistep.step(
+        jax.random.key(0), multistep.init(jnp.asarray(X), T), jnp.asarray(T), jnp.asarray(S)
+    ).x
+    np.testing.assert_allclose(
+        mean + std * jax.random.normal(jax.random.key(0), X.shape), first, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -107,7 +122,8 @@ def test_the_chain_has_the_marginals_of_the_path_if_the_data_are_one_point(name,
 
 
 def test_euler_maruyama_by_hand():
-    # VP with beta(t) = 0.1 + 19.9 t and data N(0, 1): dx = (-beta x / 2 - beta score) dt + sqrt(beta) dw, score = -x
+    # VP with beta(t) = 0.1 + 19.9 t and data N(0, 1): dx = (-beta x / 2 - beta score) dt +
+    # sqrt(beta) dw, score = -x
     schedule = schedules.linear_vp()
     mean, std = euler_maruyama_kernel(gaussian(schedule, 0.0, 1.0), schedule)(X, T, S)
     beta = 0.1 + 19.9 * T
@@ -125,7 +141,9 @@ def test_the_log_density_is_the_normal_distributions(name):
 
 
 def test_importance_weights_turn_one_chain_into_another():
-    """E_p[q / p] = 1 and E_p[q / p x_end] = E_q[x_end], with E_q in closed form, because its means are affine in x."""
+    """E_p[q / p] = 1 and E_p[q / p x_end] = E_q[x_end], with E_q in closed form, because its means
+    are affine in x.
+    """
     schedule, ts, n = schedules.linear(), jnp.array([0.9, 0.6, 0.3, 0.1]), 20_000
     drawn = ddpm_kernel(gaussian(schedule, 0.5, 1.0), schedule)
     other = sde_dpm_solver_kernel(gaussian(schedule, 0.7, 1.0), schedule, 1.1)
@@ -156,7 +174,8 @@ def test_importance_weights_turn_one_chain_into_another():
 def test_the_program_does_not_depend_on_the_value_of_a_number(make):
     schedule = schedules.linear_vp()
     structures = {
-        jax.tree.structure(make(gaussian(schedule), schedule, number)) for number in (0.0, 0.4, jnp.array(0.0))
+        jax.tree.structure(make(gaussian(schedule), schedule, number))
+        for number in (0.0, 0.4, jnp.array(0.0))
     }
     assert len(structures) == 1
 
@@ -171,5 +190,7 @@ def test_what_kernels_refuse():
     kernel = ddpm_kernel(denoise, schedule)
     with pytest.raises(ValueError, match=r"y: expected the shape of x, \(2,\), got \(3,\)"):
         log_transition(kernel, X, T, jnp.zeros(3), S)
-    with pytest.raises(ValueError, match=r"kernel: expected a positive std, got 0.0 from t=0.7 to s=0.0"):
+    with pytest.raises(
+        ValueError, match=r"kernel: expected a positive std, got 0.0 from t=0.7 to s=0.0"
+    ):
         log_transition(kernel, X, T, X, 0.0)

@@ -8,7 +8,13 @@ import pytest
 
 from diffjax import schedules
 from diffjax.parametrizations import EPS
-from diffjax.times import antithetic_times, log_normal_times, log_snr_times, stratified_times, uniform_times
+from diffjax.times import (
+    antithetic_times,
+    log_normal_times,
+    log_snr_times,
+    stratified_times,
+    uniform_times,
+)
 from diffjax.weightings import likelihood
 
 
@@ -22,7 +28,9 @@ def test_time_samplers():
         assert abs(float(ts.mean()) - 0.55) < 5 * 0.7 / np.sqrt(12 * n)
         second, fourth = ((high**k - low**k) / (k * (high - low)) for k in (3, 5))
         assert abs(float((ts**2).mean()) - second) < 5 * np.sqrt((fourth - second**2) / n)
-    part = np.floor((np.asarray(stratified_times(jax.random.key(1), 7, low, high)[0]) - low) / (high - low) * 7)
+    part = np.floor(
+        (np.asarray(stratified_times(jax.random.key(1), 7, low, high)[0]) - low) / (high - low) * 7
+    )
     np.testing.assert_array_equal(part, np.arange(7))
 
 
@@ -50,7 +58,8 @@ def test_log_snr_times_have_a_uniform_log_snr_and_weigh_as_uniform_times(path):
     alpha, sigma = np.array([oracles.alpha_sigma(path, float(t)) for t in ts]).T
     a, b = (np.log(np.divide(*oracles.alpha_sigma(path, t))) for t in (low, high))
     np.testing.assert_array_equal(np.floor((np.log(alpha / sigma) - b) / (a - b) * n), np.arange(n))
-    # a stratified mean of n times has an error of order n^(-3/2): the mean of 1, t, t^2 over uniform times
+    # a stratified mean of n times has an error of order n^(-3/2): the mean of 1, t, t^2 over
+    # uniform times
     for power in range(3):
         exact = (high ** (power + 1) - low ** (power + 1)) / ((power + 1) * (high - low))
         np.testing.assert_allclose(np.mean(weights * ts**power), exact, rtol=2e-3)
@@ -64,7 +73,9 @@ def test_log_normal_times_through_their_quantiles(monkeypatch, path):
     # with z in place of the normal draw, log(sigma / alpha) must be mean + std z
     z = np.array([-1.3, 0.0, 0.7])
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(z))
-    ts, weights = log_normal_times(jax.random.key(0), 3, getattr(schedules, path)(), mean=-0.5, std=0.8)
+    ts, weights = log_normal_times(
+        jax.random.key(0), 3, getattr(schedules, path)(), mean=-0.5, std=0.8
+    )
     assert np.all(weights == 1)
     alpha, sigma = np.array([oracles.alpha_sigma(path, float(t)) for t in ts]).T
     np.testing.assert_allclose(np.log(sigma / alpha), -0.5 + 0.8 * z, rtol=1e-9, atol=1e-12)

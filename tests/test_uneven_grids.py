@@ -1,7 +1,9 @@
-"""Multistep samplers on every grid and schedule: never worse than their first-order form, and nothing lost on good grids.
+"""Multistep samplers on every grid and schedule: never worse than their first-order form, and
+nothing lost on good grids.
 
-Data are mixtures on a line. There the probability flow keeps the order of points, so it maps the quantile of x_t to the same
-quantile of x_s: a reference without an integrator. Errors are root mean squares over the points of all mixtures.
+Data are mixtures on a line. There the probability flow keeps the order of points, so it maps the
+quantile of x_t to the same quantile of x_s: a reference without an integrator. Errors are root mean
+squares over the points of all mixtures.
 """
 
 import functools
@@ -15,7 +17,17 @@ from scipy.special import ndtr, ndtri
 
 from diffjax import bind, grids, samplers, schedules
 from diffjax.exact import gaussian, gaussian_mixture
-from diffjax.samplers import bh1, data_adams, ddim, deis, noise_adams, sa_solver, sample, unipc, velocity_adams
+from diffjax.samplers import (
+    bh1,
+    data_adams,
+    ddim,
+    deis,
+    noise_adams,
+    sa_solver,
+    sample,
+    unipc,
+    velocity_adams,
+)
 from diffjax.samplers._interpolation import data_prediction, lagrange_weights, limited_weights
 from diffjax.samplers._multistep import multistep
 
@@ -45,7 +57,7 @@ STOCHASTIC = {
     "sa_solver(3)": sa_solver,
 }
 
-# ---- every grid of every schedule ------------------------------------------------------------------------------------
+# ---- every grid of every schedule ----------------------------------------------------------------
 
 STEPS = (10, 15, 20)
 PATHS = {
@@ -69,7 +81,9 @@ def network():
 
 def any_path(which, t):
     """The path of that number."""
-    branches = [lambda t, make=make: jnp.stack(make()(t)).astype(t.dtype) for make in PATHS.values()]
+    branches = [
+        lambda t, make=make: jnp.stack(make()(t)).astype(t.dtype) for make in PATHS.values()
+    ]
     return tuple(jax.lax.switch(which, branches, jnp.asarray(t)))
 
 
@@ -86,12 +100,16 @@ def grids_of(schedule, start, n):
 
 @functools.cache
 def cases():
-    """Names, numbers of the paths, and grids. A short one stands still at its beginning, which changes nothing."""
+    """Names, numbers of the paths, and grids. A short one stands still at its beginning, which
+    changes nothing.
+    """
     names, which, times = [], [], []
     for number, (path, make) in enumerate(PATHS.items()):
         schedule = make()
         start = 0.999 if path in ("linear", "gvp", "cosine") else 1.0
-        every = jax.jit(lambda schedule, start: [grids_of(schedule, start, n) for n in STEPS])(schedule, start)
+        every = jax.jit(lambda schedule, start: [grids_of(schedule, start, n) for n in STEPS])(
+            schedule, start
+        )
         for n, found in zip(STEPS, every, strict=True):
             for name, ts in found.items():
                 names.append(f"{path}, {name}, {n}")
@@ -108,13 +126,16 @@ def ends():
     return [np.asarray(pairs(which, times[:, i])).T for i in (0, -1)]
 
 
-# ---- mixtures on a line ----------------------------------------------------------------------------------------------
+# ---- mixtures on a line --------------------------------------------------------------------------
 
-# wide and narrow; one, two and three components. A component of weight 1e-9 stands for one that is missing.
+# wide and narrow; one, two and three components. A component of weight 1e-9 stands for one that is
+# missing.
 WEIGHTS = np.array([[1, 0, 0], [1, 0, 0], [0.3, 0.7, 0], [0.5, 0.5, 0], [0.2, 0.5, 0.3]])
 WEIGHTS = (WEIGHTS + 1e-9) / np.sum(WEIGHTS + 1e-9, 1, keepdims=True)
 MEANS = np.array([[0, 0, 0], [0, 0, 0], [-1, 1.2, 0], [-1, 1, 0], [-1.5, 0.2, 1]])
-VARIANCES = np.array([[0.5, 0.5, 0.5], [0.1, 0.1, 0.1], [0.01, 0.09, 0.1], [0.05, 0.05, 0.1], [0.2, 0.05, 0.01]])
+VARIANCES = np.array(
+    [[0.5, 0.5, 0.5], [0.1, 0.1, 0.1], [0.01, 0.09, 0.1], [0.05, 0.05, 0.1], [0.2, 0.05, 0.01]]
+)
 QUANTILES = ndtri((np.arange(32) + 0.5) / 32)
 
 
@@ -123,7 +144,10 @@ def distribution(alpha, sigma, x):
     alpha, sigma = alpha[:, None, None, None], sigma[:, None, None, None]
     deviations = np.sqrt(alpha**2 * VARIANCES + sigma**2)
     means = alpha * MEANS
-    return np.sum(WEIGHTS[:, None] * ndtr((x[..., None] - means[:, 0, :, None]) / deviations[:, 0, :, None]), -1)
+    return np.sum(
+        WEIGHTS[:, None] * ndtr((x[..., None] - means[:, 0, :, None]) / deviations[:, 0, :, None]),
+        -1,
+    )
 
 
 @functools.cache
@@ -159,9 +183,13 @@ def errors(make):
 
 
 def worse(new, first_order):
-    """The cases in which a method is worse than its first-order form, by more than rounding where it is that form."""
+    """The cases in which a method is worse than its first-order form, by more than rounding where
+    it is that form.
+    """
     ratios = new / first_order
-    return {name: ratio for name, ratio in zip(cases()[0], ratios, strict=True) if not ratio < 1.001}
+    return {
+        name: ratio for name, ratio in zip(cases()[0], ratios, strict=True) if not ratio < 1.001
+    }
 
 
 @pytest.mark.parametrize("method", DETERMINISTIC)
@@ -169,13 +197,16 @@ def test_no_multistep_sampler_is_worse_than_ddim(method):
     assert not worse(errors(DETERMINISTIC[method]), errors(ddim))
 
 
-# ---- stochastic samplers: on Gaussians, where the last x is linear in the first one and in the noise ------------------
+# ---- stochastic samplers: on Gaussians, where the last x is linear in the first one and in the
+# noise
 
 SPREADS = np.array([2.0, 0.5, 0.1, 0.05, 0.01])
 
 
 def deviation_errors(monkeypatch, make):
-    """The error of the standard deviation of the last x: its gradient by the first x and by all noise is all there is."""
+    """The error of the standard deviation of the last x: its gradient by the first x and by all
+    noise is all there is.
+    """
 
     def last(x, zs, which, variance, ts):
         schedule = bind(any_path, which)
@@ -188,14 +219,18 @@ def deviation_errors(monkeypatch, make):
         return jax.lax.scan(body, sampler.init(x, ts[0]), (zs, ts[:-1], ts[1:]))[0].x[0]
 
     def variance_of(which, ts, first, variance):
-        scale, noise = jax.grad(last, (0, 1))(jnp.zeros(1), jnp.zeros(ts.size - 1), which, variance, ts)
+        scale, noise = jax.grad(last, (0, 1))(
+            jnp.zeros(1), jnp.zeros(ts.size - 1), which, variance, ts
+        )
         return scale[0] ** 2 * first + jnp.sum(noise**2)
 
     _, which, times = cases()
     first, exact = (np.square(a)[:, None] * SPREADS + np.square(s)[:, None] for a, s in ends())
     each = jax.vmap(jax.vmap(variance_of, (None, None, 0, 0)), (0, 0, 0, None))
     with monkeypatch.context() as patch:  # the noise in place of its key
-        patch.setattr(jax.random, "normal", lambda z, shape, dtype=float: jnp.broadcast_to(z, shape))
+        patch.setattr(
+            jax.random, "normal", lambda z, shape, dtype=float: jnp.broadcast_to(z, shape)
+        )
         got = jax.jit(each)(which, times, first, SPREADS)
     return np.sqrt(np.mean((np.sqrt(np.asarray(got)) - np.sqrt(exact)) ** 2, 1))
 
@@ -205,10 +240,13 @@ def test_no_stochastic_multistep_sampler_is_worse_than_its_first_order_form(monk
     def first_order(denoise, schedule):
         return multistep(denoise, schedule, data_prediction(tau=1.0), 1, 1.0)
 
-    assert not worse(deviation_errors(monkeypatch, STOCHASTIC[method]), deviation_errors(monkeypatch, first_order))
+    assert not worse(
+        deviation_errors(monkeypatch, STOCHASTIC[method]),
+        deviation_errors(monkeypatch, first_order),
+    )
 
 
-# ---- a grid that ruined the best samplers, and good ones, which lose nothing -----------------------------------------
+# ---- a grid that ruined the best samplers, and good ones, which lose nothing ---------------------
 
 
 def variances_after(make, ts):
@@ -230,7 +268,8 @@ def test_unipc_on_its_own_grid_keeps_its_accuracy():
     np.testing.assert_allclose(got, [0.499, 0.102], atol=2e-3)  # these are three digits, rounded
 
 
-KINDS = {  # the variable u, the scale of x, and the derivative of x / scale by u, over the prediction
+# the variable u, the scale of x, and the derivative of x / scale by u, over the prediction
+KINDS = {
     "x0": lambda alpha, sigma: (np.log(alpha / sigma), sigma, np.exp),
     "eps": lambda alpha, sigma: (np.log(alpha / sigma), alpha, lambda u: -np.exp(-u)),
     "velocity": lambda alpha, sigma: (sigma / (alpha + sigma), alpha + sigma, np.ones_like),
@@ -241,14 +280,26 @@ GOOD = {  # a method, its prediction, how many it sees, and a grid that is good 
     "data_adams(3)": ("x0", 3, "uniform_log_snr", EVEN),
     "noise_adams(2)": ("eps", 2, "uniform_log_snr", EVEN),
     "noise_adams(3)": ("eps", 3, "uniform_log_snr", EVEN),
-    "velocity_adams(2)": ("velocity", 2, "quadratic(1.0, 0.001)", ["linear_vp", "sub_vp", "linear", "gvp"]),
-    "velocity_adams(3)": ("velocity", 3, "quadratic(1.0, 0.001)", ["linear_vp", "sub_vp", "linear", "gvp"]),
+    "velocity_adams(2)": (
+        "velocity",
+        2,
+        "quadratic(1.0, 0.001)",
+        ["linear_vp", "sub_vp", "linear", "gvp"],
+    ),
+    "velocity_adams(3)": (
+        "velocity",
+        3,
+        "quadratic(1.0, 0.001)",
+        ["linear_vp", "sub_vp", "linear", "gvp"],
+    ),
 }
 GAUSS = np.polynomial.legendre.leggauss(40)
 
 
 def unlimited(kind, order, pairs, variance):
-    """The Adams-Bashforth method with all of its nodes, on a Gaussian of that variance: x / scale grows by the integral."""
+    """The Adams-Bashforth method with all of its nodes, on a Gaussian of that variance: x / scale
+    grows by the integral.
+    """
     us, scales, kernel = KINDS[kind](*pairs)
     x, predictions = 1.0, []
     for i in range(len(us) - 1):
@@ -259,7 +310,9 @@ def unlimited(kind, order, pairs, variance):
         u = us[i] + 0.5 * (1 + GAUSS[0]) * (us[i + 1] - us[i])
         polynomial = np.polynomial.polynomial.polyfit(nodes - us[i], values, len(nodes) - 1)
         integrand = kernel(u) * np.polynomial.polynomial.polyval(u - us[i], polynomial)
-        x = scales[i + 1] * (x / scales[i] + 0.5 * (us[i + 1] - us[i]) * np.sum(GAUSS[1] * integrand))
+        x = scales[i + 1] * (
+            x / scales[i] + 0.5 * (us[i + 1] - us[i]) * np.sum(GAUSS[1] * integrand)
+        )
     return x
 
 
@@ -272,12 +325,16 @@ def test_good_grids_lose_nothing(method):
     def run(which, ts):
         schedule = bind(any_path, which)
         denoise = gaussian(jnp.zeros(1), 0.5 * jnp.eye(1), schedule)
-        return sample(jax.random.key(0), DETERMINISTIC[method](denoise, schedule), jnp.ones(1), ts)[0]
+        return sample(jax.random.key(0), DETERMINISTIC[method](denoise, schedule), jnp.ones(1), ts)[
+            0
+        ]
 
     with jax.debug_key_reuse(False):
         got = jax.jit(jax.vmap(run))(which[chosen], times[chosen])
     for i, ours in zip(chosen, got, strict=True):
-        pairs = np.array([oracles.alpha_sigma(names[i].split(",")[0], t) for t in np.unique(times[i])[::-1]]).T
+        pairs = np.array(
+            [oracles.alpha_sigma(names[i].split(",")[0], t) for t in np.unique(times[i])[::-1]]
+        ).T
         exact = oracles.gaussian_flow(0.0, 0.5, pairs[:, 0], pairs[:, -1], 1.0)
         assert abs(ours - exact) < 1.02 * abs(unlimited(kind, order, pairs, 0.5) - exact) + 1e-9, (
             names[i],
@@ -292,21 +349,28 @@ def test_the_order_falls_where_a_step_is_too_long():
     np.testing.assert_allclose(limited_weights(even, moments, (0.75, 2.625)), [-4 / 3, 5 / 12])
     one = limited_weights(jnp.array([-0.7, -0.9]), moments, (0.75, 2.625))
     np.testing.assert_allclose(one, [-0.5 / 0.7, 0.0])
-    np.testing.assert_array_equal(limited_weights(jnp.array([-0.6, -2.0]), moments, (0.75, 1.0)), 0.0)
+    np.testing.assert_array_equal(
+        limited_weights(jnp.array([-0.6, -2.0]), moments, (0.75, 1.0)), 0.0
+    )
     # what is no node does not count: a memory that is not full
-    np.testing.assert_allclose(limited_weights(jnp.array([-1.0, -jnp.inf]), moments, (0.75, 9.0)), [-0.5, 0.0])
-    np.testing.assert_array_equal(limited_weights(jnp.array([-0.5, -jnp.inf]), moments, (0.75, 9.0)), 0.0)
+    np.testing.assert_allclose(
+        limited_weights(jnp.array([-1.0, -jnp.inf]), moments, (0.75, 9.0)), [-0.5, 0.0]
+    )
+    np.testing.assert_array_equal(
+        limited_weights(jnp.array([-0.5, -jnp.inf]), moments, (0.75, 9.0)), 0.0
+    )
     everything = limited_weights(jnp.array([-0.1, -0.2]), moments, (np.inf, np.inf))
     np.testing.assert_allclose(everything, lagrange_weights(jnp.array([-0.1, -0.2]), moments[1:]))
 
 
-# ---- no NaN inside ---------------------------------------------------------------------------------------------------
+# ---- no NaN inside -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["linear", "linear_vp"])
 @pytest.mark.parametrize("method", DETERMINISTIC | STOCHASTIC)
 def test_no_step_computes_nan(method, path):
-    # eagerly, where every operation is checked: from t = 1, where alpha may be 0, to t = 0, where sigma is 0
+    # eagerly, where every operation is checked: from t = 1, where alpha may be 0, to t = 0, where
+    # sigma is 0
     make = (DETERMINISTIC | STOCHASTIC)[method]
     schedule = PATHS[path]()
     sampler = make(gaussian(jnp.zeros(1), jnp.eye(1), schedule), schedule)

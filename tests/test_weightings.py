@@ -9,9 +9,24 @@ import pytest
 from diffjax import schedules
 from diffjax.losses import denoising
 from diffjax.parametrizations import EPS, SCORE, VELOCITY, X0, V, edm_preconditioning
-from diffjax.weightings import edm_weighting, inverse_variance, likelihood, min_snr, p2, snr, unweighted
+from diffjax.weightings import (
+    edm_weighting,
+    inverse_variance,
+    likelihood,
+    min_snr,
+    p2,
+    snr,
+    unweighted,
+)
 
-KINDS = {"X0": X0, "EPS": EPS, "SCORE": SCORE, "V": V, "VELOCITY": VELOCITY, "edm": edm_preconditioning(0.5)}
+KINDS = {
+    "X0": X0,
+    "EPS": EPS,
+    "SCORE": SCORE,
+    "V": V,
+    "VELOCITY": VELOCITY,
+    "edm": edm_preconditioning(0.5),
+}
 
 
 def test_weightings_on_the_error_that_they_speak_of():
@@ -38,7 +53,9 @@ def test_weightings_on_the_error_that_they_speak_of():
                 np.testing.assert_allclose(weighting(schedule, kind, t), value, rtol=1e-9)
 
 
-@pytest.mark.parametrize("weighting", [inverse_variance, likelihood, snr, min_snr(5.0), p2(1.0), edm_weighting(0.5)])
+@pytest.mark.parametrize(
+    "weighting", [inverse_variance, likelihood, snr, min_snr(5.0), p2(1.0), edm_weighting(0.5)]
+)
 def test_a_weighted_loss_does_not_depend_on_the_parametrization(weighting):
     # one denoiser, wrong in a known way, as a network of each parametrization: the same loss
     schedule, x0, t = schedules.linear_vp(), jnp.array([0.5, -1.0]), 0.35
@@ -58,5 +75,8 @@ def test_a_weighted_loss_does_not_depend_on_the_parametrization(weighting):
         "V": lambda x, t: alpha * wrong(x) - sigma * x0_of(x),
         "VELOCITY": lambda x, t: f * x + g2 / (2 * sigma) * wrong(x),
     }
-    values = [denoising(jax.random.key(0), n, schedule, KINDS[k], x0, t, weighting) for k, n in networks.items()]
+    values = [
+        denoising(jax.random.key(0), n, schedule, KINDS[k], x0, t, weighting)
+        for k, n in networks.items()
+    ]
     np.testing.assert_allclose(values, values[0], rtol=1e-9)

@@ -14,7 +14,8 @@ __all__ = ["InceptionV3", "inception_v3"]
 
 
 def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
-    """The `InceptionV3` with the weights of a file, such as the FID's published `pt_inception-2015-12-05-6726825d.pth`.
+    """The `InceptionV3` with the weights of a file, such as the FID's published
+    `pt_inception-2015-12-05-6726825d.pth`.
 
     Args:
         path: a state dict, safetensors or torch's.
@@ -27,7 +28,8 @@ def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
 
     >>> inception_v3("README.md")
     Traceback (most recent call last):
-    ValueError: path: expected a file of safetensors or a state dict of torch.save, got README.md, ...
+    ValueError: path: expected a file of safetensors or a state dict of torch.save, got README.md,
+    ...
     """
     tensors = read_tensors(path)
     return load_tensors(nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0))), tensors)
@@ -46,14 +48,18 @@ class InceptionV3(nnx.Module):
         rngs: the source of the initial parameters; the published ones come with `inception_v3`.
 
     Attributes:
-        fc: the last layer: `network.fc(network(x))` are the logits (..., 1008), for the Inception score.
+        fc: the last layer: `network.fc(network(x))` are the logits (..., 1008), for the Inception
+            score.
 
-    Call with images (..., height, width, 3) in [0, 1]. Returns the features (..., 2048) of the last average pool.
+    Call with images (..., height, width, 3) in [0, 1]. Returns the features (..., 2048) of the last
+    average pool.
 
     Raises:
-        ValueError: on another shape, a dtype that is not floating-point, or values outside [0, 1] (checked unless traced).
+        ValueError: on another shape, a dtype that is not floating-point, or values outside [0, 1]
+            (checked unless traced).
 
-    Reference: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500) for the FID.
+    Reference: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500) for the
+    FID.
 
     >>> network = nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0)))  # its structure alone
     >>> jax.eval_shape(lambda network, x: network(x), network, jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)).shape
@@ -95,9 +101,16 @@ class InceptionV3(nnx.Module):
 class ConvNorm(nnx.Module):
     """`relu(BN(conv(x)))`."""
 
-    def __init__(self, inputs: int, outputs: int, kernel, *, strides=1, padding="SAME", rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, kernel, *, strides=1, padding="SAME", rngs: nnx.Rngs
+    ):
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-        settings = {"strides": strides, "padding": padding, "use_bias": False, "precision": "highest"}
+        settings = {
+            "strides": strides,
+            "padding": padding,
+            "use_bias": False,
+            "precision": "highest",
+        }
         self.conv = nnx.Conv(inputs, outputs, kernel, **settings, rngs=rngs)
         self.bn = batch_norm(outputs, rngs=rngs)
 
@@ -145,7 +158,9 @@ class BlockB(nnx.Module):
 
 
 class BlockC(nnx.Module):
-    """7 x 7 factored into 1 x 7 and 7 x 1 of `width` channels, once and twice, 1 x 1, and a pool: 768 channels."""
+    """7 x 7 factored into 1 x 7 and 7 x 1 of `width` channels, once and twice, 1 x 1, and a pool:
+    768 channels.
+    """
 
     def __init__(self, inputs: int, width: int, *, rngs: nnx.Rngs):
         self.branch1x1 = ConvNorm(inputs, 192, 1, rngs=rngs)

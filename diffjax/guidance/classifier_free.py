@@ -20,7 +20,8 @@ def cfg(conditional: Denoiser, unconditional: Denoiser, scale: float | Array) ->
 
     Args:
         conditional: the denoiser given the condition.
-        unconditional: the denoiser given none (or, for a negative prompt, the condition to move away from).
+        unconditional: the denoiser given none (or, for a negative prompt, the condition to move
+            away from).
         scale: 0 is unconditional, 1 conditional, more is guided. (Where a paper writes
             `(1 + w) c - w u`, it is 1 + w.) A scalar; vmap over it for many. For one scale a
             sample of a batch, give it as many axes as x has, such as (n, 1, 1, 1).
@@ -42,17 +43,21 @@ def cfg(conditional: Denoiser, unconditional: Denoiser, scale: float | Array) ->
     return bind(_cfg, conditional, unconditional, scale)
 
 
-def conditional_cfg(denoise: Callable[..., Estimate], cond: Any, null: Any, scale: float | Array) -> Denoiser:
-    """Classifier-free guidance with one conditional denoiser, which is called once for both conditions.
+def conditional_cfg(
+    denoise: Callable[..., Estimate], cond: Any, null: Any, scale: float | Array
+) -> Denoiser:
+    """Classifier-free guidance with one conditional denoiser, which is called once for both
+    conditions.
 
-    `vmap` runs over the two conditions, so a compiled sampler holds the network once. The result is that of
-    `cfg` with the denoisers of the two conditions.
+    `vmap` runs over the two conditions, so a compiled sampler holds the network once. The result is
+    that of `cfg` with the denoisers of the two conditions.
 
     Args:
-        denoise: `denoise(x, t, cond=...) -> Estimate`, a denoiser given its condition by keyword, as networks are.
+        denoise: `denoise(x, t, cond=...) -> Estimate`, a denoiser given its condition by keyword,
+            as networks are.
         cond: the condition, a pytree of arrays or numbers, such as a label.
-        null: the condition for none, of the same structure, shapes and dtypes, such as `network.null`; or a condition
-            to move away from.
+        null: the condition for none, of the same structure, shapes and dtypes, such as
+            `network.null`; or a condition to move away from.
         scale: as for `cfg`.
 
     Returns:
@@ -69,9 +74,14 @@ def conditional_cfg(denoise: Callable[..., Estimate], cond: Any, null: Any, scal
     >>> conditional_cfg(denoise, jnp.array(1.0), jnp.array(0.0), 2.0)(jnp.zeros(1), 1.0).x0
     Array([2.], dtype=float32)
     """
-    described = [(jax.tree.structure(c), [jnp.shape(leaf) for leaf in jax.tree.leaves(c)]) for c in (cond, null)]
+    described = [
+        (jax.tree.structure(c), [jnp.shape(leaf) for leaf in jax.tree.leaves(c)])
+        for c in (cond, null)
+    ]
     if described[0] != described[1]:
-        raise ValueError(f"null: expected the structure and shapes of cond, {described[0]}, got {described[1]}")
+        raise ValueError(
+            f"null: expected the structure and shapes of cond, {described[0]}, got {described[1]}"
+        )
     return bind(_conditional_cfg, denoise, cond, null, scale)
 
 
@@ -84,7 +94,10 @@ def _conditional_cfg(denoise, cond, null, scale, x, t) -> Estimate:
 
 def _cfg(conditional, unconditional, scale, x, t) -> Estimate:
     _check_scale(scale, x)
-    c, u = call_denoiser(conditional, x, t, "conditional"), call_denoiser(unconditional, x, t, "unconditional")
+    c, u = (
+        call_denoiser(conditional, x, t, "conditional"),
+        call_denoiser(unconditional, x, t, "unconditional"),
+    )
     return jax.tree.map(lambda c, u: u + scale * (c - u), c, u)
 
 

@@ -12,12 +12,14 @@ from ..typing import Denoiser, Estimate, Schedule
 __all__ = ["clip_x0"]
 
 
-def clip_x0(denoise: Denoiser, schedule: Schedule, low: float | Array = -1.0, high: float | Array = 1.0) -> Denoiser:
+def clip_x0(
+    denoise: Denoiser, schedule: Schedule, low: float | Array = -1.0, high: float | Array = 1.0
+) -> Denoiser:
     """A denoiser whose estimate of the data stays in the range of the data.
 
-    `x0 <- min(max(x0, low), high)`, and `eps <- (x - alpha x0) / sigma` with the new x0. Early steps
-    of a sampler, and strong guidance, would otherwise leave the range of the data and saturate.
-    The clipped denoiser is not that of any density, so take the likelihood without it.
+    `x0 <- min(max(x0, low), high)`, and `eps <- (x - alpha x0) / sigma` with the new x0. Early
+    steps of a sampler, and strong guidance, would otherwise leave the range of the data and
+    saturate. The clipped denoiser is not that of any density, so take the likelihood without it.
 
     Args:
         denoise: the denoiser, guided or not.

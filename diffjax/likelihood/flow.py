@@ -50,33 +50,38 @@ def log_likelihood(
         denoise: the denoiser.
         schedule: its path; the prior is N(0, sigma(end)^2 I).
         x: one data point, of any shape.
-        probes: `(key, x) -> (n, *x.shape)`: `rademacher_probes`, `gaussian_probes`, `exact_probes` or your own.
+        probes: `(key, x) -> (n, *x.shape)`: `rademacher_probes`, `gaussian_probes`, `exact_probes`
+            or your own.
         start: where the flow starts, with alpha > 0. 0 where the velocity is finite there; above it
             for networks on VP paths. The log density of the marginal at a later time t is
             `log_likelihood(..., x_t / alpha, start=t) - d log alpha`.
         end: the time of the prior.
-        with_steps: whether to return the number of steps, too: each takes as many evaluations of the
-            denoiser as the solver has stages, 6 for the default `diffrax.Tsit5()`.
-        **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`; the controller's tolerances
-            bound the error of a step, that of the log density's integral too.
+        with_steps: whether to return the number of steps, too: each takes as many evaluations of
+            the denoiser as the solver has stages, 6 for the default `diffrax.Tsit5()`.
+        **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`; the
+            controller's tolerances bound the error of a step, that of the log density's integral
+            too.
 
     Returns:
-        The log density in nats, a scalar (an unbiased estimate of it, unless the probes are exact); with_steps, a pair
-        of it and the number of steps that were tried.
+        The log density in nats, a scalar (an unbiased estimate of it, unless the probes are exact);
+        with_steps, a pair of it and the number of steps that were tried.
 
     Raises:
-        ValueError: if the probes do not have the shape of x behind their first axis, or alpha is 0 at
-            a concrete start.
+        ValueError: if the probes do not have the shape of x behind their first axis, or alpha is 0
+            at a concrete start.
         RuntimeError: if max_steps do not suffice.
 
-    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 39-40; Grathwohl et al. 2019 (arXiv 1810.01367), eq. 8.
+    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 39-40; Grathwohl et al. 2019 (arXiv
+    1810.01367), eq. 8.
 
     >>> denoise = gaussian(jnp.zeros(2), jnp.eye(2), linear())
     >>> float(log_likelihood(jax.random.key(0), denoise, linear(), jnp.zeros(2), probes=exact_probes))  # -log(2 pi)
     -1.837...
     """
     x, alpha = as_float(x, "x"), alpha_sigma(schedule, start)[0]
-    check_that(lambda alpha: alpha > 0, "start: expected a time where alpha > 0, got alpha = {}", alpha)
+    check_that(
+        lambda alpha: alpha > 0, "start: expected a time where alpha > 0, got alpha = {}", alpha
+    )
     flow = bind(_with_divergence, probability_flow(denoise, schedule), probes(key, x))
     state = (alpha * x).astype(x.dtype), jnp.zeros((), x.dtype)
     (x1, integral), steps = integrate(flow, state, start, end, with_steps=True, **options)
@@ -85,12 +90,15 @@ def log_likelihood(
 
 
 def _with_divergence(flow, z, t, state, args):
-    with jax.default_matmul_precision("highest"):  # here, where an adjoint that traces the field again finds it, too
+    # here, where an adjoint that traces the field again finds it, too
+    with jax.default_matmul_precision("highest"):
         return divergence(lambda x: flow(t, x, args), state[0], z)
 
 
 class StandardErrors(NamedTuple):
-    """A mean over examples, and the two standard errors whose squares add up to the square of its own."""
+    """A mean over examples, and the two standard errors whose squares add up to the square of its
+    own.
+    """
 
     mean: Float[Array, ""]
     of_data: Float[Array, ""]
@@ -100,18 +108,21 @@ class StandardErrors(NamedTuple):
 
 
 def standard_errors(values: Float[Array, "n m"]) -> StandardErrors:
-    """The mean of estimates for n examples with m probes each, and its standard errors from the data and the probes.
+    """The mean of estimates for n examples with m probes each, and its standard errors from the
+    data and the probes.
 
-    `of_probes^2 = within / (n m)`, `of_data^2 = between / n - of_probes^2`, where `within` is the unbiased variance over
-    the probes, averaged over the examples, and `between` that of the examples' means. Both squares are unbiased, but for
-    0 in place of an `of_data^2` below it.
+    `of_probes^2 = within / (n m)`, `of_data^2 = between / n - of_probes^2`, where `within` is the
+    unbiased variance over the probes, averaged over the examples, and `between` that of the
+    examples' means. Both squares are unbiased, but for 0 in place of an `of_data^2` below it.
 
     Args:
-        values: log densities or bits/dim, of shape (n, m), m >= 2; each with a probe of its own. What else is drawn anew
-            with it, such as the noise of dequantization, counts as the probes'.
+        values: log densities or bits/dim, of shape (n, m), m >= 2; each with a probe of its own.
+            What else is drawn anew with it, such as the noise of dequantization, counts as the
+            probes'.
 
     Returns:
-        `StandardErrors(mean, of_data, of_probes)` in the unit of values. `of_data` of a single example is NaN.
+        `StandardErrors(mean, of_data, of_probes)` in the unit of values. `of_data` of a single
+        example is NaN.
 
     Raises:
         ValueError: if values have another shape.
@@ -127,4 +138,6 @@ def standard_errors(values: Float[Array, "n m"]) -> StandardErrors:
         raise ValueError(f"values: expected shape (n, m), n >= 1 and m >= 2, got {values.shape}")
     of_probes = jnp.mean(jnp.var(values, axis=1, ddof=1)) / values.size
     total = jnp.var(jnp.mean(values, axis=1), ddof=1) / len(values)
-    return StandardErrors(jnp.mean(values), safe_sqrt(jnp.maximum(total - of_probes, 0.0)), safe_sqrt(of_probes))
+    return StandardErrors(
+        jnp.mean(values), safe_sqrt(jnp.maximum(total - of_probes, 0.0)), safe_sqrt(of_probes)
+    )

@@ -6,9 +6,9 @@
     variational bound    of infinitely many steps, in nats             (1.14) with lambda = g^2
     maximum likelihood   of a continuous normalizing flow              (1.12)
 
-`over_batch` draws the keys and the times (`times`) of a batch, and averages. A squared error is the mean over the elements
-of x, so that a loss does not grow with the dimension. Likelihoods and their bounds are in nats. The weights w are in
-`weightings`, the pairs of flow matching in `couplings`.
+`over_batch` draws the keys and the times (`times`) of a batch, and averages. A squared error is the
+mean over the elements of x, so that a loss does not grow with the dimension. Likelihoods and their
+bounds are in nats. The weights w are in `weightings`, the pairs of flow matching in `couplings`.
 """
 
 from .batch import over_batch

@@ -12,5 +12,7 @@ def mean_squared_error(network, goal, x, t):
     """`|network(x, t) - goal|^2`, a mean over the elements of x."""
     out = call_network(network, x, t)
     if jnp.shape(goal) != jnp.shape(x):
-        raise ValueError(f"expected a goal of the shape of x, {jnp.shape(x)}, got {jnp.shape(goal)}")
+        raise ValueError(
+            f"expected a goal of the shape of x, {jnp.shape(x)}, got {jnp.shape(goal)}"
+        )
     return jnp.mean((as_float(out, "network's output") - as_float(goal, "goal")) ** 2)

@@ -22,9 +22,11 @@ def denoising(
     t: Time,
     weighting: Weighting = unweighted,
 ) -> Float[Array, ""]:
-    """The denoising loss of one example: `w(t) |network(x_t, t) - target|^2`, `x_t = alpha x0 + sigma eps` (1.14), (1.15).
+    """The denoising loss of one example: `w(t) |network(x_t, t) - target|^2`,
+    `x_t = alpha x0 + sigma eps` (1.14), (1.15).
 
-    With SCORE it is denoising score matching, with EPS the loss of DDPM, with VELOCITY flow matching from Gaussian noise.
+    With SCORE it is denoising score matching, with EPS the loss of DDPM, with VELOCITY flow
+    matching from Gaussian noise.
 
     Args:
         key: the key of the noise eps.
@@ -41,7 +43,8 @@ def denoising(
     Raises:
         ValueError: if the network's output has another shape than x0, or t is not a scalar.
 
-    Reference: Vincent 2011; Ho et al. 2020 (arXiv 2006.11239), eq. 14; Song et al. 2021 (arXiv 2011.13456), eq. 7.
+    Reference: Vincent 2011; Ho et al. 2020 (arXiv 2006.11239), eq. 14; Song et al. 2021 (arXiv
+    2011.13456), eq. 7.
 
     >>> def network(x, t):  # for data that are all zero, eps = x / sigma
     ...     return x / t
@@ -51,5 +54,7 @@ def denoising(
     x0 = as_float(x0, "x0")
     eps = jax.random.normal(key, x0.shape, x0.dtype)
     x = perturb(schedule, x0, eps, t)
-    error = output(network, schedule, parametrization, x, t) - target(schedule, parametrization, x0, eps, t)
+    error = output(network, schedule, parametrization, x, t) - target(
+        schedule, parametrization, x0, eps, t
+    )
     return weighting(schedule, parametrization, t) * jnp.mean(error**2)

@@ -21,10 +21,14 @@ from ._errors import mean_squared_error
 __all__ = ["bridge_matching", "conditional_flow_matching", "flow_matching"]
 
 
-def flow_matching(network: Network, velocity: Callable[[Array, Time], Array], x: Array, t: Time) -> Float[Array, ""]:
-    """The flow-matching loss of one point against a velocity that is known: `|v_theta(x, t) - v(x, t)|^2` (1.16).
+def flow_matching(
+    network: Network, velocity: Callable[[Array, Time], Array], x: Array, t: Time
+) -> Float[Array, ""]:
+    """The flow-matching loss of one point against a velocity that is known:
+    `|v_theta(x, t) - v(x, t)|^2` (1.16).
 
-    For distillation, or where a closed form exists; otherwise `conditional_flow_matching` has the same gradient.
+    For distillation, or where a closed form exists; otherwise `conditional_flow_matching` has the
+    same gradient.
 
     Args:
         network: predicts the velocity.
@@ -47,10 +51,11 @@ def flow_matching(network: Network, velocity: Callable[[Array, Time], Array], x:
 
 
 def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -> Float[Array, ""]:
-    """The conditional flow-matching loss of one pair: `|v_theta(x_t, t) - (x1 - x0)|^2`, `x_t = (1 - t) x0 + t x1` (1.17).
+    """The conditional flow-matching loss of one pair: `|v_theta(x_t, t) - (x1 - x0)|^2`,
+    `x_t = (1 - t) x0 + t x1` (1.17).
 
-    Any prior and any coupling: the pair is given. With independent Gaussian x1 it is `denoising` with VELOCITY on the
-    linear path.
+    Any prior and any coupling: the pair is given. With independent Gaussian x1 it is `denoising`
+    with VELOCITY on the linear path.
 
     Args:
         network: predicts the velocity in increasing t, from data to prior.
@@ -64,8 +69,8 @@ def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -
     Raises:
         ValueError: if the shapes differ, or t is not a scalar.
 
-    Reference: Lipman et al. 2023 (arXiv 2210.02747), eq. 23; Tong et al. 2024 (arXiv 2302.00482), eq. 14-15. Their clock
-    runs the other way.
+    Reference: Lipman et al. 2023 (arXiv 2210.02747), eq. 23; Tong et al. 2024 (arXiv 2302.00482),
+    eq. 14-15. Their clock runs the other way.
 
     >>> conditional_flow_matching(lambda x, t: jnp.zeros_like(x), jnp.array([1.0]), jnp.array([3.0]), 0.5)
     Array(4., dtype=float32)
@@ -75,13 +80,21 @@ def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -
 
 
 def bridge_matching(
-    key: PRNGKeyArray, velocity: Network, score: Network, x0: Array, x1: Array, t: Time, amplitude: float | Array
+    key: PRNGKeyArray,
+    velocity: Network,
+    score: Network,
+    x0: Array,
+    x1: Array,
+    t: Time,
+    amplitude: float | Array,
 ) -> Float[Array, ""]:
-    """The loss of simulation-free score and flow matching ([SF]2M) of one pair, at one point of the bridge between them.
+    """The loss of simulation-free score and flow matching ([SF]2M) of one pair, at one point of the
+    bridge between them.
 
-    `|v_theta - u|^2 + a^2 t (1 - t) |s_theta - s|^2` with the velocity u and score s of `process.brownian_bridge`. The
-    weight makes the score's error one of unit noise. With pairs of the entropic coupling of epsilon = 2 a^2 the minimum is
-    the Schrodinger bridge: `samplers.bridge_sampler` runs its SDE, and the flow of v_theta has the same marginals.
+    `|v_theta - u|^2 + a^2 t (1 - t) |s_theta - s|^2` with the velocity u and score s of
+    `process.brownian_bridge`. The weight makes the score's error one of unit noise. With pairs of
+    the entropic coupling of epsilon = 2 a^2 the minimum is the Schrodinger bridge:
+    `samplers.bridge_sampler` runs its SDE, and the flow of v_theta has the same marginals.
 
     Args:
         key: a PRNG key, of the bridge's noise.
@@ -90,7 +103,8 @@ def bridge_matching(
         x0: a data example, of any shape.
         x1: the draw of the prior that it is paired with, of the shape of x0.
         t: its time, a scalar in (0, 1): u and s are infinite at the ends.
-        amplitude: a, the noise amplitude of the bridge, above 0; in units of x per square root of time.
+        amplitude: a, the noise amplitude of the bridge, above 0; in units of x per square root of
+            time.
 
     Returns:
         The loss, a mean over the elements of x0.
@@ -98,8 +112,8 @@ def bridge_matching(
     Raises:
         ValueError: if the shapes differ, or t is not a scalar.
 
-    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 11 with the weight of eq. 17, algorithm 1.
-    Their clock runs the other way.
+    Reference: Tong et al. 2024 ([SF]2M, arXiv 2307.03672), eq. 11 with the weight of eq. 17,
+    algorithm 1. Their clock runs the other way.
 
     >>> zero = lambda x, t: jnp.zeros_like(x)
     >>> bridge_matching(jax.random.key(0), zero, zero, jnp.array([1.0]), jnp.array([3.0]), 0.5, 1.0)  # 4 + eps^2
@@ -108,7 +122,9 @@ def bridge_matching(
     x0, x1 = _pair(x0, x1, t)
     bridge = brownian_bridge(x0, x1, jax.random.normal(key, x0.shape, x0.dtype), t, amplitude)
     of_velocity = mean_squared_error(velocity, bridge.velocity, bridge.x, t)
-    return of_velocity + amplitude**2 * t * (1 - t) * mean_squared_error(score, bridge.score, bridge.x, t)
+    return of_velocity + amplitude**2 * t * (1 - t) * mean_squared_error(
+        score, bridge.score, bridge.x, t
+    )
 
 
 def _pair(x0, x1, t):

@@ -4,8 +4,8 @@
     implicit_score_matching     |s_theta|^2 + 2 div s_theta         Hyvarinen; of random probes, sliced
     sliced_score_matching       (z . s_theta)^2 + 2 z^T J z         Song et al.
 
-Their expectations differ by constants alone: the Fisher information of p_t and, for denoising score matching (`denoising`
-with SCORE), another one. So all have the same gradient.
+Their expectations differ by constants alone: the Fisher information of p_t and, for denoising score
+matching (`denoising` with SCORE), another one. So all have the same gradient.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ __all__ = ["explicit_score_matching", "implicit_score_matching", "sliced_score_m
 def explicit_score_matching(
     network: Network, score: Callable[[Array, Time], Array], x: Array, t: Time
 ) -> Float[Array, ""]:
-    """The score-matching loss of one point against a score that is known: `|s_theta(x, t) - score(x, t)|^2` (1.13).
+    """The score-matching loss of one point against a score that is known:
+    `|s_theta(x, t) - score(x, t)|^2` (1.13).
 
     For distillation, or where a closed form exists (`exact`): the oracle of the other three.
 
@@ -49,11 +50,14 @@ def explicit_score_matching(
     return mean_squared_error(network, score(x, t), x, t)
 
 
-def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[Array, "n *x"]) -> Float[Array, ""]:
+def implicit_score_matching(
+    network: Network, x: Array, t: Time, probes: Float[Array, "n *x"]
+) -> Float[Array, ""]:
     """Score matching from samples alone: `(|s_theta|^2 + 2 div s_theta) / d`.
 
-    On average `explicit_score_matching` less the constant `mean |grad log p|^2 / d`. With `exact_probes` it is
-    Hyvarinen's, of d products; with `rademacher_probes` or `gaussian_probes` sliced score matching with variance reduction.
+    On average `explicit_score_matching` less the constant `mean |grad log p|^2 / d`. With
+    `exact_probes` it is Hyvarinen's, of d products; with `rademacher_probes` or `gaussian_probes`
+    sliced score matching with variance reduction.
 
     Args:
         network: predicts the score.
@@ -67,7 +71,8 @@ def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[A
     Raises:
         ValueError: if the network's output or a probe has another shape than x.
 
-    Reference: Hyvarinen 2005, theorem 1; Song et al. 2019 (arXiv 1905.07088), with variance reduction (SSM-VR).
+    Reference: Hyvarinen 2005, theorem 1; Song et al. 2019 (arXiv 1905.07088), with variance
+    reduction (SSM-VR).
 
     >>> from diffjax.divergence import exact_probes
     >>> x = jnp.array([2.0, 1.0])
@@ -78,16 +83,21 @@ def implicit_score_matching(network: Network, x: Array, t: Time, probes: Float[A
     return (jnp.sum(score**2) + 2 * trace) / x.size
 
 
-def sliced_score_matching(network: Network, x: Array, t: Time, probes: Float[Array, "n *x"]) -> Float[Array, ""]:
-    """Score matching along random directions z: the mean over z of `((z . s_theta)^2 + 2 z^T (ds_theta/dx) z) / d`.
+def sliced_score_matching(
+    network: Network, x: Array, t: Time, probes: Float[Array, "n *x"]
+) -> Float[Array, ""]:
+    """Score matching along random directions z: the mean over z of
+    `((z . s_theta)^2 + 2 z^T (ds_theta/dx) z) / d`.
 
-    On average `implicit_score_matching`, which needs no slice of the first term and has less variance.
+    On average `implicit_score_matching`, which needs no slice of the first term and has less
+    variance.
 
     Args:
         network: predicts the score.
         x: one sample of p_t, of any shape.
         t: its time, a scalar.
-        probes: the z, of shape (n, *x.shape), with `E z z^T = 1`, such as `divergence.rademacher_probes(key, x)`.
+        probes: the z, of shape (n, *x.shape), with `E z z^T = 1`, such as
+            `divergence.rademacher_probes(key, x)`.
 
     Returns:
         The loss.

@@ -1,11 +1,12 @@
 r"""The continuous-time variational bound, for one example.
 
-    -log p(x0) <= KL(q(x_1 | x0) || p(x_1)) + E[-log p(x0 | x_s)] + int_s^1 (-lambda') E |eps - eps_theta(x_t, t)|^2 dt
+    -log p(x0) <= KL(q(x_1 | x0) || p(x_1)) + E[-log p(x0 | x_s)] + int_s^1 (-lambda') E |eps -
+    eps_theta(x_t, t)|^2 dt
 
-the loss of infinitely many steps of ancestral sampling: prior, reconstruction at the time s of the least noise, diffusion.
-`lambda` is half the log-SNR, so `-lambda' = g^2 / (2 sigma^2)`: the last term is (1.14) with the likelihood weighting, in
-nats. In the variable lambda it is `int |eps - eps_theta|^2 d lambda`: it depends on the schedule only through
-its two ends.
+the loss of infinitely many steps of ancestral sampling: prior, reconstruction at the time s of the
+least noise, diffusion. `lambda` is half the log-SNR, so `-lambda' = g^2 / (2 sigma^2)`: the last
+term is (1.14) with the likelihood weighting, in nats. In the variable lambda it is
+`int |eps - eps_theta|^2 d lambda`: it depends on the schedule only through its two ends.
 """
 
 import jax
@@ -23,8 +24,11 @@ from ..typing import Denoiser, Reconstruction, Schedule, Time
 __all__ = ["discrete_reconstruction", "gaussian_reconstruction", "variational_bound"]
 
 
-def gaussian_reconstruction(key: PRNGKeyArray, x0: Array, alpha: Array, sigma: Array) -> Float[Array, ""]:
-    """`E_eps[-log p(x0 | x_s)]` of the decoder `p(x0 | x_s) = N(x_s / alpha, (sigma / alpha)^2 I)`, in closed form.
+def gaussian_reconstruction(
+    key: PRNGKeyArray, x0: Array, alpha: Array, sigma: Array
+) -> Float[Array, ""]:
+    """`E_eps[-log p(x0 | x_s)]` of the decoder `p(x0 | x_s) = N(x_s / alpha, (sigma / alpha)^2 I)`,
+    in closed form.
 
     `d/2 log(2 pi e sigma^2 / alpha^2)`: it bounds the density of continuous data.
 
@@ -37,7 +41,8 @@ def gaussian_reconstruction(key: PRNGKeyArray, x0: Array, alpha: Array, sigma: A
     Returns:
         Nats.
 
-    Reference: the limit of Ho et al. 2020 (arXiv 2006.11239), eq. 5, in which the decoder is q(x_s | x0) as a density of x0.
+    Reference: the limit of Ho et al. 2020 (arXiv 2006.11239), eq. 5, in which the decoder is q(x_s
+    | x0) as a density of x0.
 
     >>> round(float(gaussian_reconstruction(None, jnp.zeros(2), 1.0, jnp.e)), 3)  # 2 + log(2 pi e)
     4.838
@@ -46,11 +51,13 @@ def gaussian_reconstruction(key: PRNGKeyArray, x0: Array, alpha: Array, sigma: A
 
 
 def discrete_reconstruction(levels: int) -> Reconstruction:
-    """`-log P(x0 | x_s)` of data of k levels, at one draw of x_s: a softmax over the levels, independent in each element.
+    """`-log P(x0 | x_s)` of data of k levels, at one draw of x_s: a softmax over the levels,
+    independent in each element.
 
-    `P(v | z) ~ exp(-|z - alpha v|^2 / (2 sigma^2))` over the k values `v = (2 i + 1) / k - 1`, the middles of the bins of
-    `likelihood.dequantize`. It bounds the probability of discrete data, given as those middles, with no dequantization; of
-    another x0 it is the level in whose bin x0 is that counts.
+    `P(v | z) ~ exp(-|z - alpha v|^2 / (2 sigma^2))` over the k values `v = (2 i + 1) / k - 1`, the
+    middles of the bins of `likelihood.dequantize`. It bounds the probability of discrete data,
+    given as those middles, with no dequantization; of another x0 it is the level in whose bin x0 is
+    that counts.
 
     Args:
         levels: k, at least 2.
@@ -101,8 +108,9 @@ def variational_bound(
 ) -> Float[Array, ""]:
     """An unbiased estimate of the variational bound on -log p(x0), at one time and one noise.
 
-    Its mean over eps and over t uniform on [start, end] is the bound in the module's docstring. Gradients go through the
-    schedule: `schedules.monotone_vp` learns its ends by this loss, and its shape by the square of it, which is the variance.
+    Its mean over eps and over t uniform on [start, end] is the bound in the module's docstring.
+    Gradients go through the schedule: `schedules.monotone_vp` learns its ends by this loss, and its
+    shape by the square of it, which is the variance.
 
     Args:
         key: a PRNG key, of the noise.
@@ -112,15 +120,17 @@ def variational_bound(
         t: a time in [start, end], with alpha > 0.
         start: s, the time of the least noise, with sigma > 0.
         end: the time of the prior.
-        weight: the importance weight of t, 1 where it is uniform: of `times.log_snr_times` for the least variance.
-        reconstruction: `gaussian_reconstruction` for densities, `discrete_reconstruction(levels)` for probabilities.
+        weight: the importance weight of t, 1 where it is uniform: of `times.log_snr_times` for the
+            least variance.
+        reconstruction: `gaussian_reconstruction` for densities, `discrete_reconstruction(levels)`
+            for probabilities.
 
     Returns:
         Nats; `likelihood.bits_per_dim(-bound, d)` makes bits per dimension of it.
 
     Raises:
-        ValueError: if the denoiser does not return an `Estimate` of the shape of x0, or for a concrete t or start where
-            the bound is infinite.
+        ValueError: if the denoiser does not return an `Estimate` of the shape of x0, or for a
+            concrete t or start where the bound is infinite.
 
     Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 11, 15 and 17-18.
 
@@ -139,7 +149,10 @@ def variational_bound(
     message = "t: expected a time with alpha > 0 and sigma > 0, got t={1}, where the weight g^2 / (2 sigma^2) is {0}"
     check_that(lambda slope, t: np.isfinite(slope), message, slope, t)
     check_that(
-        lambda s, t: s > 0, "start: expected a time with sigma > 0, got start={1} with sigma={0}", first.sigma, start
+        lambda s, t: s > 0,
+        "start: expected a time with sigma > 0, got start={1} with sigma={0}",
+        first.sigma,
+        start,
     )
     prior = 0.5 * jnp.sum((last.alpha / last.sigma * x0) ** 2)
     reconstructed = reconstruction(reconstruction_key, x0, first.alpha, first.sigma)

@@ -1,4 +1,5 @@
-"""How far samples are from data, measured on features that the caller gives: arrays (n, ...), flattened to (n, d).
+"""How far samples are from data, measured on features that the caller gives: arrays (n, ...),
+flattened to (n, d).
 
     frechet_distance        |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^{1/2})       FID, in Inception features
     frechet_infinity        its limit as the number of samples grows
@@ -13,10 +14,11 @@
     inception_score         exp(E KL(p(c | x) | p(c)))
     classifier_accuracy_score   accuracy on real data of a classifier trained on samples
 
-The Fréchet distances, `wasserstein` and `classifier_accuracy_score` are computed on the host, in float64. The others are
-pure jax functions, in the precision of the features but at least float32. A mean over pairs needs no array of pairs: rows of
-x are compared with all of y, a few at a time, by differences. `|x|^2 + |y|^2 - 2 x.y` would be a matrix product, but loses
-`eps |x|^2` of every distance: all of it for features with a large common offset, and for close neighbours even without.
+The Fréchet distances, `wasserstein` and `classifier_accuracy_score` are computed on the host, in
+float64. The others are pure jax functions, in the precision of the features but at least float32. A
+mean over pairs needs no array of pairs: rows of x are compared with all of y, a few at a time, by
+differences. `|x|^2 + |y|^2 - 2 x.y` would be a matrix product, but loses `eps |x|^2` of every
+distance: all of it for features with a large common offset, and for close neighbours even without.
 """
 
 from .classifier import classifier_accuracy_score, inception_score

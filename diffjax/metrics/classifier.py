@@ -18,9 +18,10 @@ __all__ = ["classifier_accuracy_score", "inception_score"]
 def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""]:
     """The inception score: `exp(mean_i KL(p(c | x_i) | p(c)))`, with `p(c) = mean_i p(c | x_i)`.
 
-    It lies between 1, where all samples look alike, and the number of classes. It does not depend on the data, and is biased
-    downwards for few samples. For logits, give `jax.nn.softmax(logits)`. The usual "mean and standard deviation over ten
-    splits" is `scores = jax.vmap(inception_score)(probabilities.reshape(10, -1, classes))`.
+    It lies between 1, where all samples look alike, and the number of classes. It does not depend
+    on the data, and is biased downwards for few samples. For logits, give `jax.nn.softmax(logits)`.
+    The usual "mean and standard deviation over ten splits" is
+    `scores = jax.vmap(inception_score)(probabilities.reshape(10, -1, classes))`.
 
     Args:
         probabilities: p(c | x_i), (n, classes), rows that sum to one.
@@ -29,8 +30,8 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
         The score.
 
     Raises:
-        ValueError: if the rank is not 2, there is no sample, the dtype is not floating-point, or rows are not
-            probabilities.
+        ValueError: if the rank is not 2, there is no sample, the dtype is not floating-point, or
+            rows are not probabilities.
 
     Reference: Salimans et al. 2016 (arXiv 1606.03498), section 4.
 
@@ -38,11 +39,11 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
     Array(4., dtype=float32)
     """
     if jnp.ndim(probabilities) != 2:
-        raise ValueError(f"probabilities: expected shape (n, classes), got {jnp.shape(probabilities)}")
+        raise ValueError(
+            f"probabilities: expected shape (n, classes), got {jnp.shape(probabilities)}"
+        )
     p = features(probabilities, "probabilities")
-    message = (
-        "probabilities: expected numbers in [0, 1] whose rows sum to 1 (to within 1e-2); of logits, give the softmax"
-    )
+    message = "probabilities: expected numbers in [0, 1] whose rows sum to 1 (to within 1e-2); of logits, give the softmax"
     check_that(lambda p: (p >= 0) & (abs(p.sum(1, keepdims=True) - 1) < 1e-2), message, p)
     return _inception_score(p)
 
@@ -50,18 +51,27 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
 @jax.jit
 def _inception_score(p):
     marginal = jnp.mean(p, axis=0, keepdims=True)
-    return nan_unless_finite(jnp.exp(jnp.mean(jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1))), p)
+    return nan_unless_finite(
+        jnp.exp(jnp.mean(jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1))), p
+    )
 
 
 def classifier_accuracy_score(
-    classifier: Any, generated: ArrayLike, generated_labels: ArrayLike, real: ArrayLike, real_labels: ArrayLike
+    classifier: Any,
+    generated: ArrayLike,
+    generated_labels: ArrayLike,
+    real: ArrayLike,
+    real_labels: ArrayLike,
 ) -> float:
-    """The classification accuracy score (CAS): accuracy on real data of a classifier trained on generated samples alone.
+    """The classification accuracy score (CAS): accuracy on real data of a classifier trained on
+    generated samples alone.
 
-    For comparison, call it with real training samples: that is the accuracy after training on real data.
+    For comparison, call it with real training samples: that is the accuracy after training on real
+    data.
 
     Args:
-        classifier: an object with scikit-learn's `fit(x, labels)` and `predict(x)`; it is fitted in place.
+        classifier: an object with scikit-learn's `fit(x, labels)` and `predict(x)`; it is fitted in
+            place.
         generated: samples (n, ...), flattened to (n, d) for the classifier.
         generated_labels: the classes they were asked for, (n,).
         real: held-out data (m, ...).
@@ -71,7 +81,8 @@ def classifier_accuracy_score(
         The share of real data whose class is predicted, in [0, 1].
 
     Raises:
-        ValueError: on no samples, other trailing shapes, values that are not finite, or labels of another shape.
+        ValueError: on no samples, other trailing shapes, values that are not finite, or labels of
+            another shape.
 
     Reference: Ravuri & Vinyals 2019 (arXiv 1905.10887).
 
@@ -84,6 +95,8 @@ def classifier_accuracy_score(
     named = (("generated", generated, generated_labels), ("real", real, real_labels))
     for name, samples, labels in named:
         if np.shape(labels) != (len(samples),):
-            raise ValueError(f"{name}_labels: expected shape ({len(samples)},), got {np.shape(labels)}")
+            raise ValueError(
+                f"{name}_labels: expected shape ({len(samples)},), got {np.shape(labels)}"
+            )
     classifier.fit(generated, np.asarray(generated_labels))
     return float(np.mean(classifier.predict(real) == np.asarray(real_labels)))

@@ -1,6 +1,8 @@
-"""The Fréchet distance between Gaussians fitted to samples. On the host, in float64 whatever jax's default is.
+"""The Fréchet distance between Gaussians fitted to samples. On the host, in float64 whatever jax's
+default is.
 
-A Gaussian is fitted to the samples themselves, or to sums over them (`Moments`), which add up over batches and devices.
+A Gaussian is fitted to the samples themselves, or to sums over them (`Moments`), which add up over
+batches and devices.
 """
 
 from collections.abc import Sequence
@@ -14,11 +16,19 @@ from numpy.typing import ArrayLike
 
 from ._features import features, host_features, pair
 
-__all__ = ["Moments", "frechet_distance", "frechet_infinity", "gaussian_frechet_distance", "moments"]
+__all__ = [
+    "Moments",
+    "frechet_distance",
+    "frechet_infinity",
+    "gaussian_frechet_distance",
+    "moments",
+]
 
 
 class Moments(NamedTuple):
-    """Sums over samples, the sufficient statistics of a Gaussian; those of a union of sets are the sums of theirs."""
+    """Sums over samples, the sufficient statistics of a Gaussian; those of a union of sets are the
+    sums of theirs.
+    """
 
     count: Any
     """The number of samples."""
@@ -31,14 +41,16 @@ class Moments(NamedTuple):
 def moments(x: ArrayLike) -> Moments:
     """The sums over a batch from which `frechet_distance` fits its Gaussian.
 
-    `jax.tree.map(operator.add, a, b)` gives the moments of both batches, `jax.lax.psum(moments(x), axis)` under `shard_map`
-    those of all devices. A jax array is summed where it is, also when traced, in its precision but at least float32; any
-    other array on the host, in float64 (which `jnp.add` would round, without x64).
+    `jax.tree.map(operator.add, a, b)` gives the moments of both batches,
+    `jax.lax.psum(moments(x), axis)` under `shard_map` those of all devices. A jax array is summed
+    where it is, also when traced, in its precision but at least float32; any other array on the
+    host, in float64 (which `jnp.add` would round, without x64).
 
-    The covariance is a difference of such sums and loses `(mean / std)^2` roundings: in float32, three digits of seven for
-    features of mean 30 and standard deviation 1. The distance does not change when one constant is subtracted from both
-    sides, so subtract a rough mean from every batch first: `moments(x - shift)`. `frechet_distance` refuses sums that are
-    left with fewer than three digits.
+    The covariance is a difference of such sums and loses `(mean / std)^2` roundings: in float32,
+    three digits of seven for features of mean 30 and standard deviation 1. The distance does not
+    change when one constant is subtracted from both sides, so subtract a rough mean from every
+    batch first: `moments(x - shift)`. `frechet_distance` refuses sums that are left with fewer than
+    three digits.
 
     Args:
         x: samples (n, ...).
@@ -59,13 +71,15 @@ def moments(x: ArrayLike) -> Moments:
     return Moments(jnp.int32(len(x)), jnp.sum(x, axis=0), jnp.matmul(x.T, x, precision="highest"))
 
 
-def frechet_distance(x: ArrayLike | Moments, y: ArrayLike | Moments, *, allow_few: bool = False) -> float:
+def frechet_distance(
+    x: ArrayLike | Moments, y: ArrayLike | Moments, *, allow_few: bool = False
+) -> float:
     """The Fréchet distance between Gaussians fitted to two sets of samples.
 
-    It is `gaussian_frechet_distance` of the sample means and the unbiased sample covariances. In the feature space of an
-    Inception network this is the FID. In pixels, no network is needed. It is a squared distance, and
-    biased upwards, by about a constant over n: compare equal numbers of samples, or extrapolate by
-    `frechet_infinity`.
+    It is `gaussian_frechet_distance` of the sample means and the unbiased sample covariances. In
+    the feature space of an Inception network this is the FID. In pixels, no network is needed. It
+    is a squared distance, and biased upwards, by about a constant over n: compare equal numbers of
+    samples, or extrapolate by `frechet_infinity`.
 
     Args:
         x: samples (n, ...), n >= 2, the axes after the first flattened; or their `moments`.
@@ -76,8 +90,9 @@ def frechet_distance(x: ArrayLike | Moments, y: ArrayLike | Moments, *, allow_fe
         The distance, at least 0.
 
     Raises:
-        ValueError: on fewer than two samples, no more samples than features (unless `allow_few`), other trailing shapes,
-            values that are not finite, or moments too imprecise for three significant digits of the covariance.
+        ValueError: on fewer than two samples, no more samples than features (unless `allow_few`),
+            other trailing shapes, values that are not finite, or moments too imprecise for three
+            significant digits of the covariance.
 
     Reference: Heusel et al. 2017 (arXiv 1706.08500).
 
@@ -96,19 +111,21 @@ def frechet_distance(x: ArrayLike | Moments, y: ArrayLike | Moments, *, allow_fe
 def frechet_infinity(
     key: PRNGKeyArray, x: ArrayLike, y: ArrayLike | Moments, *, sizes: Sequence[int] | None = None
 ) -> float:
-    """The Fréchet distance extrapolated to infinitely many samples x: FID-infinity, in Inception features.
+    """The Fréchet distance extrapolated to infinitely many samples x: FID-infinity, in Inception
+    features.
 
-    The bias of `frechet_distance` is a constant over N, to leading order. So it is computed for random subsets of x of
-    several sizes N, and a line in 1/N, fitted by least squares, is read off at 1/N = 0. What is left is noise, of either
-    sign; the bias of a finite y, which stays whole: m should be larger than n by far; and the next term of the bias, which
-    leaves the result too low unless the smallest N is several times the number of features.
+    The bias of `frechet_distance` is a constant over N, to leading order. So it is computed for
+    random subsets of x of several sizes N, and a line in 1/N, fitted by least squares, is read off
+    at 1/N = 0. What is left is noise, of either sign; the bias of a finite y, which stays whole: m
+    should be larger than n by far; and the next term of the bias, which leaves the result too low
+    unless the smallest N is several times the number of features.
 
     Args:
         key: the key of the subsets.
         x: samples (n, ...), the generated ones.
         y: samples (m, ...) of the same trailing shape, or their `moments`: the reference.
-        sizes: the N, each larger than the number of features and at most n; by default 15 from n / 10 to n at equal
-            intervals, as in the authors' code (5,000 to 50,000).
+        sizes: the N, each larger than the number of features and at most n; by default 15 from n /
+            10 to n at equal intervals, as in the authors' code (5,000 to 50,000).
 
     Returns:
         The extrapolated distance; it may be negative.
@@ -136,11 +153,16 @@ def frechet_infinity(
         )
     reference = _fit("y", y)
     orders = (np.asarray(jax.random.permutation(k, n)) for k in jax.random.split(key, counts.size))
-    values = [_distance(*_fit("x", x[order[:size]]), *reference) for order, size in zip(orders, counts, strict=True)]
+    values = [
+        _distance(*_fit("x", x[order[:size]]), *reference)
+        for order, size in zip(orders, counts, strict=True)
+    ]
     return float(np.polyfit(1 / counts, values, 1)[1])
 
 
-def gaussian_frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
+def gaussian_frechet_distance(
+    mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike
+) -> float:
     """The Fréchet distance (the squared Wasserstein-2 distance) between two Gaussians.
 
         |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr (C1^{1/2} C2 C1^{1/2})^{1/2}
@@ -158,7 +180,8 @@ def gaussian_frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLik
         The distance, at least 0.
 
     Raises:
-        ValueError: on other shapes, values that are not finite, or a covariance with a clearly negative eigenvalue.
+        ValueError: on other shapes, values that are not finite, or a covariance with a clearly
+            negative eigenvalue.
 
     Reference: Dowson & Landau 1982 (J. Multivariate Anal. 12).
 
@@ -169,12 +192,16 @@ def gaussian_frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLik
     d = mean1.size
     if (mean1.shape, cov1.shape, mean2.shape, cov2.shape) != ((d,), (d, d), (d,), (d, d)):
         got = (mean1.shape, cov1.shape, mean2.shape, cov2.shape)
-        raise ValueError(f"mean1, cov1, mean2, cov2: expected shapes (d,), (d, d), (d,), (d, d), got {got}")
+        raise ValueError(
+            f"mean1, cov1, mean2, cov2: expected shapes (d,), (d, d), (d,), (d, d), got {got}"
+        )
     if not all(np.isfinite(a).all() for a in (mean1, cov1, mean2, cov2)):
         raise ValueError("mean1, cov1, mean2, cov2: expected finite numbers, got others")
     for name, cov in (("cov1", cov1), ("cov2", cov2)):
         values = np.linalg.eigvalsh(cov)
-        if values.min(initial=0.0) < -1e-6 * max(values.max(initial=0.0), 0.0) or not np.allclose(cov, cov.T):
+        if values.min(initial=0.0) < -1e-6 * max(values.max(initial=0.0), 0.0) or not np.allclose(
+            cov, cov.T
+        ):
             raise ValueError(
                 f"{name}: expected a symmetric, positive semidefinite matrix, got one of eigenvalues {values}"
             )
@@ -186,7 +213,9 @@ def _distance(mean1, root1, mean2, root2) -> float:
     if mean1.shape != mean2.shape:
         raise ValueError(f"y: expected as many features as x, {mean1.size}, got {mean2.size}")
     overlap = np.linalg.svd(root1 @ root2, compute_uv=False).sum()
-    return float(max(0.0, np.sum((mean1 - mean2) ** 2) + np.sum(root1**2) + np.sum(root2**2) - 2 * overlap))
+    return float(
+        max(0.0, np.sum((mean1 - mean2) ** 2) + np.sum(root1**2) + np.sum(root2**2) - 2 * overlap)
+    )
 
 
 def _root(cov: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Maximum mean discrepancy, and two of its cases: the kernel distance (KID) and the energy distance."""
+"""Maximum mean discrepancy, and two of its cases: the kernel distance (KID) and the energy
+distance.
+"""
 
 import functools
 from collections.abc import Callable
@@ -23,10 +25,11 @@ Kernel = Callable[[Float[Array, " d"], Float[Array, " d"]], Float[Array, ""]]
 def mmd(kernel: Kernel, x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Float[Array, ""]:
     """The unbiased estimate of the squared maximum mean discrepancy.
 
-        sum_{i != j} k(x_i, x_j) / (n (n - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1)) - 2 sum_{ij} k(x_i, y_j) / (n m)
+        sum_{i != j} k(x_i, x_j) / (n (n - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1)) - 2 sum_{ij}
+        k(x_i, y_j) / (n m)
 
-    Being unbiased, it is negative at times when the distributions are close. As a loss, the kernel must have a finite
-    gradient at x = y (`jnp.linalg.norm` does not).
+    Being unbiased, it is negative at times when the distributions are close. As a loss, the kernel
+    must have a finite gradient at x = y (`jnp.linalg.norm` does not).
 
     Args:
         kernel: `k(x, y)` of two samples, each flattened to (d,), with `k(x, y) = k(y, x)`.
@@ -37,8 +40,8 @@ def mmd(kernel: Kernel, x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Flo
         The squared discrepancy, a scalar.
 
     Raises:
-        ValueError: on fewer than two samples, other trailing shapes, a dtype that is not floating-point, or values that
-            are not finite.
+        ValueError: on fewer than two samples, other trailing shapes, a dtype that is not
+            floating-point, or values that are not finite.
 
     Reference: Gretton et al. 2012 (JMLR 13), eq. 3.
 
@@ -78,11 +81,12 @@ class KernelDistance(NamedTuple):
 def kernel_distance(
     key: PRNGKeyArray, x: Float[Array, "n *x"], y: Float[Array, "m *x"], *, size: int = 1000
 ) -> KernelDistance:
-    """The squared MMD with the kernel `(x.y / d + 1)^3`, averaged over blocks: the KID, in Inception features.
+    """The squared MMD with the kernel `(x.y / d + 1)^3`, averaged over blocks: the KID, in
+    Inception features.
 
-    Both sets are shuffled and cut into as few blocks as keep the larger one within `size` samples a block; what does not
-    divide is left out. The blocks share no sample, so that their estimates are independent, each unbiased, and the
-    standard error is `std / sqrt(blocks)`.
+    Both sets are shuffled and cut into as few blocks as keep the larger one within `size` samples a
+    block; what does not divide is left out. The blocks share no sample, so that their estimates are
+    independent, each unbiased, and the standard error is `std / sqrt(blocks)`.
 
     Args:
         key: the key of the shuffles.
@@ -116,7 +120,9 @@ def kernel_distance(
 @functools.partial(jax.jit, static_argnums=3)
 def _kernel_distance(key, x, y, blocks):
     def cut(key, a):
-        return jax.random.permutation(key, a)[: len(a) // blocks * blocks].reshape(blocks, -1, a.shape[1])
+        return jax.random.permutation(key, a)[: len(a) // blocks * blocks].reshape(
+            blocks, -1, a.shape[1]
+        )
 
     keys = jax.random.split(key)
     cuts = cut(keys[0], x), cut(keys[1], y)
@@ -127,19 +133,22 @@ def _kernel_distance(key, x, y, blocks):
 def energy_distance(x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Float[Array, ""]:
     """The unbiased estimate of the energy distance, `2 E|x - y| - E|x - x'| - E|y - y'|`.
 
-    It is `mmd` with the kernel `-|x - y|`, without a scale to choose. At two equal samples its gradient is finite.
+    It is `mmd` with the kernel `-|x - y|`, without a scale to choose. At two equal samples its
+    gradient is finite.
 
     Args:
         x: samples (n, ...), n >= 2.
         y: samples (m, ...), m >= 2.
 
     Returns:
-        The distance, in the units of the features; zero on average if and only if the distributions are the same.
+        The distance, in the units of the features; zero on average if and only if the distributions
+        are the same.
 
     Raises:
         ValueError: as `mmd`.
 
-    Reference: Székely & Rizzo 2013 (J. Stat. Plan. Inference 143); as an MMD, Sejdinovic et al. 2013 (arXiv 1207.6076).
+    Reference: Székely & Rizzo 2013 (J. Stat. Plan. Inference 143); as an MMD, Sejdinovic et al.
+    2013 (arXiv 1207.6076).
 
     >>> energy_distance(jnp.array([[0.0], [2.0]]), jnp.array([[10.0], [13.0]]))  # 2 * 10.5 - 2 - 3
     Array(16., dtype=float32)
@@ -163,19 +172,24 @@ def _mmd(kernel, x, y, rows=None):
 
 
 def _mean_within(kernel, x, rows):
-    """The mean over i != j. A kernel is symmetric, so each sample meets the half that follow it, in a circle."""
+    """The mean over i != j. A kernel is symmetric, so each sample meets the half that follow it, in
+    a circle.
+    """
     n = len(x)
     rows = min(-(-n // 8), block_rows(x, rows))
     circle = x[np.arange(n + rows + n // 2) % n]
 
     @jax.checkpoint
     def block(first, circle):
-        ours, theirs = (jax.lax.dynamic_slice_in_dim(circle, first, size) for size in (rows, rows + n // 2))
+        ours, theirs = (
+            jax.lax.dynamic_slice_in_dim(circle, first, size) for size in (rows, rows + n // 2)
+        )
         values = jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))(ours, theirs)
         row = jnp.arange(rows)[:, None]
         ahead = jnp.arange(rows + n // 2)[None] - row  # of the row, in the circle
         counted = (ahead > 0) & (ahead <= n // 2) & (first + row < n)
-        times = jnp.where(2 * ahead == n, 1, 2).astype(values.dtype)  # two samples opposite to each other meet twice
+        # two samples opposite to each other meet twice
+        times = jnp.where(2 * ahead == n, 1, 2).astype(values.dtype)
         return jnp.sum(jnp.where(counted, times * values, 0)) / (n * (n - 1.0))
 
     return jnp.sum(jax.lax.map(lambda first: block(first, circle), jnp.arange(0, n, rows)))

@@ -1,7 +1,8 @@
-"""Fidelity and diversity by nearest neighbours: whether samples lie where the data are, and whether all of it is reached.
+"""Fidelity and diversity by nearest neighbours: whether samples lie where the data are, and whether
+all of it is reached.
 
-The ball of a sample reaches to its k-th nearest neighbour in its own set, itself not counted, and is closed. All four
-numbers are shares of points in the balls of the other set.
+The ball of a sample reaches to its k-th nearest neighbour in its own set, itself not counted, and
+is closed. All four numbers are shares of points in the balls of the other set.
 """
 
 import functools
@@ -32,17 +33,24 @@ class DensityCoverage(NamedTuple):
     """What `density_coverage` returns."""
 
     density: Float[Array, ""]
-    """The mean number of real balls that a generated sample is in, over k: fidelity. About 1 for equal distributions."""
+    """The mean number of real balls that a generated sample is in, over k: fidelity. About 1 for
+    equal distributions.
+    """
     coverage: Float[Array, ""]
-    """The share of real balls that hold a generated sample: diversity. `1 - 2^-k` for equal distributions, large n = m."""
+    """The share of real balls that hold a generated sample: diversity. `1 - 2^-k` for equal
+    distributions, large n = m.
+    """
 
 
-def precision_recall(real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 3) -> PrecisionRecall:
+def precision_recall(
+    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 3
+) -> PrecisionRecall:
     """Improved precision and recall.
 
         precision = mean_j [g_j in union_i B(r_i, k)],    recall = mean_i [r_i in union_j B(g_j, k)]
 
-    One outlier among the real samples has a large ball and raises precision; `density_coverage` is less moved.
+    One outlier among the real samples has a large ball and raises precision; `density_coverage` is
+    less moved.
 
     Args:
         real: samples (n, ...).
@@ -53,8 +61,8 @@ def precision_recall(real: Float[Array, "n *x"], generated: Float[Array, "m *x"]
         Both numbers, in [0, 1].
 
     Raises:
-        ValueError: on other trailing shapes, a dtype that is not floating-point, values that are not finite, or a k
-            outside its range.
+        ValueError: on other trailing shapes, a dtype that is not floating-point, values that are
+            not finite, or a k outside its range.
 
     Reference: Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1-2.
 
@@ -70,7 +78,9 @@ def precision_recall(real: Float[Array, "n *x"], generated: Float[Array, "m *x"]
     return nan_unless_finite(both, real, generated)
 
 
-def density_coverage(real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 5) -> DensityCoverage:
+def density_coverage(
+    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 5
+) -> DensityCoverage:
     """Density and coverage: as precision and recall, with balls around the real samples alone.
 
         density = 1 / (k m) sum_ij [g_j in B(r_i, k)],    coverage = mean_i [some g_j in B(r_i, k)]
@@ -97,7 +107,9 @@ def density_coverage(real: Float[Array, "n *x"], generated: Float[Array, "m *x"]
     _check_k(k, real, "real")
     counts = _counts(real, generated, k)
     density = jnp.mean(counts, dtype=real.dtype) * (len(real) / (k * len(generated)))
-    return nan_unless_finite(DensityCoverage(density, jnp.mean(counts > 0, dtype=real.dtype)), real, generated)
+    return nan_unless_finite(
+        DensityCoverage(density, jnp.mean(counts > 0, dtype=real.dtype)), real, generated
+    )
 
 
 def _check_k(k, x, name):
@@ -130,7 +142,9 @@ def _squared_radii(x, k):
 
 
 def _kth_least(x, k):
-    """The k-th least number: for small k by k passes, ten times as fast on a CPU as `top_k`, which sorts all."""
+    """The k-th least number: for small k by k passes, ten times as fast on a CPU as `top_k`, which
+    sorts all.
+    """
     if k > _PASSES:
         return -jax.lax.top_k(-x, k)[0][-1]
     for _ in range(k - 1):

@@ -1,4 +1,6 @@
-"""How long and how bent the paths of a sampler are: one trajectory's `x_t` at a grid of times; `vmap` for many."""
+"""How long and how bent the paths of a sampler are: one trajectory's `x_t` at a grid of times;
+`vmap` for many.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -30,8 +32,8 @@ def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
 def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
     """The energy of a path, `int |dx/dt|^2 dt = sum_k |x_{k+1} - x_k|^2 / |t_{k+1} - t_k|`.
 
-    On average over the data it is at least the squared 2-Wasserstein distance between the ends' distributions, over the
-    time it takes (Benamou and Brenier).
+    On average over the data it is at least the squared 2-Wasserstein distance between the ends'
+    distributions, over the time it takes (Benamou and Brenier).
 
     Args:
         ts: the times, ascending or descending.
@@ -43,7 +45,8 @@ def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array
     Raises:
         ValueError: if there are fewer than two points, or the numbers of times and points differ.
 
-    Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482) normalize it by that distance.
+    Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482) normalize it by that
+    distance.
 
     >>> path_energy(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))
     Array(18., dtype=float32)
@@ -53,7 +56,8 @@ def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array
 
 
 def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
-    """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`, 0 for what one Euler step can follow.
+    """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`, 0 for what one
+    Euler step can follow.
 
     It is the energy less that of the straight line between the ends.
 
@@ -67,7 +71,8 @@ def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, 
     Raises:
         ValueError: as `path_energy`.
 
-    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), section 2.2, calls its average straightness.
+    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), section 2.2, calls its average
+    straightness.
 
     >>> curvature(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))  # 18 - 3^2
     Array(9., dtype=float32)
@@ -85,5 +90,7 @@ def _steps(xs):
 
 def _intervals(ts, xs):
     if jnp.shape(ts) != jnp.shape(xs)[:1]:
-        raise ValueError(f"ts: expected a time for each of the {len(xs)} points, got shape {jnp.shape(ts)}")
+        raise ValueError(
+            f"ts: expected a time for each of the {len(xs)} points, got shape {jnp.shape(ts)}"
+        )
     return jnp.diff(as_float(ts, "ts"))

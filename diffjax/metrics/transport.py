@@ -1,4 +1,6 @@
-"""Wasserstein distances between samples: exact on the host, and of projections on random lines in jax."""
+"""Wasserstein distances between samples: exact on the host, and of projections on random lines in
+jax.
+"""
 
 import functools
 
@@ -22,8 +24,8 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
 
         min over permutations s of (mean_i |x_i - y_{s(i)}|^p)^{1/p}
 
-    By optimal assignment, in O(n^3) time and O(n^2) memory: for n up to some thousands. From n samples of one
-    distribution it shrinks only as n^{-1/d}.
+    By optimal assignment, in O(n^3) time and O(n^2) memory: for n up to some thousands. From n
+    samples of one distribution it shrinks only as n^{-1/d}.
 
     Args:
         x: samples (n, ...).
@@ -50,14 +52,20 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
 
 
 def sliced_wasserstein(
-    key: PRNGKeyArray, x: Float[Array, "n *x"], y: Float[Array, "m *x"], *, projections: int = 100, p: float = 2
+    key: PRNGKeyArray,
+    x: Float[Array, "n *x"],
+    y: Float[Array, "m *x"],
+    *,
+    projections: int = 100,
+    p: float = 2,
 ) -> Float[Array, ""]:
     """The Wasserstein distance of projections on random lines.
 
         (mean over theta of int_0^1 |F_x^-1(u) - F_y^-1(u)|^p du)^{1/p},  theta uniform on the sphere,
 
-    where F_x is the distribution function of the `theta.x_i`. In one dimension transport is monotone, so that each integral
-    is exact, for sets of different sizes as well. As a loss it has a finite gradient, zero at distance zero.
+    where F_x is the distribution function of the `theta.x_i`. In one dimension transport is
+    monotone, so that each integral is exact, for sets of different sizes as well. As a loss it has
+    a finite gradient, zero at distance zero.
 
     Args:
         key: the key of the directions.
@@ -67,11 +75,12 @@ def sliced_wasserstein(
         p: the power, at least 1.
 
     Returns:
-        The distance, in the units of the features (of a translation by v: about `|v| / sqrt(d)` for p = 2).
+        The distance, in the units of the features (of a translation by v: about `|v| / sqrt(d)` for
+        p = 2).
 
     Raises:
-        ValueError: on no samples, other trailing shapes, a dtype that is not floating-point, values that are not finite,
-            no projection, or p < 1.
+        ValueError: on no samples, other trailing shapes, a dtype that is not floating-point, values
+            that are not finite, no projection, or p < 1.
 
     Reference: Bonneel et al. 2015 (J. Math. Imaging Vis. 51).
 
@@ -90,17 +99,23 @@ def sliced_wasserstein(
 def _sliced_wasserstein(key, x, y, projections, p):
     directions = jax.random.normal(key, (x.shape[1], projections), jnp.result_type(x, y))
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
-    origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))  # the distance does not depend on it
-    on_x, on_y = (jnp.sort(jnp.matmul(a - origin, directions, precision="highest"), axis=0) for a in (x, y))
+    # the distance does not depend on it
+    origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
+    on_x, on_y = (
+        jnp.sort(jnp.matmul(a - origin, directions, precision="highest"), axis=0) for a in (x, y)
+    )
     total = jnp.mean(_monotone_cost(on_x, on_y, p))
     zero = total == 0  # NaN is not
     return jnp.where(zero, 0.0, jnp.where(zero, 1.0, total) ** (1 / p))
 
 
 def _monotone_cost(x, y, p):
-    """`int |F_x^-1 - F_y^-1|^p du` of sorted columns: both are constant between the multiples of 1/n and of 1/m."""
+    """`int |F_x^-1 - F_y^-1|^p du` of sorted columns: both are constant between the multiples of
+    1/n and of 1/m.
+    """
     n, m = len(x), len(y)
-    ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)  # in units of 1 / (n m): exact
+    # in units of 1 / (n m): exact
+    ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     widths = np.diff(ends, prepend=0) / (n * m)
     gaps = jnp.abs(x[(ends - 1) // m] - y[(ends - 1) // n])
     return jnp.sum(jnp.asarray(widths, gaps.dtype)[:, None] * gaps**p, axis=0)

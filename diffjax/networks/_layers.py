@@ -38,10 +38,14 @@ __all__ = [
 _FREQUENCIES = (1.0, 256.0)
 
 
-def check_settings(rngs, *, num_classes: int | None = None, dropout: float = 0.0, **sizes: int) -> None:
+def check_settings(
+    rngs, *, num_classes: int | None = None, dropout: float = 0.0, **sizes: int
+) -> None:
     """Raises ValueError if a setting that the constructors share is not what it should be."""
     if not isinstance(rngs, nnx.Rngs):
-        raise ValueError(f"rngs: expected a flax.nnx.Rngs, such as nnx.Rngs(0) or nnx.Rngs(key), got {_kind(rngs)}")
+        raise ValueError(
+            f"rngs: expected a flax.nnx.Rngs, such as nnx.Rngs(0) or nnx.Rngs(key), got {_kind(rngs)}"
+        )
     if num_classes is not None:
         sizes["num_classes"] = num_classes
     for name, size in sizes.items():
@@ -52,9 +56,13 @@ def check_settings(rngs, *, num_classes: int | None = None, dropout: float = 0.0
 
 
 def check_grid_shape(shape, dims: Sequence[int] = (2,)) -> tuple[int, ...]:
-    """The shape as a tuple; raises ValueError unless it is as many axes as one of `dims`, and channels last."""
+    """The shape as a tuple; raises ValueError unless it is as many axes as one of `dims`, and
+    channels last.
+    """
     sizes = tuple(shape) if np.ndim(shape) else (shape,)
-    if len(sizes) - 1 not in dims or not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
+    if len(sizes) - 1 not in dims or not all(
+        isinstance(size, int | np.integer) and size >= 1 for size in sizes
+    ):
         names = [("length",), ("height", "width"), ("depth", "height", "width")]
         expected = " or ".join(f"({', '.join(names[n - 1])}, channels)" for n in dims)
         raise ValueError(
@@ -69,7 +77,9 @@ def check_grid_shape(shape, dims: Sequence[int] = (2,)) -> tuple[int, ...]:
     return sizes
 
 
-def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
+def apply_polymorphic(
+    forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key
+) -> Array:
     """`forward(network, x, embedding, key)` for x of any leading axes.
 
     The embedding of t and cond has x's leading axes, or axes of length 1 in their place where t and
@@ -101,7 +111,11 @@ def apply_polymorphic(forward: Callable[..., Array], network, shape: tuple[int, 
         _check_key(key)
 
     def embedded(network, x, t, cond, key):
-        rows = None if network.condition is None else _embed_condition(network.condition, cond, lead, x.dtype)
+        rows = (
+            None
+            if network.condition is None
+            else _embed_condition(network.condition, cond, lead, x.dtype)
+        )
         embedding = network.embed(t.reshape(t.shape or (1,) * split), rows)
         return forward(*_cast((network, x, embedding), network.dtype), key)
 
@@ -113,11 +127,15 @@ def _cast(tree, dtype):
     """The tree with its floating-point arrays in a dtype; the tree itself if that is None."""
     if dtype is None:
         return tree
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
 
 
 def _embed_condition(condition, cond, lead: tuple[int, ...], dtype) -> Array:
-    """`condition(cond)`, with axes of length 1 in the place of x's leading axes if it is that of one sample."""
+    """`condition(cond)`, with axes of length 1 in the place of x's leading axes if it is that of
+    one sample.
+    """
     rows = condition(cond)
     if rows.shape[:-1] not in ((), lead):
         raise ValueError(
@@ -126,7 +144,9 @@ def _embed_condition(condition, cond, lead: tuple[int, ...], dtype) -> Array:
     return rows.reshape(*(rows.shape[:-1] or (1,) * len(lead)), rows.shape[-1]).astype(dtype)
 
 
-def apply_flat(forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key) -> Array:
+def apply_flat(
+    forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key
+) -> Array:
     """As `apply_polymorphic`, for a `forward` that wants one batch axis (convolutions do)."""
 
     def flat(network, x, embedding, key):
@@ -145,7 +165,9 @@ def apply_images(forward: Callable[..., Array], network, size: int, x) -> Array:
     if x.ndim < 3 or x.shape[-1] != 3:
         raise ValueError(f"x: expected images (..., height, width, 3), got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x: expected a floating-point dtype, with values in [0, 1], got {x.dtype}")
+        raise ValueError(
+            f"x: expected a floating-point dtype, with values in [0, 1], got {x.dtype}"
+        )
     check_that(lambda x: (x >= 0) & (x <= 1), "x: expected values in [0, 1]", x)
     x = as_float(x, "x")
 
@@ -169,7 +191,9 @@ def _with_auto_axes(forward: Callable[..., Array], network, x, *args) -> Array:
     if mesh is None:
         return forward(network, x, *args)
     out = NamedSharding(mesh, jax.typeof(x).sharding.spec)
-    with_auto_axes: Any = jax.sharding.auto_axes(forward, axes=tuple(mesh.explicit_axes), out_sharding=out)
+    with_auto_axes: Any = jax.sharding.auto_axes(
+        forward, axes=tuple(mesh.explicit_axes), out_sharding=out
+    )
     return with_auto_axes(network, x, *args)
 
 
@@ -208,7 +232,8 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def time_features(t: Array, dim: int) -> Array:
-    """Sines and cosines of t at `dim / 2` frequencies, geometric from 1 to 256 radians: (...) -> (..., dim).
+    """Sines and cosines of t at `dim / 2` frequencies, geometric from 1 to 256 radians: (...) ->
+    (..., dim).
 
     >>> time_features(jnp.zeros(2), 4)
     Array([[0., 0., 1., 1.],
@@ -220,7 +245,9 @@ def time_features(t: Array, dim: int) -> Array:
 
 
 class Embedding(nnx.Module):
-    """`silu(MLP(features(t) + condition))`, as in EDM's networks: times and conditions to (..., width)."""
+    """`silu(MLP(features(t) + condition))`, as in EDM's networks: times and conditions to (...,
+    width).
+    """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         if width < 4 or width % 2:
@@ -230,7 +257,9 @@ class Embedding(nnx.Module):
         self.out = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, t: Array, condition: Array | None = None) -> Array:
-        """The embedding of times and embedded conditions, where an axis of either may have length 1."""
+        """The embedding of times and embedded conditions, where an axis of either may have length
+        1.
+        """
         features = time_features(t, self.width)
         if condition is not None:
             if condition.shape[-1] != self.width:
@@ -249,17 +278,18 @@ class ClassEmbedding(nnx.Module):
     Args:
         num_classes: the number K of class labels.
         width: channels of a vector: the width of the network.
-        rngs: the source of the initial table, of standard deviation `sqrt(1/2)`, as the time features have.
+        rngs: the source of the initial table, of standard deviation `sqrt(1/2)`, as the time
+            features have.
 
     Attributes:
         null: K, the label that means "no class".
 
-    Call with integer labels in [0, K] of any shape (...), or None for no class. Returns (..., width). A label outside that
-    jax traces cannot raise an error; its vector is NaN.
+    Call with integer labels in [0, K] of any shape (...), or None for no class. Returns (...,
+    width). A label outside that jax traces cannot raise an error; its vector is NaN.
 
     Raises:
-        ValueError: if num_classes or width is not a positive integer, or `rngs` is a key; if labels are not integers in
-            [0, K].
+        ValueError: if num_classes or width is not a positive integer, or `rngs` is a key; if labels
+            are not integers in [0, K].
 
     >>> embed = ClassEmbedding(10, 4, rngs=nnx.Rngs(0))
     >>> embed(jnp.array([3, 7])).shape, bool((embed(None) == embed(embed.null)).all())
@@ -295,7 +325,9 @@ class ClassEmbedding(nnx.Module):
 
 
 def condition_of(num_classes: int | None, condition, width: int, rngs: nnx.Rngs):
-    """What embeds a network's conditions: the table of its classes, a function of the user's, or None."""
+    """What embeds a network's conditions: the table of its classes, a function of the user's, or
+    None.
+    """
     if num_classes is None:
         return condition
     if condition is not None:
@@ -309,22 +341,23 @@ def condition_of(num_classes: int | None, condition, width: int, rngs: nnx.Rngs)
 class Attention(nnx.Module):
     """Multi-head attention of tokens over themselves, or over the tokens of a context.
 
-    `concat_h softmax(q_h k_h^T / sqrt(width / heads)) v_h`, then a linear layer, with q linear in x, and k and v linear
-    in x or in the context.
+    `concat_h softmax(q_h k_h^T / sqrt(width / heads)) v_h`, then a linear layer, with q linear in
+    x, and k and v linear in x or in the context.
 
     Args:
         width: channels of a token of x.
         heads: number of heads, a divisor of `width`.
         context: channels of a token of the context; None for self-attention.
-        out_init: the initializer of the last layer's kernel; `nnx.initializers.zeros` makes a new branch zero.
+        out_init: the initializer of the last layer's kernel; `nnx.initializers.zeros` makes a new
+            branch zero.
         rngs: the source of the initial parameters.
 
-    Call with x (n, tokens, width) and, for cross-attention, context (n, tokens of the context, channels). Returns an array
-    of the shape of x.
+    Call with x (n, tokens, width) and, for cross-attention, context (n, tokens of the context,
+    channels). Returns an array of the shape of x.
 
     Raises:
-        ValueError: if heads does not divide width; if a context is given without `context=`, or is missing; if x or the
-            context has another shape.
+        ValueError: if heads does not divide width; if a context is given without `context=`, or is
+            missing; if x or the context has another shape.
 
     Reference: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.
 
@@ -333,7 +366,9 @@ class Attention(nnx.Module):
     (3, 4, 8)
     """
 
-    def __init__(self, width: int, heads: int, *, context: int | None = None, out_init=None, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, heads: int, *, context: int | None = None, out_init=None, rngs: nnx.Rngs
+    ):
         if width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads, self.context = heads, context
@@ -348,25 +383,41 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Attends over the second axis, of x or of the context."""
         if (context is None) != (self.context is None):
-            expected = "None, for self-attention" if self.context is None else f"tokens of {self.context} channels"
+            expected = (
+                "None, for self-attention"
+                if self.context is None
+                else f"tokens of {self.context} channels"
+            )
             raise ValueError(f"context: expected {expected}, got {_kind(context)}")
-        for name, tokens, channels in (("x", x, self.out.in_features), ("context", context, self.context)):
+        for name, tokens, channels in (
+            ("x", x, self.out.in_features),
+            ("context", context, self.context),
+        ):
             if tokens is not None and (tokens.ndim != 3 or tokens.shape[-1] != channels):
-                raise ValueError(f"{name}: expected shape (n, tokens, {channels}), got {tokens.shape}")
+                raise ValueError(
+                    f"{name}: expected shape (n, tokens, {channels}), got {tokens.shape}"
+                )
         if context is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
             (q,), (k, v) = self._heads(self.q(x), 1), self._heads(self.kv(context), 2)
-        # Not jax.nn.dot_product_attention: its logits are float32 even where the network computes in float64.
+        # Not jax.nn.dot_product_attention: its logits are float32 even where the network computes
+        # in float64.
         exact = jnp.promote_types(q.dtype, jnp.float32)
-        logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=exact) / math.sqrt(q.shape[-1])
+        logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=exact) / math.sqrt(
+            q.shape[-1]
+        )
         weights = jax.nn.softmax(logits).astype(v.dtype)
         return self.out(jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(x.shape))
 
     def _heads(self, x: Array, parts: int) -> list[Array]:
         """(n, tokens, parts * width) as so many parts of shape (n, tokens, heads, width / heads)."""
         n, tokens, channels = x.shape
-        return jnp.split(x.reshape(n, tokens, parts * self.heads, channels // (parts * self.heads)), parts, axis=2)
+        return jnp.split(
+            x.reshape(n, tokens, parts * self.heads, channels // (parts * self.heads)),
+            parts,
+            axis=2,
+        )
 
 
 # The norms compute the variance as E (x - E x)^2. NNX's default, E x^2 - (E x)^2, is wrong by about
@@ -386,7 +437,9 @@ def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
 
 def batch_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """A batch norm that uses its running statistics."""
-    return nnx.BatchNorm(channels, epsilon=1e-3, use_running_average=True, use_fast_variance=False, rngs=rngs)
+    return nnx.BatchNorm(
+        channels, epsilon=1e-3, use_running_average=True, use_fast_variance=False, rngs=rngs
+    )
 
 
 def zero_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
@@ -395,7 +448,9 @@ def zero_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:
-    """`x (1 + scale) + shift`, with scale and shift (*batch, channels) for x (*batch, ..., channels)."""
+    """`x (1 + scale) + shift`, with scale and shift (*batch, channels) for x (*batch, ...,
+    channels).
+    """
     middle = (1,) * (x.ndim - scale.ndim)
     scale, shift = (a.reshape(*a.shape[:-1], *middle, a.shape[-1]) for a in (scale, shift))
     return x * (1 + scale) + shift

@@ -28,13 +28,14 @@ __all__ = ["DiT", "patchify", "unpatchify"]
 class DiT(nnx.Module):
     """A diffusion transformer for images, channels last.
 
-    The image is cut into patches, each a token with a fixed 2-D sine-cosine position. Each of `depth` adaLN-Zero blocks is
+    The image is cut into patches, each a token with a fixed 2-D sine-cosine position. Each of
+    `depth` adaLN-Zero blocks is
 
         h = h + gate1 attention(LN(h) (1 + scale1) + shift1)
         h = h + gate2 mlp(LN(h) (1 + scale2) + shift2)
 
-    with gates, scales and shifts linear in the embedding of (t, cond), through a layer that starts at zero: a new block
-    is the identity, and a new network returns zero.
+    with gates, scales and shifts linear in the embedding of (t, cond), through a layer that starts
+    at zero: a new block is the identity, and a new network returns zero.
 
     Args:
         shape: (height, width, channels) of one image.
@@ -44,17 +45,21 @@ class DiT(nnx.Module):
         heads: number of attention heads.
         expansion: hidden units of a block's MLP, in units of `width`.
         num_classes: the number K of class labels; None for no labels.
-        condition: instead of num_classes, a function or module that embeds any pytree: `condition(cond)` of shape (width,),
-            or (..., width) for a batch. It also says what cond=None means.
-        dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
-        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
+        condition: instead of num_classes, a function or module that embeds any pytree:
+            `condition(cond)` of shape (width,), or (..., width) for a batch. It also says what
+            cond=None means.
+        dropout: the probability with which each hidden unit of a block is set to zero, in a call
+            with a `key`.
+        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters
+            are float32.
         rngs: the source of the initial parameters.
 
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
-    Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None, or integer labels or
-    what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of x, at least float32.
+    Call with x (..., height, width, channels), t a scalar or of the leading shape, cond None, or
+    integer labels or what `condition` takes, of one sample or of the leading shape. Returns an
+    array of the shape of x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
     deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
@@ -91,7 +96,9 @@ class DiT(nnx.Module):
         check_settings(rngs, num_classes=num_classes, dropout=dropout, expansion=expansion, **sizes)
         height, breadth, channels = self.shape = check_grid_shape(shape)
         if height % patch or breadth % patch:
-            raise ValueError(f"patch: expected a divisor of the height and width of shape {shape}, got {patch}")
+            raise ValueError(
+                f"patch: expected a divisor of the height and width of shape {shape}, got {patch}"
+            )
         if width % 4:
             raise ValueError(f"width: expected a multiple of 4, got {width}")
         inputs = patch * patch * channels
@@ -117,7 +124,9 @@ class DiT(nnx.Module):
         for block, key_i in zip(self.blocks, keys_from(key), strict=False):
             h = block(h, embedding, key_i)
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
-        return unpatchify(self.outputs(modulate(self.norm(h), scale, shift)), self.patch, self.shape)
+        return unpatchify(
+            self.outputs(modulate(self.norm(h), scale, shift)), self.patch, self.shape
+        )
 
 
 class Block(nnx.Module):
@@ -190,11 +199,14 @@ def unpatchify(tokens: Array, patch: int, shape: tuple[int, ...]) -> Array:
 
 
 def positions(height: int, width: int, dim: int) -> np.ndarray:
-    """Sines and cosines of row and column at `dim / 4` frequencies from 1 down to 1e-4: (height * width, dim).
+    """Sines and cosines of row and column at `dim / 4` frequencies from 1 down to 1e-4: (height *
+    width, dim).
 
     >>> positions(2, 3, 8).shape
     (6, 8)
     """
     frequencies = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4))
-    row, column = (a.reshape(-1, 1) * frequencies.reshape(1, -1) for a in np.indices((height, width)))
+    row, column = (
+        a.reshape(-1, 1) * frequencies.reshape(1, -1) for a in np.indices((height, width))
+    )
     return np.concatenate([np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=-1)

@@ -25,9 +25,9 @@ __all__ = ["MLP"]
 class MLP(nnx.Module):
     """A residual MLP for vectors, modulated by time and class.
 
-    Each of `depth` blocks is `h + W2 silu(W1 (LN(h) (1 + scale) + shift))`, with scale and shift linear in the embedding
-    of (t, cond): FiLM in the pre-norm residual form of DiT. W2 and the output layer start at zero, so a new
-    network returns zero.
+    Each of `depth` blocks is `h + W2 silu(W1 (LN(h) (1 + scale) + shift))`, with scale and shift
+    linear in the embedding of (t, cond): FiLM in the pre-norm residual form of DiT. W2 and the
+    output layer start at zero, so a new network returns zero.
 
     Args:
         dim: the length of x.
@@ -35,27 +35,33 @@ class MLP(nnx.Module):
         depth: number of blocks.
         expansion: hidden units of a block, in units of `width`.
         num_classes: the number K of class labels; None for no labels.
-        condition: instead of num_classes, a function or module that embeds any pytree: `condition(cond)` of shape (width,),
-            or (..., width) for a batch. It also says what cond=None means.
-        dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
-        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
+        condition: instead of num_classes, a function or module that embeds any pytree:
+            `condition(cond)` of shape (width,), or (..., width) for a batch. It also says what
+            cond=None means.
+        dropout: the probability with which each hidden unit of a block is set to zero, in a call
+            with a `key`.
+        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters
+            are float32.
         rngs: the source of the initial parameters.
 
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
-    Call with x (..., dim), t a scalar or of the leading shape, cond None, or integer labels or what `condition`
-    takes, of one sample or of the leading shape. Returns an array of the shape of x, at least float32.
+    Call with x (..., dim), t a scalar or of the leading shape, cond None, or integer labels or what
+    `condition` takes, of one sample or of the leading shape. Returns an array of the shape of x, at
+    least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
     deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
     traces cannot raise an error; the outputs with this label are NaN.
 
     Raises:
-        ValueError: if a setting is out of its range, or `rngs` is a key; if x, t or cond has another
-            shape; if a label is outside [0, K], or the network has no classes; if `key` is not one key.
+        ValueError: if a setting is out of its range, or `rngs` is a key; if x, t or cond has
+            another shape; if a label is outside [0, K], or the network has no classes; if `key` is
+            not one key.
 
-    Reference: Perez et al. 2018 (FiLM, arXiv 1709.07871); Peebles & Xie 2023 (DiT, arXiv 2212.09748).
+    Reference: Perez et al. 2018 (FiLM, arXiv 1709.07871); Peebles & Xie 2023 (DiT, arXiv
+    2212.09748).
 
     >>> network = MLP(2, width=16, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((8, 5, 2)), 0.5, cond=3).shape
@@ -112,7 +118,9 @@ class Block(nnx.Module):
         self.out = zero_linear(expansion * width, width, rngs=rngs)
 
     def __call__(self, h: Array, embedding: Array, key: Array | None = None) -> Array:
-        """One residual step of h (..., width) given the embedding, whose leading axes may have length 1."""
+        """One residual step of h (..., width) given the embedding, whose leading axes may have
+        length 1.
+        """
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
         hidden = jax.nn.silu(self.hidden(modulate(self.norm(h), scale, shift)))
         return h + self.out(dropout(hidden, self.dropout, key))

@@ -27,34 +27,39 @@ __all__ = ["UNet"]
 class UNet(nnx.Module):
     """The U-Net of ADM for images, sequences and volumes, channels last.
 
-    The data are images, sequences or volumes of any size. Level i works at 1 / 2^i of the resolution, rounded up, with
-    `width * multipliers[i]` channels. It has `blocks` residual blocks on the way down and `blocks + 1` on the way up, where
-    each takes in one stored activation. A residual block is
-    `skip(h) + conv(silu(GN(conv(silu(GN(h)))) (1 + scale) + shift))` with scale and shift linear in the embedding of
-    (t, cond). Levels are joined by strided convolutions down and nearest-neighbour upsampling, cropped to the size of the
-    stored activations, with a convolution up.
-    The last convolution of every branch, and the output layer, start at zero.
+    The data are images, sequences or volumes of any size. Level i works at 1 / 2^i of the
+    resolution, rounded up, with `width * multipliers[i]` channels. It has `blocks` residual blocks
+    on the way down and `blocks + 1` on the way up, where each takes in one stored activation. A
+    residual block is `skip(h) + conv(silu(GN(conv(silu(GN(h)))) (1 + scale) + shift))` with scale
+    and shift linear in the embedding of (t, cond). Levels are joined by strided convolutions down
+    and nearest-neighbour upsampling, cropped to the size of the stored activations, with a
+    convolution up. The last convolution of every branch, and the output layer, start at zero.
 
     Args:
-        shape: of one sample: (height, width, channels), (length, channels) or (depth, height, width, channels).
+        shape: of one sample: (height, width, channels), (length, channels) or (depth, height,
+            width, channels).
         width: channels of the first level, and of the embedding. A multiple of 4.
         multipliers: channels of each level, in units of `width`.
         blocks: residual blocks a level.
-        attention: the resolutions, as sizes of the first axis, whose blocks are followed by self-attention. The middle
-            always has it.
+        attention: the resolutions, as sizes of the first axis, whose blocks are followed by
+            self-attention. The middle always has it.
         head_width: channels of an attention head, where the level has as many.
         num_classes: the number K of class labels; None for no labels.
-        condition: instead of num_classes, a function or module that embeds any pytree: `condition(cond)` of shape (width,),
-            or (..., width) for a batch. It also says what cond=None means.
-        dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
-        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
+        condition: instead of num_classes, a function or module that embeds any pytree:
+            `condition(cond)` of shape (width,), or (..., width) for a batch. It also says what
+            cond=None means.
+        dropout: the probability with which each hidden unit of a block is set to zero, in a call
+            with a `key`.
+        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters
+            are float32.
         rngs: the source of the initial parameters.
 
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
     Call with x (..., *shape), t a scalar or of the leading shape, cond None, or integer labels or
-    what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of x, at least float32.
+    what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of
+    x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
     deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
@@ -102,7 +107,9 @@ class UNet(nnx.Module):
             raise ValueError("multipliers: expected at least one level, got none")
         dims, resolutions = len(shape) - 1, [-(-shape[0] // 2**i) for i in range(len(multipliers))]
         if not set(attention) <= set(resolutions):
-            raise ValueError(f"attention: expected resolutions among {resolutions}, got {tuple(attention)}")
+            raise ValueError(
+                f"attention: expected resolutions among {resolutions}, got {tuple(attention)}"
+            )
         if width % 4:
             raise ValueError(f"width: expected a multiple of 4, got {width}")
 
@@ -119,7 +126,9 @@ class UNet(nnx.Module):
         def conv(inputs: int, outputs: int, stride: int = 1) -> nnx.Conv:
             return nnx.Conv(inputs, outputs, (3,) * dims, strides=stride, rngs=rngs)
 
-        levels = [(width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)]
+        levels = [
+            (width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)
+        ]
         self.embed = Embedding(width, rngs=rngs)
         self.condition = condition_of(num_classes, condition, width, rngs)
         self.inputs = conv(shape[-1], width)

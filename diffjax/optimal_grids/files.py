@@ -50,8 +50,15 @@ def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Sche
     """
     ts = _check_grid(ts)
     values = _half_log_snrs(schedule, ts)
-    check_that(_increase, "schedule: expected a log-SNR that increases along ts, got half log-SNRs {}", values)
-    record = {"ts": ts.tolist(), "half_log_snr": [v if math.isfinite(v) else str(v) for v in values.tolist()]}
+    check_that(
+        _increase,
+        "schedule: expected a log-SNR that increases along ts, got half log-SNRs {}",
+        values,
+    )
+    record = {
+        "ts": ts.tolist(),
+        "half_log_snr": [v if math.isfinite(v) else str(v) for v in values.tolist()],
+    }
     pathlib.Path(path).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
@@ -89,10 +96,14 @@ def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+
     data = pathlib.Path(path).read_bytes()
     try:
         record = json.loads(data)
-        ts, values = (jnp.asarray(_floats(record[field]), float) for field in ("ts", "half_log_snr"))
+        ts, values = (
+            jnp.asarray(_floats(record[field]), float) for field in ("ts", "half_log_snr")
+        )
         ts = _check_grid(ts)
         if values.shape != ts.shape or not _increase(values):
-            raise ValueError(f"half_log_snr: expected {ts.size} numbers that increase, got {shown(values)}")
+            raise ValueError(
+                f"half_log_snr: expected {ts.size} numbers that increase, got {shown(values)}"
+            )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"path: expected a grid of save_grid in {path}, got {reason}") from error

@@ -1,4 +1,6 @@
-"""A grid, and numbers of a sampler, learned through the sampler: by gradient descent, or by least squares."""
+"""A grid, and numbers of a sampler, learned through the sampler: by gradient descent, or by least
+squares.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +19,8 @@ __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_gr
 
 
 def increments(ts: Float[Array, " n+1"]) -> Float[Array, " n"]:
-    """A grid as unconstrained numbers: the logarithms of its steps in t. The inverse of `from_increments`.
+    """A grid as unconstrained numbers: the logarithms of its steps in t. The inverse of
+    `from_increments`.
 
     Args:
         ts: a grid.
@@ -35,7 +38,8 @@ def increments(ts: Float[Array, " n+1"]) -> Float[Array, " n"]:
 
 
 def from_increments(z: Float[Array, " n"], start: Time, end: Time) -> Float[Array, " n+1"]:
-    """The grid from start to end whose steps are in proportion to `exp(z)`. It descends whatever z is.
+    """The grid from start to end whose steps are in proportion to `exp(z)`. It descends whatever z
+    is.
 
     Args:
         z: n numbers; a constant added to all of them changes nothing.
@@ -49,9 +53,12 @@ def from_increments(z: Float[Array, " n"], start: Time, end: Time) -> Float[Arra
     Array([1.  , 0.75, 0.5 , 0.25, 0.  ], dtype=float32)
     """
     # summed from the data's end, where the times are small: accurate to relative precision there
-    shares = jax.lax.cummax(jnp.minimum(jnp.cumsum(jax.nn.softmax(z)[::-1]), 1.0))  # no rounding may turn it back
+    # no rounding may turn it back
+    shares = jax.lax.cummax(jnp.minimum(jnp.cumsum(jax.nn.softmax(z)[::-1]), 1.0))
     inner = end + (start - end) * shares[:-1][::-1]
-    return jnp.concatenate([jnp.full_like(inner, start, shape=1), inner, jnp.full_like(inner, end, shape=1)])
+    return jnp.concatenate(
+        [jnp.full_like(inner, start, shape=1), inner, jnp.full_like(inner, end, shape=1)]
+    )
 
 
 class LearnedGrid(NamedTuple):
@@ -66,19 +73,24 @@ class LearnedGrid(NamedTuple):
 
 
 def learn_grid(
-    loss: Callable[..., Float[Array, ""]], ts: Float[Array, " n+1"], optimizer: Any, steps: int, numbers: Any = None
+    loss: Callable[..., Float[Array, ""]],
+    ts: Float[Array, " n+1"],
+    optimizer: Any,
+    steps: int,
+    numbers: Any = None,
 ) -> LearnedGrid:
-    """Descends a loss over the steps of a grid, its ends fixed, and over numbers of the sampler if there are any.
+    """Descends a loss over the steps of a grid, its ends fixed, and over numbers of the sampler if
+    there are any.
 
     For the distance to accurate end points x0 of the same x1:
-    `loss = lambda ts: jnp.mean((sample(key, sampler, x1, ts) - x0) ** 2)`; with numbers,
-    `loss = lambda ts, r: jnp.mean((sample(key, dpm_solver_2(denoise, schedule, r), x1, ts) - x0) ** 2)`.
+    `loss = lambda ts: jnp.mean((sample(key, sampler, x1, ts) - x0) ** 2)`; with numbers, `loss =
+    lambda ts, r: jnp.mean((sample(key, dpm_solver_2(denoise, schedule, r), x1, ts) - x0) ** 2)`.
 
     Args:
         loss: `loss(ts)`, or `loss(ts, numbers)`.
         ts: the grid to begin with.
-        optimizer: a pair (init, update) of optax, such as `optax.adam(0.03)`. Its update gets what it
-            asks for of optax's extra arguments `value`, `grad` and `value_fn`.
+        optimizer: a pair (init, update) of optax, such as `optax.adam(0.03)`. Its update gets what
+            it asks for of optax's extra arguments `value`, `grad` and `value_fn`.
         steps: how many steps of it, at least 1.
         numbers: a pytree of floating-point numbers to learn, too.
 
@@ -88,9 +100,9 @@ def learn_grid(
     Raises:
         ValueError: if ts does not descend or steps < 1.
 
-    Reference: Watson et al. 2022 (arXiv 2202.05830) descend a sample-quality loss over the coefficients of a sampler;
-    Tong et al. 2025 (LD3, arXiv 2405.15506) the distance to the teacher over the time steps. For a distance `fit_grid` is
-    faster and goes further.
+    Reference: Watson et al. 2022 (arXiv 2202.05830) descend a sample-quality loss over the
+    coefficients of a sampler; Tong et al. 2025 (LD3, arXiv 2405.15506) the distance to the teacher
+    over the time steps. For a distance `fit_grid` is faster and goes further.
 
     >>> import optax
     >>> schedule = linear_vp()
@@ -117,7 +129,9 @@ def _learn(loss, ts, optimizer, steps, numbers):
         better = value < best_loss
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
         extra = {"value": value, "grad": gradient, "value_fn": objective}
-        updates, state = optimizer.update(gradient, state, params, **accepted(optimizer.update, extra))
+        updates, state = optimizer.update(
+            gradient, state, params, **accepted(optimizer.update, extra)
+        )
         params = jax.tree.map(lambda p, u: p + u, params, updates)
         return (params, state, best, jnp.minimum(value, best_loss)), value
 
@@ -133,19 +147,23 @@ def fit_grid(
     numbers: Any = None,
     steps: int = 40,
 ) -> LearnedGrid:
-    """Least squares over the steps of a grid, its ends fixed, and over numbers of the sampler if there are any.
+    """Least squares over the steps of a grid, its ends fixed, and over numbers of the sampler if
+    there are any.
 
     For the distance to accurate end points x0 of the same x1:
-    `residuals = lambda ts: sample(key, sampler, x1, ts) - x0`. A grid has few numbers and there are many residuals, so
-    Levenberg-Marquardt needs tens of steps where a gradient descent takes hundreds; each costs about as much as sampling
-    once for each of the numbers. Samples that end elsewhere altogether outweigh all the others: bound their residuals,
+    `residuals = lambda ts: sample(key, sampler, x1, ts) - x0`. A grid has few numbers and there are
+    many residuals, so Levenberg-Marquardt needs tens of steps where a gradient descent takes
+    hundreds; each costs about as much as sampling once for each of the numbers. Samples that end
+    elsewhere altogether outweigh all the others: bound their residuals,
     `r / sqrt(1 + |r|^2 / c^2)`.
 
     Args:
-        residuals: `residuals(ts)`, or `residuals(ts, numbers)`: a pytree of arrays, whose sum of squares is to be least.
+        residuals: `residuals(ts)`, or `residuals(ts, numbers)`: a pytree of arrays, whose sum of
+            squares is to be least.
         ts: the grid to begin with.
         numbers: a pytree of floating-point numbers to fit, too.
-        steps: how many steps, at least 1. One that would not lessen the sum of squares is not taken.
+        steps: how many steps, at least 1. One that would not lessen the sum of squares is not
+            taken.
 
     Returns:
         `LearnedGrid(ts, numbers, losses)` with steps + 1 sums of squares.
@@ -153,8 +171,8 @@ def fit_grid(
     Raises:
         ValueError: if ts does not descend or steps < 1.
 
-    Reference: Marquardt 1963 (J. SIAM 11, 431), with three dampings tried at once; Tong et al. 2025 (LD3, arXiv 2405.15506)
-    for the distance to the teacher.
+    Reference: Marquardt 1963 (J. SIAM 11, 431), with three dampings tried at once; Tong et al. 2025
+    (LD3, arXiv 2405.15506) for the distance to the teacher.
 
     >>> schedule = linear_vp()
     >>> sampler = ddim(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -182,13 +200,16 @@ def _fit(residuals, ts, numbers, steps):
         flat, least, damping = carry
         jacobian, r = jax.jacfwd(lambda flat: (errors(flat),) * 2, has_aux=True)(flat)
         square, slope = jacobian.T @ jacobian, jacobian.T @ r
-        # (J'J + damping D) change = J'r, D the diagonal of J'J (a thousandth of its mean added), in the units of D
+        # (J'J + damping D) change = J'r, D the diagonal of J'J (a thousandth of its mean added), in
+        # the units of D
         diagonal = jnp.diagonal(square)
         unit = 1 / jnp.sqrt(diagonal + 1e-3 * jnp.mean(diagonal) + jnp.finfo(flat.dtype).tiny)
         values, vectors = jnp.linalg.eigh(unit[:, None] * square * unit[None])
         turned = vectors.T @ (unit * slope)
         dampings = damping * jnp.array([0.1, 1.0, 10.0], flat.dtype)
-        changes = jax.vmap(lambda d: unit * (vectors @ (turned / (jnp.maximum(values, 0) + d))))(dampings)
+        changes = jax.vmap(lambda d: unit * (vectors @ (turned / (jnp.maximum(values, 0) + d))))(
+            dampings
+        )
         losses = jax.vmap(lambda change: loss(flat - change))(changes)
         losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
         best = jnp.argmin(losses)

@@ -19,7 +19,9 @@ class Budgets(NamedTuple):
     costs: Float[Array, " K"]
     """The cost of the cheapest path of k + 1 steps. It is infinite if there is no such path."""
     paths: Int[Array, "K K+1"]
-    """Its k + 2 candidates, from the first to the last, padded with the last. Meaningless if the cost is infinite."""
+    """Its k + 2 candidates, from the first to the last, padded with the last. Meaningless if the
+    cost is infinite.
+    """
 
     def grid(self, ts: Float[Array, " n+1"], steps: int) -> Float[Array, " steps+1"]:
         """The times of the cheapest path.
@@ -40,12 +42,14 @@ class Budgets(NamedTuple):
 
 
 def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
-    """Finds the cheapest path from the first candidate to the last for each number of steps from 1 to K.
+    """Finds the cheapest path from the first candidate to the last for each number of steps from 1
+    to K.
 
     `C[k, j] = min_i C[k-1, i] + L[i, j]`: O(K n^2), a scan of (min, +) products.
 
     Args:
-        table: the cost of going from candidate i straight to candidate j; infinite where that is not allowed (j <= i).
+        table: the cost of going from candidate i straight to candidate j; infinite where that is
+            not allowed (j <= i).
         steps: K, from 1 to n - 1.
 
     Returns:

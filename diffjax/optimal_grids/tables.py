@@ -24,10 +24,11 @@ def elbo_table(
 ) -> Float[Array, "n n"]:
     """The terms of the evidence lower bound between any two times, in nats an example (1.58).
 
-    With the variances of q and p matched,
-    `L(t, s) = E KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = (e^(2 (lambda_s - lambda_t)) - 1) / 2 E |eps - eps_hat(x_t, t)|^2`,
-    so the whole table takes one mean squared error a time. If sigma = 0 at the last time, its column holds
-    `-E log p(x_0 | x_t)`, with a Gaussian of the estimate's own noise, `p = N(x0_hat, (sigma_t / alpha_t)^2 I)`.
+    With the variances of q and p matched, `L(t, s) = E KL(q(x_s | x_t, x_0) || p(x_s | x_t)) =
+    (e^(2 (lambda_s - lambda_t)) - 1) / 2 E |eps - eps_hat(x_t, t)|^2`, so the whole table takes one
+    mean squared error a time. If sigma = 0 at the last time, its column holds
+    `-E log p(x_0 | x_t)`, with a Gaussian of the estimate's own noise,
+    `p = N(x0_hat, (sigma_t / alpha_t)^2 I)`.
 
     Args:
         key: a PRNG key, of the noise.
@@ -40,10 +41,11 @@ def elbo_table(
         The table, infinite on and below the diagonal.
 
     Raises:
-        ValueError: if ts is not a descending vector of at least 2 times in [0, 1], or concrete log-SNRs do not increase
-            along it.
+        ValueError: if ts is not a descending vector of at least 2 times in [0, 1], or concrete
+            log-SNRs do not increase along it.
 
-    Reference: Watson et al. 2021 (arXiv 2106.03802), section 3; Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14; (1.58).
+    Reference: Watson et al. 2021 (arXiv 2106.03802), section 3; Kingma et al. 2021 (arXiv
+    2107.00630), eq. 13-14; (1.58).
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
@@ -69,7 +71,8 @@ def _elbo(key, denoise, schedule, ts, lambdas, x0):
     errors, data_errors = jax.lax.map(lambda inputs: mean_errors(*inputs), (keys, ts[:-1]))
     gains = lambdas[None, :] - lambdas[:-1, None]
     table = 0.5 * jnp.expm1(2 * jnp.where(jnp.isfinite(gains), gains, 0.0)) * errors[:, None]
-    from_nothing = 0.5 * jnp.exp(2 * lambdas)[None, :] * data_errors[:, None]  # the same where alpha_t = 0
+    # the same where alpha_t = 0
+    from_nothing = 0.5 * jnp.exp(2 * lambdas)[None, :] * data_errors[:, None]
     table = jnp.where(jnp.isfinite(lambdas)[:-1, None], table, from_nothing)
     decoder = 0.5 * dims * jnp.log(2 * jnp.pi) - dims * lambdas[:-1] + 0.5 * errors
     return jnp.where(jnp.isfinite(lambdas)[None, :], table, decoder[:, None])
@@ -82,11 +85,12 @@ def klub_table(
     ts: Float[Array, " n"],
     x0: Float[Array, "batch *event"],
 ) -> Float[Array, "n n"]:
-    """The bound on the KL divergence that one step of the discretised reverse SDE adds: the objective of Align Your Steps.
+    """The bound on the KL divergence that one step of the discretised reverse SDE adds: the
+    objective of Align Your Steps.
 
-    `L(t, s) = 1/2 int_{SNR_t}^{SNR_s} E |x0_hat(x_u, u) - x0_hat(x_t, t)|^2 dSNR_u`, where x_u and x_t are on one forward
-    path: what it costs to hold the estimate of t until s. The integral is a sum over the candidates, so it is as fine
-    as they are; one evaluation a candidate.
+    `L(t, s) = 1/2 int_{SNR_t}^{SNR_s} E |x0_hat(x_u, u) - x0_hat(x_t, t)|^2 dSNR_u`, where x_u and
+    x_t are on one forward path: what it costs to hold the estimate of t until s. The integral is a
+    sum over the candidates, so it is as fine as they are; one evaluation a candidate.
 
     Args:
         key: a PRNG key, of the forward paths.
@@ -101,7 +105,8 @@ def klub_table(
     Raises:
         ValueError: as `elbo_table`, or if a concrete log-SNR is infinite.
 
-    Reference: Sabour et al. 2024 (Align Your Steps, arXiv 2404.14507), section 3: their KLUB, there in sigma / alpha.
+    Reference: Sabour et al. 2024 (Align Your Steps, arXiv 2404.14507), section 3: their KLUB, there
+    in sigma / alpha.
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
@@ -128,7 +133,9 @@ def _klub(key, denoise, schedule, ts, lambdas, x0):
     steps = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
     _, estimates = jax.lax.scan(forward, x0, (jax.random.split(key, len(ts)), back, *steps))
     estimates = estimates[::-1].reshape(len(ts), len(x0), -1)
-    distances = jax.lax.map(lambda a: jnp.sum((estimates - a[None]) ** 2, (1, 2)) / len(x0), estimates)
+    distances = jax.lax.map(
+        lambda a: jnp.sum((estimates - a[None]) ** 2, (1, 2)) / len(x0), estimates
+    )
     snr = jnp.exp(2 * lambdas)
     middle = 0.5 * (distances[:, 1:] + distances[:, :-1])
     parts = (
@@ -142,26 +149,29 @@ def _klub(key, denoise, schedule, ts, lambdas, x0):
 def solver_error_table(
     sampler: Sampler, schedule: Schedule, ts: Float[Array, " n"], xs: Float[Array, "n batch *event"]
 ) -> Float[Array, "n n"]:
-    """The error of one step of a solver from any candidate to any later one, against an accurate trajectory.
+    """The error of one step of a solver from any candidate to any later one, against an accurate
+    trajectory.
 
-    `L(t, s) = sqrt(mean |step(x_t; t -> s) - x_s|^2 / (alpha_s^2 + sigma_s^2))`. The step begins with an empty memory: of a
-    multistep method it is the first one, so take the table of a singlestep method of its order.
+    `L(t, s) = sqrt(mean |step(x_t; t -> s) - x_s|^2 / (alpha_s^2 + sigma_s^2))`. The step begins
+    with an empty memory: of a multistep method it is the first one, so take the table of a
+    singlestep method of its order.
 
     Args:
         sampler: a deterministic sampler.
         schedule: its path.
         ts: the candidates, descending.
-        xs: an accurate trajectory of the probability flow at these times, of a batch: `trajectory` of a fine grid, or
-            `solve_flow` from one candidate to the next.
+        xs: an accurate trajectory of the probability flow at these times, of a batch: `trajectory`
+            of a fine grid, or `solve_flow` from one candidate to the next.
 
     Returns:
-        The table, infinite on and below the diagonal. It takes one step a pair; a step of one evaluation (DDIM) shares it
-        between all s.
+        The table, infinite on and below the diagonal. It takes one step a pair; a step of one
+        evaluation (DDIM) shares it between all s.
 
     Raises:
         ValueError: if ts is not a descending vector, or xs has another length.
 
-    Reference: the dynamic program of Watson et al. 2021 (arXiv 2106.03802) on the local error of a solver.
+    Reference: the dynamic program of Watson et al. 2021 (arXiv 2106.03802) on the local error of a
+    solver.
 
     >>> schedule = linear_vp()
     >>> sampler = ddim(gaussian(jnp.zeros(1), jnp.eye(1), schedule), schedule)
@@ -196,7 +206,9 @@ def _solver_errors(sampler, schedule, ts, xs):
 def _candidates(schedule, ts):
     ts = as_float(ts, "ts")
     if ts.ndim != 1 or ts.size < 2:
-        raise ValueError(f"ts: expected a vector of at least 2 candidate times, got shape {ts.shape}")
+        raise ValueError(
+            f"ts: expected a vector of at least 2 candidate times, got shape {ts.shape}"
+        )
     check_that(lambda ts: (ts >= 0) & (ts <= 1), "ts: expected times in [0, 1], got {}", ts)
     check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend, got {}", ts)
     lambdas = jax.vmap(lambda t: half_log_snr(schedule, t))(ts)

@@ -78,7 +78,7 @@ class Interpolation(NamedTuple):
     """
 
 
-# ---- x0 in the log-SNR: DPM-Solver++, UniPC, SA-Solver ---------------------------------------------------------------
+# ---- x0 in the log-SNR: DPM-Solver++, UniPC, SA-Solver -------------------------------------------
 
 # The largest sum_j |w_j| / m_0 with one node, with two, and with three. On short even steps the
 # Adams-Bashforth methods have 1/2 and 7/4. With these limits no method is worse than its
@@ -159,7 +159,7 @@ def bh2(h: Array) -> Array:
     return jnp.expm1(h)
 
 
-# ---- eps in the log-SNR: DPM-Solver ----------------------------------------------------------------------------------
+# ---- eps in the log-SNR: DPM-Solver --------------------------------------------------------------
 
 # Higher for eps in the log-SNR and for the linear velocity, which change less over a long step.
 REGULAR_LIMITS = (math.inf, 3.5)
@@ -181,7 +181,7 @@ def _noise_weights(t, s, nodes, limits=REGULAR_LIMITS):
     return jnp.where(finite, -s.sigma * weights, 0.0)
 
 
-# ---- eps in time: DEIS -----------------------------------------------------------------------------------------------
+# ---- eps in time: DEIS ---------------------------------------------------------------------------
 
 
 def noise_prediction_in_time(schedule: Schedule, points: int = 16) -> Interpolation:
@@ -212,7 +212,7 @@ def _time_weights(schedule, points, weights, t, s, nodes):
     return lagrange_weights(nodes, [moment(k) for k in range(1, nodes.size + 1)])
 
 
-# ---- eps - x0 in sigma / (alpha + sigma) -----------------------------------------------------------------------------
+# ---- eps - x0 in sigma / (alpha + sigma) ---------------------------------------------------------
 
 
 def velocity_prediction() -> Interpolation:
@@ -235,10 +235,12 @@ def _velocity_weights(t, s, nodes, limits=REGULAR_LIMITS):
     return (s.alpha + s.sigma) * limited_weights(nodes, moments, limits)
 
 
-# ---- weights of given moments ----------------------------------------------------------------------------------------
+# ---- weights of given moments --------------------------------------------------------------------
 
 
-def limited_weights(nodes: Float[Array, " n"], moments, limits, one_node=None) -> Float[Array, " n"]:
+def limited_weights(
+    nodes: Float[Array, " n"], moments, limits, one_node=None
+) -> Float[Array, " n"]:
     """The `lagrange_weights` of the first k nodes, at the largest k that the limits allow.
 
     That is the largest k with `sum_j |w_j| <= limits[k - 1] |m_0|`. `moments` starts with m_0.
@@ -261,10 +263,17 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
     # Scalars: XLA compiles them to a smaller program than short vectors.
     u, v, known = list(nodes), [], []
     for j, node in enumerate(u):
-        known.append(jnp.isfinite(node) & (node != 0) & ~sum((node == other for other in u[:j]), jnp.array(False)))
+        known.append(
+            jnp.isfinite(node)
+            & (node != 0)
+            & ~sum((node == other for other in u[:j]), jnp.array(False))
+        )
         v.append(jnp.where(known[j], 1 / jnp.where(known[j], node, 1.0), 0.0))
     if one_node is not None and u:
-        moments = [jnp.where(sum(k.astype(int) for k in known) == 1, one_node, moments[0]), *moments[1:]]
+        moments = [
+            jnp.where(sum(k.astype(int) for k in known) == 1, one_node, moments[0]),
+            *moments[1:],
+        ]
     u = [jnp.where(known[j], node, 0.0) for j, node in enumerate(u)]
     weights = []
     for j in range(nodes.size):
@@ -275,8 +284,13 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
             if i != j:
                 gap = jnp.where(known[i], v[i] * (u[i] - u[j]), 1.0)
                 product = [*basis, 0.0]
-                basis = [(product[k] - v[i] * product[k - 1] if k else product[0]) / gap for k in range(len(product))]
-        weights.append(jnp.where(known[j], sum(b * m for b, m in zip(basis, moments, strict=True)), 0.0))
+                basis = [
+                    (product[k] - v[i] * product[k - 1] if k else product[0]) / gap
+                    for k in range(len(product))
+                ]
+        weights.append(
+            jnp.where(known[j], sum(b * m for b, m in zip(basis, moments, strict=True)), 0.0)
+        )
     return jnp.stack(weights) if weights else jnp.zeros_like(nodes)
 
 

@@ -77,7 +77,9 @@ def _predictor_step(denoise, schedule, interpolation, tau, gains, key, state, t,
     weights = interpolation.weights(t, s, differences(history.nodes[1:], history.nodes[0]))
     if gains is not None:
         weights = gains[state.memory.count] * weights
-    x = _advance(key, estimate, s, *_noise(tau, t, s)) + _combine(history, _of_predictions(0, weights))
+    x = _advance(key, estimate, s, *_noise(tau, t, s)) + _combine(
+        history, _of_predictions(0, weights)
+    )
     return State(x, history)
 
 
@@ -90,10 +92,14 @@ def _corrected_step(denoise, schedule, interpolation, tau, key, state, t, s):
     # prediction among its nodes. The correction is scaled like the noise that it belongs to.
     (before, last), nodes = state.memory.last_step, history.nodes
     others = differences(jnp.concatenate([nodes[:1], nodes[2:]]), nodes[1])
-    correction = _of_predictions(1, interpolation.weights(before, t, others, limits=CORRECTOR_LIMITS)) - last
+    correction = (
+        _of_predictions(1, interpolation.weights(before, t, others, limits=CORRECTOR_LIMITS)) - last
+    )
     weights = _of_predictions(0, interpolation.weights(t, s, differences(nodes[1:-1], nodes[0])))
     weights = jnp.pad(weights, (0, 1))
-    x = _advance(key, estimate, s, kept, fresh) + _combine(history, weights + kept / t.sigma * correction)
+    x = _advance(key, estimate, s, kept, fresh) + _combine(
+        history, weights + kept / t.sigma * correction
+    )
     return State(x, history._replace(last_step=(t, jnp.roll(weights, 1))))
 
 

@@ -21,30 +21,37 @@ __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_s
 
 
 def sample(
-    key: PRNGKeyArray, sampler: Sampler, x: Array, ts: Float[Array, " n+1"], scan: Callable = jax.lax.scan
+    key: PRNGKeyArray,
+    sampler: Sampler,
+    x: Array,
+    ts: Float[Array, " n+1"],
+    scan: Callable = jax.lax.scan,
 ) -> Array:
     """Runs a sampler over a time grid, and returns the last x.
 
-    Step i of n goes from `ts[i]` to `ts[i + 1]` with the key `fold_in(key, i)`. For many samples either give a batch as
-    x, or vmap over keys and x: then each sample is the same for any batch size and any number of devices.
+    Step i of n goes from `ts[i]` to `ts[i + 1]` with the key `fold_in(key, i)`. For many samples
+    either give a batch as x, or vmap over keys and x: then each sample is the same for any batch
+    size and any number of devices.
 
-    Outside `jit`, the loop is compiled once for all calls with the same functions, shapes and Python numbers. What a
-    function reads from its closure and globals is looked at again in every call.
+    Outside `jit`, the loop is compiled once for all calls with the same functions, shapes and
+    Python numbers. What a function reads from its closure and globals is looked at again in every
+    call.
 
     Args:
         key: a PRNG key; a deterministic sampler does not use it.
         sampler: `ddim(denoise, schedule)`, ...
         x: where to start, at time ts[0]: one sample, or a batch that shares the times.
         ts: descending times in [0, 1], one or more steps.
-        scan: the loop, which decides what reverse mode keeps: `jax.lax.scan` every step, `checkpointed_scan` about
-            2 sqrt(n), `truncated_scan(k)` the last k alone.
+        scan: the loop, which decides what reverse mode keeps: `jax.lax.scan` every step,
+            `checkpointed_scan` about 2 sqrt(n), `truncated_scan(k)` the last k alone.
 
     Returns:
         x at time ts[-1], of the shape of x.
 
     Raises:
-        ValueError: if ts is not a vector of at least two times, x is not floating-point, concrete times do not descend or
-            leave [0, 1], or a concrete result is not finite: the message names the step.
+        ValueError: if ts is not a vector of at least two times, x is not floating-point, concrete
+            times do not descend or leave [0, 1], or a concrete result is not finite: the message
+            names the step.
 
     >>> schedule = linear()
     >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
@@ -55,7 +62,11 @@ def sample(
 
 
 def trajectory(
-    key: PRNGKeyArray, sampler: Sampler, x: Array, ts: Float[Array, " n+1"], scan: Callable = jax.lax.scan
+    key: PRNGKeyArray,
+    sampler: Sampler,
+    x: Array,
+    ts: Float[Array, " n+1"],
+    scan: Callable = jax.lax.scan,
 ) -> Array:
     """Runs a sampler over a time grid, and returns x at all of its times.
 
@@ -110,7 +121,8 @@ def _check_finite(key, sampler, x, ts, result):
     if not is_concrete(key, sampler, x, ts, result) or jnp.all(jnp.isfinite(result)):
         return
     check_that(np.isfinite, "x: expected finite values, got {}", x)
-    # The steps once more, one by one and without compilation: whatever checks a number can see it now.
+    # The steps once more, one by one and without compilation: whatever checks a number can see it
+    # now.
     with jax.disable_jit(), jax.debug_key_reuse(False):
         state = sampler.init(x, ts[0])
         for i, (t, s) in enumerate(itertools.pairwise(ts)):
@@ -131,7 +143,11 @@ def _check_grid(ts):
     if ts.ndim != 1 or ts.size < 2:
         raise ValueError(f"ts: expected a vector of at least 2 times, got shape {ts.shape}")
     check_that(lambda ts: (ts >= 0) & (ts <= 1), "ts: expected times in [0, 1], got {}", ts)
-    check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend from prior (1) to data (0), got {}", ts)
+    check_that(
+        lambda ts: ts[1:] < ts[:-1],
+        "ts: expected times that descend from prior (1) to data (0), got {}",
+        ts,
+    )
     return ts
 
 
@@ -160,11 +176,12 @@ def _one_step(update, key, state, t, s):
     return State(update(key, state.x, t, s))
 
 
-# ---- what reverse mode keeps -----------------------------------------------------------------------------------------
+# ---- what reverse mode keeps ---------------------------------------------------------------------
 
 
 def checkpointed_scan(body: Callable, init, xs):
-    """`jax.lax.scan` whose reverse mode keeps about 2 sqrt(n) states instead of n, for one more forward pass.
+    """`jax.lax.scan` whose reverse mode keeps about 2 sqrt(n) states instead of n, for one more
+    forward pass.
 
     A scan over sqrt(n) segments of sqrt(n) steps, each recomputed when its gradient is asked for.
 
@@ -201,7 +218,8 @@ def checkpointed_scan(body: Callable, init, xs):
 
 @functools.cache  # equal numbers give one function, which is compiled once
 def truncated_scan(last: int) -> Callable:
-    """A scan whose reverse mode stops before its last steps: no gradient and no memory for the earlier ones.
+    """A scan whose reverse mode stops before its last steps: no gradient and no memory for the
+    earlier ones.
 
     Args:
         last: how many steps to differentiate, at least 0.
@@ -226,8 +244,11 @@ def truncated_scan(last: int) -> Callable:
         if last >= n:
             return jax.lax.scan(body, init, xs)
         first = n - last
-        # nothing of the first steps may be differentiated: neither carry, nor xs, nor what the body closes over
-        carry, head = jax.lax.stop_gradient(jax.lax.scan(body, init, jax.tree.map(lambda x: x[:first], xs)))
+        # nothing of the first steps may be differentiated: neither carry, nor xs, nor what the body
+        # closes over
+        carry, head = jax.lax.stop_gradient(
+            jax.lax.scan(body, init, jax.tree.map(lambda x: x[:first], xs))
+        )
         carry, tail = jax.lax.scan(body, carry, jax.tree.map(lambda x: x[first:], xs))
         return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)
 

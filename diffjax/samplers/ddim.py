@@ -1,4 +1,6 @@
-"""DDIM and ancestral DDPM: steps that reuse the two estimates of a denoiser, regular at both ends of every path."""
+"""DDIM and ancestral DDPM: steps that reuse the two estimates of a denoiser, regular at both ends
+of every path.
+"""
 
 from jaxtyping import Array
 
@@ -13,11 +15,13 @@ __all__ = ["ddim", "ddpm"]
 
 
 def ddim(denoise: Denoiser, schedule: Schedule, eta: float | Array | None = None) -> Sampler:
-    """DDIM: to the next time with the same estimates of data and noise, part of the noise drawn anew.
+    """DDIM: to the next time with the same estimates of data and noise, part of the noise drawn
+    anew.
 
-    `x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z`, with `c = eta sigma_s sqrt(1 - SNR_t / SNR_s)`, z ~ N(0, I).
-    Without eta it draws no noise: c = 0, which is exact at every step if the data are one point, and the same as
-    DPM-Solver-1 (1.56). With eta = 1 it is ancestral DDPM. First order; 1 evaluation a step.
+    `x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z`, with
+    `c = eta sigma_s sqrt(1 - SNR_t / SNR_s)`, z ~ N(0, I). Without eta it draws no noise: c = 0,
+    which is exact at every step if the data are one point, and the same as DPM-Solver-1 (1.56).
+    With eta = 1 it is ancestral DDPM. First order; 1 evaluation a step.
 
     Args:
         denoise: the denoiser.
@@ -48,8 +52,8 @@ def _ddim(denoise, schedule, key, x, t, s):
 def ddpm(denoise: Denoiser, schedule: Schedule) -> Sampler:
     """Ancestral DDPM: a draw of `q(x_s | x_t, x0)` with the estimate in place of x0 (1.29).
 
-    On `from_betas(betas)` with the grid `uniform(len(betas))` it is DDPM itself, with the variance beta-tilde. 1
-    evaluation a step.
+    On `from_betas(betas)` with the grid `uniform(len(betas))` it is DDPM itself, with the variance
+    beta-tilde. 1 evaluation a step.
 
     Args:
         denoise: the denoiser.

@@ -21,7 +21,8 @@ __all__ = ["dpm_solver_2", "dpm_solver_2s", "dpm_solver_3"]
 
 
 def _stages(schedule, t, s, ratios):
-    """Returns h, the places `lambda_t + r h` followed by s, and a function from the weights w to `Stages`.
+    """Returns h, the places `lambda_t + r h` followed by s, and a function from the weights w to
+    `Stages`.
 
     If h is infinite, all inner places are t.
     """
@@ -72,7 +73,8 @@ def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
 
 
 def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
-    """DPM-Solver-2: noise prediction, one intermediate time at `lambda_t + r1 h`. Second order; 2 evaluations a step.
+    """DPM-Solver-2: noise prediction, one intermediate time at `lambda_t + r1 h`. Second order; 2
+    evaluations a step.
 
     `u = alpha_r / alpha_t x - sigma_r (e^(r1 h) - 1) eps`,
     `x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) (eps + (eps_u - eps) / (2 r1))` (Fig. 1.4).
@@ -132,9 +134,10 @@ def dpm_solver_3(
 ) -> Sampler:
     """DPM-Solver-3: noise prediction, two intermediate times. Third order; 3 evaluations a step.
 
-    `u1` as in `dpm_solver_2`; with `D1 = eps_u1 - eps` and `D2 = eps_u2 - eps`,
-    `u2 = alpha_r2 / alpha_t x - sigma_r2 (e^(r2 h) - 1) eps - sigma_r2 (r2 / r1) ((e^(r2 h) - 1) / (r2 h) - 1) D1`,
-    `x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) eps - (sigma_s / r2) ((e^h - 1) / h - 1) D2` (Fig. 1.4).
+    `u1` as in `dpm_solver_2`; with `D1 = eps_u1 - eps` and `D2 = eps_u2 - eps`, `u2 = alpha_r2 /
+    alpha_t x - sigma_r2 (e^(r2 h) - 1) eps - sigma_r2 (r2 / r1) ((e^(r2 h) - 1) / (r2 h) - 1) D1`,
+    `x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) eps - (sigma_s / r2) ((e^h - 1) / h - 1) D2`
+    (Fig. 1.4).
 
     Args:
         denoise: the denoiser.

@@ -25,17 +25,20 @@ def edm_sampler(
     noise_max: float | Array = jnp.inf,
     noise_scale: float | Array = 1.0,
 ) -> Sampler:
-    """EDM's sampler: noise is added to raise the noise level a little (churn), then one Heun step of the ODE.
+    """EDM's sampler: noise is added to raise the noise level a little (churn), then one Heun step
+    of the ODE.
 
-    In Karras' coordinates, `y = x / alpha` and `s = sigma / alpha`, the ODE is `dy/ds = eps`. One step from s_i to s_{i+1}:
+    In Karras' coordinates, `y = x / alpha` and `s = sigma / alpha`, the ODE is `dy/ds = eps`. One
+    step from s_i to s_{i+1}:
 
         s' = s_i (1 + churn) if noise_min <= s_i <= noise_max else s_i
         y' = y_i + sqrt(s'^2 - s_i^2) noise_scale z,  z ~ N(0, I)
         Euler:  y = y' + (s_{i+1} - s') eps(y', s')
         Heun:   y = y' + (s_{i+1} - s') (eps(y', s') + eps(y, s_{i+1})) / 2   unless s_{i+1} = 0 or s' is infinite
 
-    Second order; 2 evaluations a step. Take the grid `karras(schedule, n)`. A step from alpha = 0 is DDIM, and so is one to
-    sigma = 0. The noise level is never raised above the path's largest one.
+    Second order; 2 evaluations a step. Take the grid `karras(schedule, n)`. A step from alpha = 0
+    is DDIM, and so is one to sigma = 0. The noise level is never raised above the path's largest
+    one.
 
     Args:
         denoise: the denoiser.
@@ -63,7 +66,9 @@ def edm_sampler(
     if churn is None:
         return one_step(bind(_heun_step, denoise, schedule))
     check_number(churn, "churn", 0)
-    return one_step(bind(_churned_step, denoise, schedule, churn, noise_min, noise_max, noise_scale))
+    return one_step(
+        bind(_churned_step, denoise, schedule, churn, noise_min, noise_max, noise_scale)
+    )
 
 
 def _heun_step(denoise, schedule, key, x, t, s):
@@ -72,7 +77,9 @@ def _heun_step(denoise, schedule, key, x, t, s):
     alpha_s, sigma_s = alpha_sigma(schedule, s)
     more = (sigma_s > 0) & (alpha_t > 0)
     half_step = 0.5 * (sigma_s - alpha_s * sigma_t / jnp.where(more, alpha_t, 1.0))
-    target = Place(*(stack([number, number]) for number in (s, alpha_s, sigma_s, zeros_of(sigma_s))))
+    target = Place(
+        *(stack([number, number]) for number in (s, alpha_s, sigma_s, zeros_of(sigma_s)))
+    )
     weights = stack([zeros_of(half_step), jnp.where(more, half_step, 0.0)])
     stages = Stages(stack([t, jnp.where(more, s, t)]), target, weights)
     return run_stages(denoise, eps_of, x, stages)[0][0]
@@ -82,10 +89,14 @@ def _churned_step(denoise, schedule, churn, noise_min, noise_max, noise_scale, k
     alpha, sigma, *_ = coefficients(schedule, t)
     noise_only = alpha == 0
     level = jnp.where(noise_only, jnp.inf, sigma / jnp.where(noise_only, 1.0, alpha))
-    raised = jnp.where((noise_min <= level) & (level <= noise_max), (1 + as_scalar(churn, "churn")) * level, level)
+    raised = jnp.where(
+        (noise_min <= level) & (level <= noise_max), (1 + as_scalar(churn, "churn")) * level, level
+    )
     t_raised = jnp.where(raised > level, half_log_snr_inverse(schedule, -jnp.log(raised)), t)
     alpha_raised, sigma_raised, *_ = coefficients(schedule, t_raised)
     kept = jnp.where(noise_only, 1.0, alpha_raised / jnp.where(noise_only, 1.0, alpha))
-    added = safe_sqrt(jnp.maximum((sigma_raised - kept * sigma) * (sigma_raised + kept * sigma), 0.0))
+    added = safe_sqrt(
+        jnp.maximum((sigma_raised - kept * sigma) * (sigma_raised + kept * sigma), 0.0)
+    )
     z = as_scalar(noise_scale, "noise_scale") * jax.random.normal(key, x.shape, x.dtype)
     return _heun_step(denoise, schedule, None, kept * x + added * z, t_raised, s)

@@ -1,4 +1,5 @@
-"""Transition kernels: the Gaussian that a stochastic step draws from, `kernel(x, t, s) -> (mean, std)`.
+"""Transition kernels: the Gaussian that a stochastic step draws from,
+`kernel(x, t, s) -> (mean, std)`.
 
 A sampler hides its Gaussian. Policy gradients, importance weights and particle methods need it:
 
@@ -56,9 +57,11 @@ def _draw(kernel, key, x, t, s):
 
 
 def log_transition(kernel: Kernel, x: Array, t: Time, y: Array, s: Time) -> Float[Array, ""]:
-    """The log density of a step from x at time t to y at time s, `log N(y; mean, std^2 I)`, in nats.
+    """The log density of a step from x at time t to y at time s, `log N(y; mean, std^2 I)`, in
+    nats.
 
-    The sum over the steps of a trajectory is the log density of the chain, but for that of its start:
+    The sum over the steps of a trajectory is the log density of the chain, but for that of its
+    start:
     `jax.vmap(functools.partial(log_transition, kernel))(xs[:-1], ts[:-1], xs[1:], ts[1:]).sum()`.
 
     Args:
@@ -72,9 +75,11 @@ def log_transition(kernel: Kernel, x: Array, t: Time, y: Array, s: Time) -> Floa
         The log density, a scalar.
 
     Raises:
-        ValueError: if y has another shape than x, or a concrete std is 0: a step without noise has no density.
+        ValueError: if y has another shape than x, or a concrete std is 0: a step without noise has
+            no density.
 
-    Reference: Black et al. 2024 (DDPO, arXiv 2305.13301), section 4.3, for the chain's policy gradient.
+    Reference: Black et al. 2024 (DDPO, arXiv 2305.13301), section 4.3, for the chain's policy
+    gradient.
 
     >>> schedule = linear()
     >>> kernel = ddpm_kernel(gaussian(jnp.zeros(2), jnp.eye(2), schedule), schedule)
@@ -91,12 +96,15 @@ def log_transition(kernel: Kernel, x: Array, t: Time, y: Array, s: Time) -> Floa
 
 
 def towards(estimate: Estimate, alpha: Array, sigma: Array) -> Array:
-    """Gives x at (alpha, sigma) if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
+    """Gives x at (alpha, sigma) if both estimates stay as they are: the step of DDIM, and
+    DPM-Solver-1 (1.56).
+    """
     return alpha * estimate.x0 + sigma * estimate.eps
 
 
 def ddim_kernel(denoise: Denoiser, schedule: Schedule, eta: float | Array = 1.0) -> Kernel:
-    """DDIM's kernel: `mean = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps`, `std = eta sigma_s sqrt(1 - SNR_t / SNR_s)`.
+    """DDIM's kernel: `mean = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps`,
+    `std = eta sigma_s sqrt(1 - SNR_t / SNR_s)`.
 
     Args:
         denoise: the denoiser.
@@ -152,8 +160,11 @@ def _ddpm_kernel(denoise, schedule, x, t, s):
     return x_weight * x + x0_weight * call_denoiser(denoise, x, t).x0, std
 
 
-def euler_maruyama_kernel(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> Kernel:
-    """Euler-Maruyama's kernel: `mean = x + (s - t) (v(x, t) - a^2 score / 2)`, `std = a sqrt(t - s)` (1.19).
+def euler_maruyama_kernel(
+    denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion
+) -> Kernel:
+    """Euler-Maruyama's kernel: `mean = x + (s - t) (v(x, t) - a^2 score / 2)`,
+    `std = a sqrt(t - s)` (1.19).
 
     Args:
         denoise: the denoiser.
@@ -183,7 +194,9 @@ def diffuse(x, drift, amplitude, t, s):
     return x + (s - t) * drift, amplitude * jnp.sqrt(t - s)
 
 
-def sde_dpm_solver_kernel(denoise: Denoiser, schedule: Schedule, tau: float | Array = 1.0) -> Kernel:
+def sde_dpm_solver_kernel(
+    denoise: Denoiser, schedule: Schedule, tau: float | Array = 1.0
+) -> Kernel:
     """SDE-DPM-Solver++'s kernel of first order, for the reverse SDE of noise amplitude tau g.
 
     `mean = sigma_s / sigma_t e^(-tau^2 h) x + alpha_s (1 - e^(-(1 + tau^2) h)) x0` and
@@ -201,8 +214,8 @@ def sde_dpm_solver_kernel(denoise: Denoiser, schedule: Schedule, tau: float | Ar
     Raises:
         ValueError: if a concrete tau is negative or not finite.
 
-    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), SDE-DPM-Solver++1; for any tau Xue et al. 2023
-    (arXiv 2309.05019).
+    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), SDE-DPM-Solver++1; for any tau Xue
+    et al. 2023 (arXiv 2309.05019).
 
     >>> kernel = sde_dpm_solver_kernel(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear(), 0.5)
     >>> mean, std = kernel(jnp.array([1.0]), 1.0, 0.0)
@@ -217,7 +230,8 @@ def _sde_dpm_solver_kernel(denoise, schedule, tau, x, t, s):
     square = as_scalar(tau, "tau") ** 2
     (alpha_t, sigma_t), (alpha, sigma) = alpha_sigma(schedule, t), alpha_sigma(schedule, s)
     h = log_ratio(alpha, sigma) - log_ratio(alpha_t, sigma_t)
-    noise = jnp.where(square > 0, square * jnp.where(square > 0, h, 0.0), 0.0)  # tau^2 h, and 0 for 0 * infinity
+    # tau^2 h, and 0 for 0 * infinity
+    noise = jnp.where(square > 0, square * jnp.where(square > 0, h, 0.0), 0.0)
     x0_weight = -alpha * jnp.expm1(-h - noise)
     mean = sigma / sigma_t * jnp.exp(-noise) * x + x0_weight * call_denoiser(denoise, x, t).x0
     return mean, sigma * safe_sqrt(-jnp.expm1(-2 * noise))

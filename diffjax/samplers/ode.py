@@ -43,8 +43,8 @@ def _euler(denoise, schedule, key, x, t, s):
 def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
     """Heun's method, the explicit trapezoidal rule. Second order; 2 evaluations a step.
 
-    `x' = x + (s - t) v(x, t)`, `x_s = x + (s - t) (v(x, t) + v(x', s)) / 2`. A step to sigma = 0, where the velocity of most
-    networks has no value, is Euler's: `x_s = x'`.
+    `x' = x + (s - t) v(x, t)`, `x_s = x + (s - t) (v(x, t) + v(x', s)) / 2`. A step to sigma = 0,
+    where the velocity of most networks has no value, is Euler's: `x_s = x'`.
 
     Args:
         denoise: the denoiser.
@@ -53,8 +53,8 @@ def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
     Returns:
         The sampler.
 
-    Reference: (1.18); Hairer, Norsett and Wanner 1993, section II.1; Karras et al. 2022 (arXiv 2206.00364), algorithm 1,
-    for the step to sigma = 0.
+    Reference: (1.18); Hairer, Norsett and Wanner 1993, section II.1; Karras et al. 2022 (arXiv
+    2206.00364), algorithm 1, for the step to sigma = 0.
 
     >>> sampler = heun(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
     >>> sampler.step(None, sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.5).x

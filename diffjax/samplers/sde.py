@@ -18,7 +18,9 @@ from .kernels import ddpm_kernel, diffuse, euler_maruyama_kernel, kernel_sampler
 __all__ = ["bridge_sampler", "euler_maruyama", "predictor_corrector"]
 
 
-def euler_maruyama(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> Sampler:
+def euler_maruyama(
+    denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion
+) -> Sampler:
     """Euler-Maruyama for the reverse SDE of any noise amplitude a (1.19).
 
     `x_s = x + (s - t) (v(x, t) - a^2 score / 2) + a sqrt(t - s) z`, z ~ N(0, I). Weak order 1; 1
@@ -26,8 +28,8 @@ def euler_maruyama(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude =
 
     Args:
         denoise: the denoiser.
-        schedule: its path. On paths with alpha(1) = 0, g is infinite at t = 1: start the grid below, or choose
-            another amplitude.
+        schedule: its path. On paths with alpha(1) = 0, g is infinite at t = 1: start the grid
+            below, or choose another amplitude.
         amplitude: `(schedule, t) -> a`; `diffusion` is g, Anderson's reverse SDE (1.20).
 
     Returns:
@@ -53,9 +55,11 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
     flow, which has the same marginals.
 
     Args:
-        velocity: `(x, t) -> v`, in increasing t, such as a network trained by `losses.bridge_matching`.
+        velocity: `(x, t) -> v`, in increasing t, such as a network trained by
+            `losses.bridge_matching`.
         score: `(x, t) -> grad log p_t(x)`.
-        amplitude: a, at least 0: that of the bridge for its own paths, any other for other paths of the same marginals.
+        amplitude: a, at least 0: that of the bridge for its own paths, any other for other paths of
+            the same marginals.
 
     Returns:
         The sampler.
@@ -75,7 +79,9 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
 
 def _bridge_kernel(velocity, score, amplitude, x, t, s):
     amplitude = as_scalar(amplitude, "amplitude")
-    drift = call_network(velocity, x, t, "velocity") - 0.5 * amplitude**2 * call_network(score, x, t, "score")
+    drift = call_network(velocity, x, t, "velocity") - 0.5 * amplitude**2 * call_network(
+        score, x, t, "score"
+    )
     return diffuse(x, drift, amplitude, t, s)
 
 
@@ -120,7 +126,9 @@ def predictor_corrector(
     check_number(snr, "snr", 0)
     if corrections < 1:
         raise ValueError(f"corrections: expected at least 1, got {corrections}")
-    return one_step(bind(_predictor_corrector, denoise, schedule, predictor, snr, jnp.zeros(corrections)))
+    return one_step(
+        bind(_predictor_corrector, denoise, schedule, predictor, snr, jnp.zeros(corrections))
+    )
 
 
 def _predictor_corrector(denoise, schedule, predictor, snr, corrections, key, x, t, s):
@@ -142,5 +150,7 @@ def _predictor_corrector(denoise, schedule, predictor, snr, corrections, key, x,
 
 def _known(estimate, x, at, t):
     if at is not x:
-        raise ValueError("predictor: expected a kernel that evaluates the denoiser at its own x and t alone")
+        raise ValueError(
+            "predictor: expected a kernel that evaluates the denoiser at its own x and t alone"
+        )
     return estimate

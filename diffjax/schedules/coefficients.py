@@ -1,4 +1,6 @@
-"""What any schedule has: its derivatives, the drift and diffusion of its SDE, its log-SNR and the inverse of that."""
+"""What any schedule has: its derivatives, the drift and diffusion of its SDE, its log-SNR and the
+inverse of that.
+"""
 
 from typing import NamedTuple
 
@@ -53,7 +55,9 @@ def coefficients(schedule: Schedule, t: Time) -> Coefficients:
     Coefficients(alpha=Array(0.75, dtype=float32...), ..., dalpha=Array(-1., dtype=float32...), ...)
     """
     t = _time(t)
-    (alpha, sigma), (dalpha, dsigma) = jax.jvp(lambda t: alpha_sigma(schedule, t), (t,), (jnp.ones_like(t),))
+    (alpha, sigma), (dalpha, dsigma) = jax.jvp(
+        lambda t: alpha_sigma(schedule, t), (t,), (jnp.ones_like(t),)
+    )
     return Coefficients(alpha, sigma, dalpha, dsigma)
 
 
@@ -77,9 +81,11 @@ def drift(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def diffusion_squared(schedule: Schedule, t: Time) -> Float[Array, ""]:
-    """The squared diffusion coefficient g^2 of the forward SDE: `g^2 = 2 sigma sigma' - 2 f sigma^2` (1.25).
+    """The squared diffusion coefficient g^2 of the forward SDE:
+    `g^2 = 2 sigma sigma' - 2 f sigma^2` (1.25).
 
-    At t = 0 it is the limit from the right, finite where sigma' is not (the VP paths). It is infinite where alpha = 0.
+    At t = 0 it is the limit from the right, finite where sigma' is not (the VP paths). It is
+    infinite where alpha = 0.
 
     Args:
         schedule: any schedule.
@@ -96,7 +102,8 @@ def diffusion_squared(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def diffusion(schedule: Schedule, t: Time) -> Float[Array, ""]:
-    """The diffusion coefficient g of the forward SDE, the square root of `diffusion_squared` (1.25).
+    """The diffusion coefficient g of the forward SDE, the square root of `diffusion_squared`
+    (1.25).
 
     Args:
         schedule: any schedule.
@@ -112,7 +119,8 @@ def diffusion(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
-    """`lambda(t) = log(alpha / sigma)`, half the log signal-to-noise ratio: +inf where sigma = 0, -inf where alpha = 0.
+    """`lambda(t) = log(alpha / sigma)`, half the log signal-to-noise ratio: +inf where sigma = 0,
+    -inf where alpha = 0.
 
     Args:
         schedule: any schedule.
@@ -128,11 +136,12 @@ def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) -> Float[Array, ""]:
-    """The time in [0, 1] at which the half log-SNR has the given value: `t(lambda)` of Table 1.1, for any schedule.
+    """The time in [0, 1] at which the half log-SNR has the given value: `t(lambda)` of Table 1.1,
+    for any schedule.
 
-    By bisection, hence for every schedule whose half log-SNR decreases. A value that the schedule does not reach gives
-    the nearer end. Its derivatives, with respect to the value and to the schedule's numbers, are those of the implicit
-    function: `dt = (dvalue - d lambda) / lambda'(t)`.
+    By bisection, hence for every schedule whose half log-SNR decreases. A value that the schedule
+    does not reach gives the nearer end. Its derivatives, with respect to the value and to the
+    schedule's numbers, are those of the implicit function: `dt = (dvalue - d lambda) / lambda'(t)`.
 
     Args:
         schedule: any schedule.
@@ -207,7 +216,9 @@ def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
 
 
 def _maker(schedule) -> str | None:
-    """The name of the public function of this package that was given in place of the schedule that it returns."""
+    """The name of the public function of this package that was given in place of the schedule that
+    it returns.
+    """
     fn = schedule.func if isinstance(schedule, Partial) and not schedule.args else schedule
     name, module = getattr(fn, "__name__", "_"), getattr(fn, "__module__", None) or ""
     return name if module.startswith("diffjax.schedules") and not name.startswith("_") else None
@@ -215,7 +226,8 @@ def _maker(schedule) -> str | None:
 
 def log_ratio(alpha: Array, sigma: Array) -> Array:
     """log(alpha / sigma), of gradient 0 where it is infinite."""
-    finite = (alpha != 0) & (sigma != 0)  # elsewhere the logarithm's infinite slope would make NaN of a gradient of 0
+    # elsewhere the logarithm's infinite slope would make NaN of a gradient of 0
+    finite = (alpha != 0) & (sigma != 0)
     value = jnp.log(jnp.where(finite, alpha, 1.0)) - jnp.log(jnp.where(finite, sigma, 1.0))
     return jnp.where(finite, value, jnp.where(sigma == 0, jnp.inf, -jnp.inf))
 

@@ -1,4 +1,6 @@
-"""Paths from what others describe them by: the betas of a discrete chain, or the two coefficients of an SDE."""
+"""Paths from what others describe them by: the betas of a discrete chain, or the two coefficients
+of an SDE.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,12 @@ __all__ = ["from_betas", "from_sde", "to_betas"]
 
 
 def from_betas(betas: Float[Array, " n"]) -> Schedule:
-    """DDPM's discrete chain as a path in continuous time, exact at its n points t = i / n (1.31-1.33).
+    """DDPM's discrete chain as a path in continuous time, exact at its n points t = i / n
+    (1.31-1.33).
 
-    `log alpha` is linear between the points `1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and 0 at t = 0; VP. So
-    `uniform(n)` visits the chain's own steps, and beta(t) of (1.26) is constant on each of them.
+    `log alpha` is linear between the points `1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and 0
+    at t = 0; VP. So `uniform(n)` visits the chain's own steps, and beta(t) of (1.26) is constant on
+    each of them.
 
     Args:
         betas: beta_1 ... beta_n, each in [0, 1).
@@ -26,10 +30,11 @@ def from_betas(betas: Float[Array, " n"]) -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: if betas is not a non-empty vector, or a concrete value is outside [0, 1) or not finite, or
-            concrete values look like `alphas_cumprod`.
+        ValueError: if betas is not a non-empty vector, or a concrete value is outside [0, 1) or not
+            finite, or concrete values look like `alphas_cumprod`.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 4; Lu et al. 2022 (arXiv 2206.00927), appendix D.1.
+    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 4; Lu et al. 2022 (arXiv 2206.00927), appendix
+    D.1.
 
     >>> import jax.numpy as jnp
     >>> schedule = from_betas(jnp.linspace(1e-4, 0.02, 1000))  # DDPM
@@ -64,7 +69,8 @@ def _from_betas(starts, steps, t):
 
 
 def to_betas(schedule: Schedule, n: int) -> Float[Array, " n"]:
-    """The n steps of the discrete chain that a variance-preserving path is at t = i / n: the inverse of `from_betas`.
+    """The n steps of the discrete chain that a variance-preserving path is at t = i / n: the
+    inverse of `from_betas`.
 
     `beta_i = 1 - (alpha(t_i) / alpha(t_{i-1}))^2` (1.31).
 
@@ -93,19 +99,23 @@ def to_betas(schedule: Schedule, n: int) -> Float[Array, " n"]:
     )
     # log alpha from whichever of alpha and sigma is the smaller one, hence the more accurate
     quiet = sigmas < alphas
-    log_alphas = jnp.where(quiet, 0.5 * jnp.log1p(-(jnp.where(quiet, sigmas, 0.0) ** 2)), jnp.log(alphas))
+    log_alphas = jnp.where(
+        quiet, 0.5 * jnp.log1p(-(jnp.where(quiet, sigmas, 0.0) ** 2)), jnp.log(alphas)
+    )
     return -jnp.expm1(2 * jnp.diff(log_alphas))
 
 
 def from_sde(f, g, nodes: int = 32) -> Schedule:
     """The path of the SDE `dx = f(t) x dt + g(t) dw`, by quadrature (1.4).
 
-    `alpha = exp int_0^t f du`, `sigma^2 = int_0^t g(u)^2 exp(2 int_u^t f) du`: Gauss-Legendre rules, which converge
-    spectrally as long as f and g are smooth on [0, t]. They need not be integrable up to t = 1.
+    `alpha = exp int_0^t f du`, `sigma^2 = int_0^t g(u)^2 exp(2 int_u^t f) du`: Gauss-Legendre
+    rules, which converge spectrally as long as f and g are smooth on [0, t]. They need not be
+    integrable up to t = 1.
 
     Args:
         f: t -> f(t), the scalar linear drift, in units of 1/time.
-        g: t -> g(t), the scalar diffusion coefficient, in units of the data per square root of time.
+        g: t -> g(t), the scalar diffusion coefficient, in units of the data per square root of
+            time.
         nodes: points of the rule in each of the two nested integrals.
 
     Returns:

@@ -15,7 +15,9 @@ __all__ = ["MonotoneNetwork", "init_monotone", "monotone_vp"]
 
 
 class MonotoneNetwork(NamedTuple):
-    """`h(t) = |slope| t + sum_j |outer_j| sigmoid(|inner_j| t + bias_j)`, which increases whatever its numbers are."""
+    """`h(t) = |slope| t + sum_j |outer_j| sigmoid(|inner_j| t + bias_j)`, which increases whatever
+    its numbers are.
+    """
 
     slope: Float[Array, ""]
     """The least slope of h."""
@@ -28,7 +30,8 @@ class MonotoneNetwork(NamedTuple):
 
 
 def init_monotone(key: PRNGKeyArray, units: int = 64) -> MonotoneNetwork:
-    """Initial numbers of a monotone network: a straight line, about which the units vary by a few per cent.
+    """Initial numbers of a monotone network: a straight line, about which the units vary by a few
+    per cent.
 
     Args:
         key: a PRNG key.
@@ -51,12 +54,15 @@ def init_monotone(key: PRNGKeyArray, units: int = 64) -> MonotoneNetwork:
     return MonotoneNetwork(jnp.ones(()), 4 * inner, 4 * bias, outer / units)
 
 
-def monotone_vp(network: MonotoneNetwork, high: float | Array = 6.65, low: float | Array = -2.5) -> Schedule:
-    """The variance-preserving path with a learned log-SNR: `alpha^2 = sigmoid(2 lambda)`, `sigma^2 = sigmoid(-2 lambda)`.
+def monotone_vp(
+    network: MonotoneNetwork, high: float | Array = 6.65, low: float | Array = -2.5
+) -> Schedule:
+    """The variance-preserving path with a learned log-SNR: `alpha^2 = sigmoid(2 lambda)`,
+    `sigma^2 = sigmoid(-2 lambda)`.
 
-    `lambda(t) = high - (high - low) (h(t) - h(0)) / (h(1) - h(0))`. The network and both ends are data of the schedule, so
-    `jax.grad` of a loss reaches them: the mean of `losses.variational_bound` depends on the ends alone, its variance also
-    on the shape in between.
+    `lambda(t) = high - (high - low) (h(t) - h(0)) / (h(1) - h(0))`. The network and both ends are
+    data of the schedule, so `jax.grad` of a loss reaches them: the mean of
+    `losses.variational_bound` depends on the ends alone, its variance also on the shape in between.
 
     Args:
         network: h, see `init_monotone`.
@@ -69,22 +75,26 @@ def monotone_vp(network: MonotoneNetwork, high: float | Array = 6.65, low: float
     Raises:
         ValueError: for concrete ends unless low < high, both finite.
 
-    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 3, section 3.2 and appendices H and I.2; a network of
-    one layer fewer.
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 3, section 3.2 and appendices H and
+    I.2; a network of one layer fewer.
 
     >>> schedule = monotone_vp(init_monotone(jax.random.key(0)), 6.0, -3.0)
     >>> round(float(half_log_snr(schedule, 0.0)), 3), round(float(half_log_snr(schedule, 1.0)), 3)
     (6.0, -3.0)
     """
     message = "high, low: expected finite numbers with low < high, got high={}, low={}"
-    check_that(lambda high, low: np.isfinite(high) & np.isfinite(low) & (low < high), message, high, low)
+    check_that(
+        lambda high, low: np.isfinite(high) & np.isfinite(low) & (low < high), message, high, low
+    )
     return bind(_monotone_vp, network, high, low)
 
 
 def _monotone_vp(network, high, low, t):
     start, end = _monotone(network, jnp.zeros_like(t)), _monotone(network, jnp.ones_like(t))
     value = high - (high - low) * (_monotone(network, t) - start) / (end - start)
-    return jnp.exp(0.5 * jax.nn.log_sigmoid(2 * value)), jnp.exp(0.5 * jax.nn.log_sigmoid(-2 * value))
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(2 * value)), jnp.exp(
+        0.5 * jax.nn.log_sigmoid(-2 * value)
+    )
 
 
 def _monotone(network, t):

@@ -16,7 +16,8 @@ __all__ = ["cosine", "edm", "gvp", "linear", "linear_vp", "sub_vp", "ve"]
 def linear_vp(beta_min: float | Array = 0.1, beta_max: float | Array = 20.0) -> Schedule:
     """Variance-preserving path with linear beta, the continuous limit of DDPM (1.26, 1.27, 1.35).
 
-    `beta(t) = beta_min + t (beta_max - beta_min)`, `alpha = exp(-1/2 int_0^t beta)`, `alpha^2 + sigma^2 = 1`.
+    `beta(t) = beta_min + t (beta_max - beta_min)`, `alpha = exp(-1/2 int_0^t beta)`,
+    `alpha^2 + sigma^2 = 1`.
 
     Args:
         beta_min: beta(0) >= 0.
@@ -110,7 +111,8 @@ def _ve(sigma_min, sigma_max, t):
 
 
 def edm(sigma_max: float | Array = 80.0) -> Schedule:
-    """EDM's path: `alpha = 1`, `sigma = t sigma_max`: Karras' sigma, in units of its largest value, is the time.
+    """EDM's path: `alpha = 1`, `sigma = t sigma_max`: Karras' sigma, in units of its largest value,
+    is the time.
 
     Args:
         sigma_max: sigma(1) > 0, in units of the data.
@@ -138,10 +140,11 @@ def linear() -> Schedule:
     """The linear path of flow matching and rectified flow: `alpha = 1 - t`, `sigma = t` (1.17).
 
     Returns:
-        The schedule. Its velocity `eps - x0` is regular at both ends; f and g^2 are infinite at t = 1.
+        The schedule. Its velocity `eps - x0` is regular at both ends; f and g^2 are infinite at t =
+        1.
 
-    Reference: Lipman et al. 2023 (arXiv 2210.02747), eq. 20 with sigma_min = 0; Liu et al. 2023 (arXiv 2209.03003);
-    Table 1.1. Both papers run time the other way: their t is 1 - t here.
+    Reference: Lipman et al. 2023 (arXiv 2210.02747), eq. 20 with sigma_min = 0; Liu et al. 2023
+    (arXiv 2209.03003); Table 1.1. Both papers run time the other way: their t is 1 - t here.
 
     >>> [float(c) for c in linear()(0.25)]
     [0.75, 0.25]
@@ -154,7 +157,8 @@ def _linear(t):
 
 
 def gvp() -> Schedule:
-    """The generalised variance-preserving (trigonometric) path: `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`.
+    """The generalised variance-preserving (trigonometric) path: `alpha = cos(pi t / 2)`,
+    `sigma = sin(pi t / 2)`.
 
     Returns:
         The schedule. `f = -(pi/2) tan(pi t/2)` and `g^2 = pi tan(pi t/2)`, infinite at t = 1.
@@ -177,7 +181,8 @@ def _gvp(t):
 
 
 def cosine(s: float | Array = 0.008) -> Schedule:
-    """The cosine path of improved DDPM: `alpha = cos(b + (pi/2 - b) t) / cos(b)`, `b = (pi/2) s / (1 + s)`, VP.
+    """The cosine path of improved DDPM: `alpha = cos(b + (pi/2 - b) t) / cos(b)`,
+    `b = (pi/2) s / (1 + s)`, VP.
 
     Args:
         s: the offset at t = 0, at least 0; at s = 0 it is `gvp`.

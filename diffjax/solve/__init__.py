@@ -1,4 +1,6 @@
-"""What runs to the end in one call: diffrax for the equations of a path, and DPM-Solver with steps of its own choice."""
+"""What runs to the end in one call: diffrax for the equations of a path, and DPM-Solver with steps
+of its own choice.
+"""
 
 from .dpm_solver import (
     DPM_SOLVER_12,

@@ -1,4 +1,6 @@
-"""DPM-Solver to the end: with steps of adaptive length, for every sample its own, and with exactly K evaluations."""
+"""DPM-Solver to the end: with steps of adaptive length, for every sample its own, and with exactly
+K evaluations.
+"""
 
 import functools
 import itertools
@@ -45,7 +47,10 @@ def _lower_1(schedule, t, s, start, differences):
 
 
 def _lower_2(schedule, t, s, start, differences):
-    return _lower_1(schedule, t, s, start, differences) + stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
+    return (
+        _lower_1(schedule, t, s, start, differences)
+        + stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
+    )
 
 
 class EmbeddedPair(NamedTuple):
@@ -56,7 +61,9 @@ class EmbeddedPair(NamedTuple):
     stages: Callable[[Schedule, Time, Time], Stages]
     """`stages(schedule, t, s)`: the solver's evaluations between t and s."""
     lower: Callable[..., Array]
-    """`lower(schedule, t, s, start, differences) -> x_s`: the step of lower order, from the same evaluations."""
+    """`lower(schedule, t, s, start, differences) -> x_s`: the step of lower order, from the same
+    evaluations.
+    """
 
 
 DPM_SOLVER_12 = EmbeddedPair(2, stages_2, _lower_1)
@@ -78,11 +85,13 @@ def dpm_solver_adaptive(
     safety: float | Array = 0.9,
     max_steps: int = 1000,
 ) -> AdaptiveSolution:
-    """DPM-Solver-12 and -23: steps in log-SNR of a length that keeps a solver within the tolerance of a lower one.
+    """DPM-Solver-12 and -23: steps in log-SNR of a length that keeps a solver within the tolerance
+    of a lower one.
 
-    With x_high of order q and x_low of order q - 1, a step h is taken if
-    `E = |(x_high - x_low) / max(atol, rtol max(|x_low|, |x_before|))|_2 / sqrt(d) <= 1`, and the next one is
-    `safety h E^(-1/q)`. x is one sample: under vmap every sample has steps of its own. No reverse mode.
+    With x_high of order q and x_low of order q - 1, a step h is taken if `E = |(x_high - x_low) /
+    max(atol, rtol max(|x_low|, |x_before|))|_2 / sqrt(d) <= 1`, and the next one is
+    `safety h E^(-1/q)`. x is one sample: under vmap every sample has steps of its own. No reverse
+    mode.
 
     Args:
         denoise: the denoiser.
@@ -101,10 +110,10 @@ def dpm_solver_adaptive(
         `AdaptiveSolution(x, evaluations)`.
 
     Raises:
-        ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or concrete tolerances that
-            are not positive.
-        RuntimeError: if max_steps do not suffice, or x or what the denoiser returns is not finite. Within `shard_map`,
-            where jax cannot raise, x is NaN instead.
+        ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or
+            concrete tolerances that are not positive.
+        RuntimeError: if max_steps do not suffice, or x or what the denoiser returns is not finite.
+            Within `shard_map`, where jax cannot raise, x is NaN instead.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), appendix C.
 
@@ -139,35 +148,54 @@ def _adapt(denoise, schedule, x, t, s, pair, rtol, atol, first_step, safety, max
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))
         taken = error <= 1
         h = safety * jnp.minimum(h, end - now) * jnp.maximum(error, 1e-6) ** (-1 / pair.order)
-        x, before, t = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t))
+        x, before, t = jax.tree.map(
+            lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t)
+        )
         return x, t, before, h, tried + 1
 
     carry = (x, t, x, first_step.astype(end.dtype), jnp.zeros((), jnp.int32))
     x, t, _, h, tried = jax.lax.while_loop(unfinished, attempt, varying_carry(attempt, carry))
     unreached = f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}"
     x = error_if(
-        x, ~jnp.isfinite(h), "the adaptive DPM-Solver met values that are not finite, in x or from the denoiser"
+        x,
+        ~jnp.isfinite(h),
+        "the adaptive DPM-Solver met values that are not finite, in x or from the denoiser",
     )
     x = error_if(x, t > s, unreached)
     return AdaptiveSolution(x, pair.order * tried)
 
 
 def _check_adaptive(schedule, t, s, rtol, atol, first_step):
-    check_that(lambda t, s: (0 <= s) & (s < t) & (t <= 1), "t, s: expected 0 <= s < t <= 1, got t={}, s={}", t, s)
+    check_that(
+        lambda t, s: (0 <= s) & (s < t) & (t <= 1),
+        "t, s: expected 0 <= s < t <= 1, got t={}, s={}",
+        t,
+        s,
+    )
     for name, time in (("t", t), ("s", s)):
         value = half_log_snr(schedule, time)
-        check_that(jnp.isfinite, f"{name}: expected a time of finite log-SNR, got {name}={time} with {{}}", value)
+        check_that(
+            jnp.isfinite,
+            f"{name}: expected a time of finite log-SNR, got {name}={time} with {{}}",
+            value,
+        )
     for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step)):
         check_that(lambda v: v > 0, f"{name}: expected a positive number, got {{}}", value)
 
 
 def dpm_solver_fast(
-    denoise: Denoiser, schedule: Schedule, x: Array, evaluations: int, start: Time = 1.0, end: Time = 1e-3
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Array,
+    evaluations: int,
+    start: Time = 1.0,
+    end: Time = 1e-3,
 ) -> Array:
-    """DPM-Solver-fast: exactly K evaluations, in steps of order 3 and, for the rest of K, of order 2 and 1.
+    """DPM-Solver-fast: exactly K evaluations, in steps of order 3 and, for the rest of K, of order
+    2 and 1.
 
-    K mod 3 = 0: K/3 - 1 steps of order 3, one of 2, one of 1; 1: floor(K/3) of order 3, one of 1; 2: floor(K/3) of order 3,
-    one of 2. The steps are uniform in the log-SNR.
+    K mod 3 = 0: K/3 - 1 steps of order 3, one of 2, one of 1; 1: floor(K/3) of order 3, one of 1;
+    2: floor(K/3) of order 3, one of 2. The steps are uniform in the log-SNR.
 
     Args:
         denoise: the denoiser.
@@ -181,10 +209,11 @@ def dpm_solver_fast(
         x at the last time, of the shape of x.
 
     Raises:
-        ValueError: if evaluations < 1, x is not floating-point, or a concrete result is not finite; and as
-            `uniform_log_snr`.
+        ValueError: if evaluations < 1, x is not floating-point, or a concrete result is not finite;
+            and as `uniform_log_snr`.
 
-    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4; the rule of the chapter's Fig. 1.4.
+    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4; the rule of the chapter's
+    Fig. 1.4.
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
@@ -201,11 +230,17 @@ def dpm_solver_fast(
     steps, done = [], 0
     for order, group in itertools.groupby(orders):
         n = done + len(list(group))
-        of_order = jax.vmap(functools.partial(make[order], schedule))(outer[done:n], outer[done + 1 : n + 1])
+        of_order = jax.vmap(functools.partial(make[order], schedule))(
+            outer[done:n], outer[done + 1 : n + 1]
+        )
         steps.append(jax.tree.map(jnp.ravel, of_order))
         done = n
     stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
     first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
     (x, _), _ = run_stages(denoise, eps_of, x, stages, first)
-    check_that(np.isfinite, "denoise: expected finite values at all times from start to end, got x={} at the end", x)
+    check_that(
+        np.isfinite,
+        "denoise: expected finite values at all times from start to end, got x={} at the end",
+        x,
+    )
     return x

@@ -1,7 +1,9 @@
-"""diffrax for the equations of a path: the probability flow in either direction, and the reverse SDE.
+"""diffrax for the equations of a path: the probability flow in either direction, and the reverse
+SDE.
 
-For dense output, statistics or events, give `probability_flow(denoise, schedule)` or `reverse_sde(denoise, schedule)` to
-`diffrax.diffeqsolve` yourself: the functions here do no more than that.
+For dense output, statistics or events, give `probability_flow(denoise, schedule)` or
+`reverse_sde(denoise, schedule)` to `diffrax.diffeqsolve` yourself: the functions here do no more
+than that.
 """
 
 from collections.abc import Callable
@@ -31,7 +33,9 @@ def integrate(
     s: Time,
     *,
     solver: diffrax.AbstractSolver = diffrax.Tsit5(),
-    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(rtol=1e-5, atol=1e-5),
+    stepsize_controller: diffrax.AbstractStepSizeController = diffrax.PIDController(
+        rtol=1e-5, atol=1e-5
+    ),
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     dt0: float | None = None,
     max_steps: int = 4096,
@@ -46,7 +50,8 @@ def integrate(
         s: the time to go to.
         solver: any diffrax solver that fits the terms.
         stepsize_controller: any diffrax controller.
-        adjoint: how to differentiate through the solve, e.g. `diffrax.BacksolveAdjoint()`, `diffrax.DirectAdjoint()`.
+        adjoint: how to differentiate through the solve, e.g. `diffrax.BacksolveAdjoint()`,
+            `diffrax.DirectAdjoint()`.
         dt0: the first step, signed as s - t; None lets an adaptive controller choose it.
         max_steps: after how many steps to give up.
         with_steps: whether to return the number of steps, too.
@@ -56,8 +61,10 @@ def integrate(
 
     Raises:
         ValueError: if the velocity is not finite on the way, where that can be seen: not under jit.
-        RuntimeError: if max_steps do not suffice. Within `shard_map`, where jax cannot raise, y is NaN instead.
-        TypeError: within `shard_map`, unless that has check_vma=False: diffrax's loops start from constants.
+        RuntimeError: if max_steps do not suffice. Within `shard_map`, where jax cannot raise, y is
+            NaN instead.
+        TypeError: within `shard_map`, unless that has check_vma=False: diffrax's loops start from
+            constants.
 
     Reference: Kidger 2022 (arXiv 2202.02435), chapter 5.
 
@@ -67,7 +74,9 @@ def integrate(
     terms = terms if isinstance(terms, diffrax.AbstractTerm) else diffrax.ODETerm(bind(terms))
     start, end = jnp.asarray(t, float), jnp.asarray(s, float)
     try:
-        y, last, steps, result = _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps)
+        y, last, steps, result = _integrate(
+            terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps
+        )
     except (TypeError, ValueError) as error:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.manual_axes or mesh.explicit_axes:
@@ -115,7 +124,9 @@ def _integrate(terms, y, start, end, solver, stepsize_controller, adjoint, dt0, 
 
 
 def _check_field(terms, y, last, end):
-    """Raises ValueError if dy/dt is not finite at the y that was reached, now or later on the way to the end."""
+    """Raises ValueError if dy/dt is not finite at the y that was reached, now or later on the way
+    to the end.
+    """
     for t in last + (end - last) * jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-6, 1.0, 13)]):
         slope = jax.tree.leaves(terms.vf(t, y, None))
         if not all(jnp.all(jnp.isfinite(leaf)) for leaf in slope if isinstance(leaf, jax.Array)):
@@ -125,15 +136,20 @@ def _check_field(terms, y, last, end):
             )
 
 
-def solve_flow(denoise: Denoiser, schedule: Schedule, x: Array, t: Time, s: Time, **options: Any) -> Array:
-    """The probability-flow ODE from time t to time s, adaptively: s < t generates, s > t encodes data (1.18).
+def solve_flow(
+    denoise: Denoiser, schedule: Schedule, x: Array, t: Time, s: Time, **options: Any
+) -> Array:
+    """The probability-flow ODE from time t to time s, adaptively: s < t generates, s > t encodes
+    data (1.18).
 
     Args:
         denoise: the denoiser.
         schedule: its path.
-        x: the state at time t: one sample, or a batch, which then shares its step sizes (vmap for steps of their own).
+        x: the state at time t: one sample, or a batch, which then shares its step sizes (vmap for
+            steps of their own).
         t: the time of x, a scalar in [0, 1].
-        s: the time to go to. Where the velocity is infinite at an end (VP paths at t = 0 with a network) stay off it.
+        s: the time to go to. Where the velocity is infinite at an end (VP paths at t = 0 with a
+            network) stay off it.
         **options: solver, stepsize_controller, adjoint, dt0, max_steps of `integrate`.
 
     Returns:
@@ -169,7 +185,8 @@ def solve_sde(
     dt0: float | None = 1e-2,
     **options: Any,
 ) -> Array:
-    """The reverse SDE of any noise amplitude from time t to an earlier time s, by a diffrax solver (1.19), (1.20).
+    """The reverse SDE of any noise amplitude from time t to an earlier time s, by a diffrax solver
+    (1.19), (1.20).
 
     Integrated in tau = 1 - t, in which diffrax runs forward.
 
@@ -177,10 +194,12 @@ def solve_sde(
         key: a PRNG key, of the Brownian path.
         denoise: the denoiser.
         schedule: its path.
-        x: the state at time t: one sample, or a batch that shares its step sizes (its noise is independent).
+        x: the state at time t: one sample, or a batch that shares its step sizes (its noise is
+            independent).
         t: the time of x, in (0, 1].
         s: the time to stop at, in [0, t).
-        amplitude: `(schedule, t) -> a`; `diffusion` is g, Anderson's SDE. It must be finite on [s, t].
+        amplitude: `(schedule, t) -> a`; `diffusion` is g, Anderson's SDE. It must be finite on [s,
+            t].
         solver: any diffrax SDE solver for additive noise, e.g. `ShARK()`, `SRA1()`, `Euler()`.
         stepsize_controller: any diffrax controller.
         dt0: the (first) step in tau, positive.
@@ -190,10 +209,12 @@ def solve_sde(
         x at time s.
 
     Raises:
-        ValueError: for concrete times outside [0, 1], or s >= t, or of an amplitude that is not finite at t.
+        ValueError: for concrete times outside [0, 1], or s >= t, or of an amplitude that is not
+            finite at t.
         RuntimeError: if max_steps do not suffice.
 
-    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 6; Foster et al. 2023 (arXiv 2210.11160) for ShARK.
+    Reference: Song et al. 2021 (arXiv 2011.13456), eq. 6; Foster et al. 2023 (arXiv 2210.11160) for
+    ShARK.
 
     >>> denoise = gaussian(jnp.zeros(1), 4 * jnp.eye(1), linear_vp())
     >>> x0 = solve_sde(jax.random.key(0), denoise, linear_vp(), jnp.zeros((1000, 1)), 1.0, 1e-3)
@@ -210,9 +231,20 @@ def solve_sde(
     )
     sde = reverse_sde(denoise, schedule, amplitude)
     terms = diffrax.MultiTerm(diffrax.ODETerm(sde.drift), diffrax.ControlTerm(sde.diffusion, noise))
-    return integrate(terms, x, tau0, tau1, solver=solver, stepsize_controller=stepsize_controller, dt0=dt0, **options)
+    return integrate(
+        terms,
+        x,
+        tau0,
+        tau1,
+        solver=solver,
+        stepsize_controller=stepsize_controller,
+        dt0=dt0,
+        **options,
+    )
 
 
 def _check_span(t, s):
     for name, time in (("t", t), ("s", s)):
-        check_that(lambda v: (v >= 0) & (v <= 1), f"{name}: expected a time in [0, 1], got {{}}", time)
+        check_that(
+            lambda v: (v >= 0) & (v <= 1), f"{name}: expected a time in [0, 1], got {{}}", time
+        )

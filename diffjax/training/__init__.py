@@ -7,8 +7,9 @@
     state = fit(state, jax.jit(step, donate_argnums=0), batches, num_steps=10_000, directory="runs/mine")
     network = merge(apply, state.ema)
 
-A module is split once into a function and a plain dict of arrays: a dict costs a tenth of a module at each call of a
-jitted function, and optax, the average and Orbax need to know nothing of modules. Nothing here depends on diffusion.
+A module is split once into a function and a plain dict of arrays: a dict costs a tenth of a module
+at each call of a jitted function, and optax, the average and Orbax need to know nothing of modules.
+Nothing here depends on diffusion.
 """
 
 from diffjax.training import checkpoints

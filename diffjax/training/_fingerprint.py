@@ -46,7 +46,10 @@ def is_key(leaf: Any) -> bool:
 
 def describe(leaf: Any) -> list:
     """`[shape, dtype]`, as JSON can hold them."""
-    return [list(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)]
+    return [
+        list(np.shape(leaf)),
+        str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype),
+    ]
 
 
 def text(shape: list[int], dtype: str) -> str:
@@ -112,7 +115,11 @@ def _words(x: jax.Array) -> jax.Array:
 def _bits(dtype: Any) -> int:
     if jnp.issubdtype(dtype, jnp.integer):
         return jnp.iinfo(dtype).bits
-    return jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else 8 * np.dtype(dtype).itemsize
+    return (
+        jnp.finfo(dtype).bits
+        if jnp.issubdtype(dtype, jnp.floating)
+        else 8 * np.dtype(dtype).itemsize
+    )
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -40,10 +40,14 @@ def metrics_log(
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            writer = stack.enter_context(SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1))
+            writer = stack.enter_context(
+                SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+            )
 
         def write(step: int, record: dict[str, float]) -> None:
-            known = {name: value if math.isfinite(value) else None for name, value in record.items()}
+            known = {
+                name: value if math.isfinite(value) else None for name, value in record.items()
+            }
             file.write(json.dumps({"step": step, **known}) + "\n")
             if writer is not None:
                 for name, value in record.items():
@@ -66,7 +70,9 @@ def _drop_lines_after(path: pathlib.Path, start: int) -> None:
         elif step <= start:
             kept.append(line + b"\n")
     if broken:
-        logger.warning("%s: dropped what is no JSON object with a step, in lines %s", path, ", ".join(broken))
+        logger.warning(
+            "%s: dropped what is no JSON object with a step, in lines %s", path, ", ".join(broken)
+        )
     if (cleaned := b"".join(kept)) != content:
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_bytes(cleaned)

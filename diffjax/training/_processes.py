@@ -66,8 +66,8 @@ class Stop(BaseException):
 class Signals:
     """A context in which the first SIGTERM or SIGINT only asks the loop to stop.
 
-    Python lets the main thread alone handle signals, so elsewhere the context does nothing. A signal
-    that the program ignores stays ignored.
+    Python lets the main thread alone handle signals, so elsewhere the context does nothing. A
+    signal that the program ignores stays ignored.
 
     Over several processes, jax's preemption service tells every process of a SIGTERM that one of
     them got, and at which step all of them are to stop. That service handles SIGTERM itself. A

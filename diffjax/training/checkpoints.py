@@ -1,7 +1,7 @@
 """Checkpoints of any pytree of arrays, by Orbax: complete or absent, and checked when read.
 
-A checkpoint holds the arrays by name ("params.hidden.kernel"), the place of the data iterator, and a
-manifest with every array's shape, dtype and checksum. So a damaged checkpoint is told from a good
+A checkpoint holds the arrays by name ("params.hidden.kernel"), the place of the data iterator, and
+a manifest with every array's shape, dtype and checksum. So a damaged checkpoint is told from a good
 one, and one of another architecture from a damaged one, before anything is used.
 
 Arrays may be sharded over devices and processes. Each process writes and reads its own shards, and
@@ -99,7 +99,9 @@ def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointMa
     """
     if keep < 1:
         raise ValueError(f"keep: expected at least 1 checkpoint, got {keep}")
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True
+    )
     return _Manager(pathlib.Path(directory).absolute(), options)
 
 
@@ -109,9 +111,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
     Checkpoints of this step or later ones are the leftovers of a run that was resumed before them:
     they are renamed to "replaced-STEP" (or "replaced-STEP-2" and so on) and no longer count.
 
-    Over several processes, each of them calls this with its part of the same global arrays. An array
-    that is not global (a numpy array, or one on a local device) has to be the same in all of them,
-    and so has `data`.
+    Over several processes, each of them calls this with its part of the same global arrays. An
+    array that is not global (a numpy array, or one on a local device) has to be the same in all of
+    them, and so has `data`.
 
     Args:
         manager: an open `manager`.
@@ -170,16 +172,18 @@ def wait(manager: ocp.CheckpointManager) -> None:
         raise _save_error(manager, error) from error
 
 
-def restore(directory: str | pathlib.Path, like: Any, *, part: str | None = None) -> Checkpoint | None:
+def restore(
+    directory: str | pathlib.Path, like: Any, *, part: str | None = None
+) -> Checkpoint | None:
     """Reads the newest checkpoint that is intact, without touching the folder.
 
     Args:
         directory: the folder of the checkpoints, or that of a run of `fit`, which holds it.
-        like: a pytree of arrays, or of `jax.ShapeDtypeStruct`s, with the structure, shapes and dtypes
-            to expect. Arrays return with its shardings. A leaf without one returns on the default
-            device, like an array that was never placed.
-        part: the name of the part to read, "params" or "ema" of a `TrainState`, say. `like` describes
-            that part alone, and nothing else is read.
+        like: a pytree of arrays, or of `jax.ShapeDtypeStruct`s, with the structure, shapes and
+            dtypes to expect. Arrays return with its shardings. A leaf without one returns on the
+            default device, like an array that was never placed.
+        part: the name of the part to read, "params" or "ema" of a `TrainState`, say. `like`
+            describes that part alone, and nothing else is read.
 
     Returns:
         The checkpoint; None if the folder holds none.
@@ -306,7 +310,9 @@ def _read_arrays(path: pathlib.Path, leaves: dict[str, Any]) -> dict[str, Any]:
 def _restore_args(target: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
     if target.sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=target.dtype)
-    return ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
+    return ocp.ArrayRestoreArgs(
+        sharding=target.sharding, global_shape=target.shape, dtype=target.dtype
+    )
 
 
 def _check_leaves(leaves: dict[str, Any]) -> None:
@@ -315,7 +321,9 @@ def _check_leaves(leaves: dict[str, Any]) -> None:
             raise ValueError(f"{name}: expected an array of numbers, got {type(leaf).__name__}")
 
 
-def _check_same(path: pathlib.Path, manifest: dict, leaves: dict[str, Any], part: str | None) -> None:
+def _check_same(
+    path: pathlib.Path, manifest: dict, leaves: dict[str, Any], part: str | None
+) -> None:
     if manifest.get("format") != _FORMAT:
         raise ValueError(
             f"the checkpoint {path}: expected format {_FORMAT}, got {manifest.get('format', 1)}; "

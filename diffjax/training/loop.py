@@ -44,18 +44,18 @@ def fit(
     The same command continues a run that was stopped anywhere, and ends (on the same devices) with
     bitwise the same parameters as if it had never been stopped. On SIGTERM and on Ctrl-C the loop
     saves a checkpoint, and exits with status 143 or by `KeyboardInterrupt`. It stops waiting for a
-    batch, too. A second Ctrl-C does not wait. The device is asked for its metrics only when they are
-    logged.
+    batch, too. A second Ctrl-C does not wait. The device is asked for its metrics only when they
+    are logged.
 
-    Over several processes (`jax.distributed`), each of them calls `fit` with the same arguments and a
-    folder that all of them see. A SIGTERM to one stops all of them at the same step. Process 0 alone
-    writes logs.
+    Over several processes (`jax.distributed`), each of them calls `fit` with the same arguments and
+    a folder that all of them see. A SIGTERM to one stops all of them at the same step. Process 0
+    alone writes logs.
 
     Args:
         state: a `TrainState`. If `step` donates it, it is gone afterwards.
         step: `(state, batch) -> (state, metrics)`, from `make_train_step`, jitted by the caller.
-        batches: a function `step -> batch` such as `in_memory`, or an iterator: one of grain's, whose
-            place goes into the checkpoints, or any other where there is no `directory`.
+        batches: a function `step -> batch` such as `in_memory`, or an iterator: one of grain's,
+            whose place goes into the checkpoints, or any other where there is no `directory`.
         num_steps: the number of steps in all, those of earlier runs included.
         directory: where to keep `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None to write
             nothing. One run at a time may use it.
@@ -63,7 +63,8 @@ def fit(
             the last one.
         checkpoint_every: steps between two checkpoints. There is one at the end, too.
         keep: how many checkpoints to keep.
-        callback: called as `callback(step, state)`, to draw samples, say. It must not keep the state.
+        callback: called as `callback(step, state)`, to draw samples, say. It must not keep the
+            state.
         callback_every: steps between two calls.
         tensorboard: whether to write the metrics for TensorBoard, too (needs tensorboardX).
         progress: whether to show a progress bar with loss, speed and time left (needs tqdm).
@@ -80,8 +81,8 @@ def fit(
             end the parameters, their average or the optimizer's state are not; or if
             `skip_nonfinite` left out every step of the run, or 1000 in a row. It names the step and
             the last checkpoint.
-        ValueError: on arguments in another order, or an interval below 1; if `batches` ends early, or
-            cannot be saved or resumed; and as `checkpoints.restore`.
+        ValueError: on arguments in another order, or an interval below 1; if `batches` ends early,
+            or cannot be saved or resumed; and as `checkpoints.restore`.
         OSError: as `checkpoints.save` and `checkpoints.restore`.
         RuntimeError: if another run writes to `directory`; it names that process.
 
@@ -128,7 +129,9 @@ def fit(
         if done >= num_steps:
             say(f"fit: {done} steps are done, num_steps is {num_steps}: nothing to do", progress)
         signals = stack.enter_context(Signals(enabled=manager is not None))
-        write = stack.enter_context(metrics_log(directory if is_main() else None, done, tensorboard))
+        write = stack.enter_context(
+            metrics_log(directory if is_main() else None, done, tensorboard)
+        )
         bar = stack.enter_context(progress_bar(done, num_steps)) if progress else None
         log = _Log(write, bar, lambda: _last_checkpoint(manager))
 
@@ -137,7 +140,9 @@ def fit(
             log.require_a_step(done, last=done == num_steps)
             if not (finite := _finite(state)).all():
                 parts = ", ".join(np.array(_PARTS)[~finite])
-                raise FloatingPointError(f"{parts}: not finite after step {done}; {_last_checkpoint(manager)}")
+                raise FloatingPointError(
+                    f"{parts}: not finite after step {done}; {_last_checkpoint(manager)}"
+                )
             if manager is not None:
                 checkpoints.save(manager, done, state, source.record(done))
 
@@ -185,7 +190,9 @@ class _Batches:
         self._is_iterator = hasattr(batches, "__next__")
         self._resumes = must_resume
         if not self._is_iterator and not callable(batches):
-            raise ValueError(f"batches: expected a function of the step or an iterator, got {type(batches)}")
+            raise ValueError(
+                f"batches: expected a function of the step or an iterator, got {type(batches)}"
+            )
         has_place = hasattr(batches, "get_state") and hasattr(batches, "set_state")
         if self._is_iterator and must_resume and not has_place:
             raise ValueError(
@@ -263,11 +270,14 @@ class _Batches:
 
 
 def _warn_if_other(step: int, was: dict[str, list], now: dict[str, list]) -> None:
-    shapes_were, shapes_are = ({name: text(*found[:2]) for name, found in arrays.items()} for arrays in (was, now))
+    shapes_were, shapes_are = (
+        {name: text(*found[:2]) for name, found in arrays.items()} for arrays in (was, now)
+    )
     if shapes_were != shapes_are:
         names = [x for x in sorted(was | now) if shapes_were.get(x) != shapes_are.get(x)]
         differ = "; ".join(
-            f"{x}: {shapes_were.get(x, 'none')} then, {shapes_are.get(x, 'none')} now" for x in names
+            f"{x}: {shapes_were.get(x, 'none')} then, {shapes_are.get(x, 'none')} now"
+            for x in names
         ).replace("%: ", "")
         message = f"fit: the run goes on with batches of other shapes or dtypes: {differ}"
     elif any(None not in (was[x][2], now[x][2]) and was[x] != now[x] for x in was):
@@ -331,7 +341,9 @@ class _Log:
         values = {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}
         if not np.isfinite(list(values.values())).all():
             what = ", ".join(f"{name} = {value}" for name, value in values.items())
-            raise FloatingPointError(f"not finite at step {number}: {what}; {self._last_checkpoint()}")
+            raise FloatingPointError(
+                f"not finite at step {number}: {what}; {self._last_checkpoint()}"
+            )
 
     def require_a_step(self, done: int, last: bool) -> None:
         """Raises if all steps of the run, or very many in a row, were skipped."""

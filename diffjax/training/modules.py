@@ -12,13 +12,15 @@ __all__ = ["functional", "merge"]
 
 
 def functional(module: nnx.Module) -> tuple[Partial, dict]:
-    """Splits a Flax NNX module into a pure function and its parameters: `apply(params, *args) = module(*args)`.
+    """Splits a Flax NNX module into a pure function and its parameters:
+    `apply(params, *args) = module(*args)`.
 
     Args:
         module: a module all of whose arrays are `nnx.Param`.
 
     Returns:
-        `apply`, and `params`, a nested dict of arrays. `bind(apply, params)` is a network like the module.
+        `apply`, and `params`, a nested dict of arrays. `bind(apply, params)` is a network like the
+        module.
 
     Raises:
         ValueError: if it is no NNX module, or holds other variables, which a pure function cannot
@@ -40,7 +42,10 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
         )
     graph, state, rest = nnx.split(module, nnx.Param, ...)
     if rest:
-        names = [f"{'.'.join(map(str, path))}: {type(leaf).__name__}" for path, leaf in nnx.to_flat_state(rest)]
+        names = [
+            f"{'.'.join(map(str, path))}: {type(leaf).__name__}"
+            for path, leaf in nnx.to_flat_state(rest)
+        ]
         raise ValueError(
             f"module: expected every variable to be an nnx.Param, got {', '.join(names)}; construct "
             f"dropout layers without rngs, and give the key at the call"
@@ -59,14 +64,17 @@ def merge(apply: Partial, params: Any) -> nnx.Module:
         A new module.
 
     Raises:
-        ValueError: if `apply` is not from `functional`, or `params` are not the module's parameters.
+        ValueError: if `apply` is not from `functional`, or `params` are not the module's
+            parameters.
 
     >>> apply, params = functional(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     >>> merge(apply, jax.tree.map(jnp.zeros_like, params))(jnp.ones(2))
     Array([0., 0., 0.], dtype=float32)
     """
     if not (isinstance(apply, Partial) and apply.func is _apply and len(apply.args) == 1):
-        raise ValueError(f"apply: expected the function that functional(module) returned, got {described(apply)}")
+        raise ValueError(
+            f"apply: expected the function that functional(module) returned, got {described(apply)}"
+        )
     check_alive(params, "params")
     try:
         return nnx.merge(apply.args[0], params)

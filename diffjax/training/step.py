@@ -26,7 +26,8 @@ class TrainState(NamedTuple):
     """The parameters, a pytree of arrays."""
     ema: Any
     """Their moving average, of the same structure: what to sample with. It is float32 or better,
-    whatever the dtype of the parameters; `optax.tree.cast_like(state.ema, state.params)` has theirs."""
+    whatever the dtype of the parameters; `optax.tree.cast_like(state.ema, state.params)` has
+    theirs."""
     opt_state: Any
     """The state of the optax optimizer."""
     step: Array
@@ -35,7 +36,9 @@ class TrainState(NamedTuple):
     """The key of the whole run; step k uses `fold_in(key, k)`."""
 
 
-def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
     """The state before the first step; the average starts at the parameters.
 
     All its arrays are copies, those of the optimizer's state included. So a step that donates its
@@ -64,7 +67,8 @@ def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransfor
     ema = jax.tree.map(_accurate, params)
     key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
     state = TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
-    # With its dtype given, the copy is not weakly typed. A weak type would make the second step retrace.
+    # With its dtype given, the copy is not weakly typed. A weak type would make the second step
+    # retrace.
     return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)
 
 
@@ -76,7 +80,8 @@ def make_train_step(
     accumulate: int = 1,
     skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """One step of gradient descent with a moving average: a function `(state, batch) -> (state, metrics)`.
+    """One step of gradient descent with a moving average: a function
+    `(state, batch) -> (state, metrics)`.
 
     With `k = state.step + 1` and the key `fold_in(state.key, state.step)`:
 
@@ -84,22 +89,24 @@ def make_train_step(
         params = params + optimizer(g)
         ema    = ema(ema, params, k)
 
-    It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it. With a batch that
-    is sharded over devices (`jax.device_put(batch, NamedSharding(...))`) the jitted step is the same
-    step, because its noise is drawn for the whole batch. docs/training.md shows how.
+    It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it. With a batch
+    that is sharded over devices (`jax.device_put(batch, NamedSharding(...))`) the jitted step is
+    the same step, because its noise is drawn for the whole batch. docs/training.md shows how.
 
     Args:
         loss: `loss(params, key, batch)` returns a scalar, or a scalar and a dict of scalar metrics.
         optimizer: an optax transformation, clipping and learning-rate schedule included. Its update
-            gets what it asks for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and
-            `grad_fn`, so line searches and optimizers that adapt to the loss work, too.
-        ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
-            `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
-        accumulate: the number m of micro-batches into which the batch is split, to save memory. Loss,
-            metrics and gradient are means over them, and the parameters, the average and the count
-            move once. For a loss that is a mean over the batch the step is that of the whole batch,
-            except that each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the
-            examples i, i + m, i + 2 m, ..., so the examples of a sharded batch stay on their devices.
+            gets what it asks for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn`
+            and `grad_fn`, so line searches and optimizers that adapt to the loss work, too.
+        ema: the new average of one array, as a function `(average, params, k)`:
+            `constant_ema(decay)`, `power_ema(gamma)`, or your own. It gets both arrays in float32
+            or better.
+        accumulate: the number m of micro-batches into which the batch is split, to save memory.
+            Loss, metrics and gradient are means over them, and the parameters, the average and the
+            count move once. For a loss that is a mean over the batch the step is that of the whole
+            batch, except that each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i
+            holds the examples i, i + m, i + 2 m, ..., so the examples of a sharded batch stay on
+            their devices.
         skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and
             opt_state as they were (and sets the metric "skipped" to 1, which is 0 otherwise).
 
@@ -129,12 +136,16 @@ def make_train_step(
         value = loss(params, key, batch)
         value, metrics = value if isinstance(value, tuple) else (value, {})
         if jnp.shape(value) != ():
-            raise ValueError(f"loss: expected a scalar (the mean over the batch, say), got shape {jnp.shape(value)}")
+            raise ValueError(
+                f"loss: expected a scalar (the mean over the batch, say), got shape {jnp.shape(value)}"
+            )
         return value, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         if not isinstance(state, TrainState):
-            raise ValueError(f"state: expected a TrainState from init_state, got {described(state)}")
+            raise ValueError(
+                f"state: expected a TrainState from init_state, got {described(state)}"
+            )
         check_alive(state, "state")
         _check_updates(state.opt_state)
         _check_batch(batch, accumulate)
@@ -142,7 +153,9 @@ def make_train_step(
 
         def gradient(params):
             part = lambda *args: jax.value_and_grad(objective, has_aux=True)(params, *args)  # noqa: E731
-            (value, metrics), grads = _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
+            (value, metrics), grads = _mean_over_parts(part, accumulate)(
+                jax.random.clone(key), batch
+            )
             return {**metrics, "loss": value}, optax.tree.cast_like(grads, params)
 
         # A line search calls value_fn with the extra arguments that it does not know itself.
@@ -165,7 +178,9 @@ def make_train_step(
         metrics["grad_norm"] = optax.tree.norm(jax.tree.map(_accurate, grads))
         if skip_nonfinite:
             ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            params, average, opt_state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new[:3], state[:3])
+            params, average, opt_state = jax.tree.map(
+                lambda a, b: jnp.where(ok, a, b), new[:3], state[:3]
+            )
             new = new._replace(params=params, ema=average, opt_state=opt_state)
             metrics["skipped"] = jnp.where(ok, 0, 1)
         return new, metrics
@@ -230,7 +245,9 @@ def _check_key(key):
 
 def _check_params(params):
     check_alive(params, "params")
-    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, nnx.Module)):
+    for path, leaf in jax.tree.leaves_with_path(
+        params, is_leaf=lambda x: isinstance(x, nnx.Module)
+    ):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
         if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             what = f"the dtype {jnp.result_type(leaf)}" if is_array else described(leaf)
@@ -261,7 +278,8 @@ def _mean_over_parts(fn, parts):
         return fn
 
     def mean(key, batch):
-        # Neighbours go to different parts, so the examples of a sharded batch stay on their devices.
+        # Neighbours go to different parts, so the examples of a sharded batch stay on their
+        # devices.
         split = lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0)  # noqa: E731
         batches = jax.tree.map(split, batch)
 

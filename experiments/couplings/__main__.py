@@ -42,9 +42,13 @@ def measure(pair: str, name: str, settings: Settings, seed: int):
     def row(run, smooth=True):
         ts = dj.uniform(200, model.high, model.low)
         xs = run(ts)
-        distances = {n: wasserstein(run(dj.uniform(n, model.high, model.low))[-1], fresh, 2) for n in settings.nfe}
+        distances = {
+            n: wasserstein(run(dj.uniform(n, model.high, model.low))[-1], fresh, 2)
+            for n in settings.nfe
+        }
         scores: dict = {"distance": distances}
-        if smooth:  # a Brownian path has neither length nor curvature: both grow with the number of steps
+        # a Brownian path has neither length nor curvature: both grow with the number of steps
+        if smooth:
             scores["length"] = float(jax.vmap(path_length, 1)(xs).mean())
             scores["curvature"] = float(jax.vmap(curvature, (None, 1))(ts, xs).mean())
         return scores, np.asarray(xs)
@@ -52,8 +56,12 @@ def measure(pair: str, name: str, settings: Settings, seed: int):
     ode = row(functools.partial(flow, model.velocity, x1))
     if name != "entropic":
         return {name: ode}, wasserstein(other, fresh, 2)
-    sde = functools.partial(diffusion, jax.random.key(seed), model.velocity, model.score, settings.amplitude, x1)
-    return {f"{name}, ODE": ode, f"{name}, SDE": row(sde, smooth=False)}, wasserstein(other, fresh, 2)
+    sde = functools.partial(
+        diffusion, jax.random.key(seed), model.velocity, model.score, settings.amplitude, x1
+    )
+    return {f"{name}, ODE": ode, f"{name}, SDE": row(sde, smooth=False)}, wasserstein(
+        other, fresh, 2
+    )
 
 
 def spread(values: list) -> str:
@@ -87,7 +95,9 @@ def main(settings: Settings) -> dict:
         tables[f"{pair}; {floor[pair]:.3f} between data"] = text
     figure(trajectories, scores, floor, settings, settings.out / "couplings.png")
     measured = {"rows": scores, "data_to_data": floor}
-    record = write_record(settings.out / "result.json", settings, measured, time.perf_counter() - begin)
+    record = write_record(
+        settings.out / "result.json", settings, measured, time.perf_counter() - begin
+    )
     caption = "Trajectories of each coupling, and the distance to data against Euler steps."
     write_report(settings.out, "Couplings", record, SCORES, tables, {"couplings.png": caption})
     return measured

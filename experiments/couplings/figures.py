@@ -9,7 +9,9 @@ from matplotlib.ticker import LogLocator
 from experiments.couplings import Settings
 
 
-def figure(trajectories: dict, scores: dict, floor: dict, settings: Settings, path: pathlib.Path) -> None:
+def figure(
+    trajectories: dict, scores: dict, floor: dict, settings: Settings, path: pathlib.Path
+) -> None:
     fig, axes = plt.subplots(2, 5, figsize=(14, 5.6), layout="constrained")
     for row, (pair, columns) in zip(axes, trajectories.items(), strict=True):
         for ax, (name, xs) in zip(row, columns.items(), strict=False):
@@ -22,7 +24,12 @@ def figure(trajectories: dict, scores: dict, floor: dict, settings: Settings, pa
             means = [np.mean([s["distance"][n] for s in seeds]) for n in settings.nfe]
             row[-1].plot(settings.nfe, means, marker="o", ms=3, label=name)
         row[-1].axhline(floor[pair], color="k", ls=":", lw=1, label="data to data")
-        row[-1].set(xscale="log", yscale="log", xlabel="Euler steps", ylabel="2-Wasserstein distance to data")
+        row[-1].set(
+            xscale="log",
+            yscale="log",
+            xlabel="Euler steps",
+            ylabel="2-Wasserstein distance to data",
+        )
         row[-1].set_xticks(settings.nfe, settings.nfe)
         row[-1].minorticks_off()
         row[-1].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

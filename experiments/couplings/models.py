@@ -19,7 +19,9 @@ from experiments.couplings import Settings
 
 def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
     angles = 2 * np.pi * rng.integers(8, size=n) / 8
-    return 5 * np.stack([np.cos(angles), np.sin(angles)], 1) + np.sqrt(0.1) * rng.normal(size=(n, 2))
+    return 5 * np.stack([np.cos(angles), np.sin(angles)], 1) + np.sqrt(0.1) * rng.normal(
+        size=(n, 2)
+    )
 
 
 def moons(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -30,7 +32,10 @@ def gaussian(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.normal(size=(n, 2))
 
 
-PAIRS = {"8 Gaussians to moons": (eight_gaussians, moons), "1 Gaussian to 8": (gaussian, eight_gaussians)}
+PAIRS = {
+    "8 Gaussians to moons": (eight_gaussians, moons),
+    "1 Gaussian to 8": (gaussian, eight_gaussians),
+}
 COUPLINGS: dict[str, Callable] = {
     "independent": couplings.independent,
     "optimal": couplings.optimal,
@@ -76,14 +81,18 @@ def train(pair: str, name: str, settings: Settings, seed: int) -> Model:
                 return losses.conditional_flow_matching(velocity, x0, x1, t)
             return losses.bridge_matching(key, velocity, score, x0, x1, t, settings.amplitude)
 
-        return losses.over_batch(key, one, (x0, x1), times=lambda key, n: times.stratified_times(key, n, low, high))
+        return losses.over_batch(
+            key, one, (x0, x1), times=lambda key, n: times.stratified_times(key, n, low, high)
+        )
 
     def batches():
         while True:
             yield tuple(sample(rng, settings.batch).astype(np.float32) for sample in (data, prior))
 
     params = {"velocity": velocity, "score": score}
-    params, _ = small_models.train(loss, params, batches(), settings.steps, settings.learning_rate, seed)
+    params, _ = small_models.train(
+        loss, params, batches(), settings.steps, settings.learning_rate, seed
+    )
     return model(params)
 
 

@@ -8,11 +8,14 @@
     python -m experiments.fast_sampling --seeds 2 --dims 2 --points 400 --nfe 5 10 \
         --learned-nfe 5 --models
 
-(a) `mixtures`: Gaussian mixtures in 2 and 64 dimensions with their exact denoiser on linear VP, t from 1 to 1e-3. The
-    error is the root mean square distance, a dimension, to the end of the exact flow (float64), over the samples that end
-    in the component where the flow ends. The share of the others ("flips") is counted apart. Grids are found on one half of
-    the start points and scored on the other half. The figures are medians over mixtures.
-(b) `images`: the trained digits model, and the Fashion-MNIST one. The scores are the Fréchet distance, and the distance to
+(a) `mixtures`: Gaussian mixtures in 2 and 64 dimensions with their exact denoiser on linear VP, t
+from 1 to 1e-3. The
+    error is the root mean square distance, a dimension, to the end of the exact flow (float64),
+    over the samples that end in the component where the flow ends. The share of the others
+    ("flips") is counted apart. Grids are found on one half of the start points and scored on the
+    other half. The figures are medians over mixtures.
+(b) `images`: the trained digits model, and the Fashion-MNIST one. The scores are the Fréchet
+distance, and the distance to
     the end of the model's own accurate trajectories.
 
 Everything goes to runs/fast_sampling/.

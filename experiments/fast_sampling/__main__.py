@@ -16,21 +16,29 @@ from experiments.fast_sampling.tables import saved_evaluations, table
 from experiments.results import Score, write_record, write_report
 
 SCORES = {
-    "NFE": Score("The evaluations of the network for one sample, the columns of the tables.", "evaluations", "lower"),
+    "NFE": Score(
+        "The evaluations of the network for one sample, the columns of the tables.",
+        "evaluations",
+        "lower",
+    ),
     "error": Score(
         "The root mean square distance, a dimension, to the end of the exact flow, over the samples that end in its "
         "component: the median of the mixtures, and the worst.",
         "standard deviations of the data",
         "lower",
     ),
-    "flips": Score("The share of the samples that end in another component than the flow does.", "%", "lower"),
+    "flips": Score(
+        "The share of the samples that end in another component than the flow does.", "%", "lower"
+    ),
     "Fréchet distance": Score(
         "The Fréchet distance between Gaussians fitted to the pixels of samples and of held-out images.",
         "squared pixels from -1 to 1",
         "lower",
     ),
     "RMS distance": Score(
-        "The root mean square distance to the accurate end of the model's own flow.", "pixels from -1 to 1", "lower"
+        "The root mean square distance to the accurate end of the model's own flow.",
+        "pixels from -1 to 1",
+        "lower",
     ),
 }
 
@@ -54,8 +62,14 @@ def mixture_study(dim: int, settings: Settings) -> tuple[dict, str, dict[str, st
     for solver in ("DPM-Solver-2", "DPM-Solver-3"):
         saved = saved_evaluations(results, median, solver, mixtures.FOUND)
         cells = ", ".join(f"{k}: {n:.1f}" for k, n in saved.items())
-        text.append(f"{solver}, evaluations on uniform log-SNR for the error of the best found grid of K: {cells}")
-    adaptive = [f"{run.solver} at {run.nfe}: {median(v):.1e}" for run, v in results.items() if run.grid == "adaptive"]
+        text.append(
+            f"{solver}, evaluations on uniform log-SNR for the error of the best found grid of K: {cells}"
+        )
+    adaptive = [
+        f"{run.solver} at {run.nfe}: {median(v):.1e}"
+        for run, v in results.items()
+        if run.grid == "adaptive"
+    ]
     text += ["Adaptive, error at evaluations: " + ", ".join(adaptive), _seconds(costs)]
     rows = [
         {
@@ -67,7 +81,11 @@ def mixture_study(dim: int, settings: Settings) -> tuple[dict, str, dict[str, st
         }
         for run, result in results.items()
     ]
-    return {"rows": rows, "seconds_to_find_grids": costs}, "\n\n".join(text), {path.name: f"{ylabel}, against NFE."}
+    return (
+        {"rows": rows, "seconds_to_find_grids": costs},
+        "\n\n".join(text),
+        {path.name: f"{ylabel}, against NFE."},
+    )
 
 
 def image_study(name: str, settings: Settings) -> tuple[dict, str, dict[str, str]]:
@@ -85,22 +103,34 @@ def image_study(name: str, settings: Settings) -> tuple[dict, str, dict[str, str
         text += [f"{label}:", table(results, case.nfe, value, images.PUBLISHED, images.FOUND)]
         captions[path.name] = f"{ylabel}, against NFE."
     rows = [{**run._asdict(), "frechet": v[0], "distance": v[1]} for run, v in results.items()]
-    return {"rows": rows, "accurate_frechet": accurate, "seconds_to_find_grids": costs}, "\n\n".join(text), captions
+    return (
+        {"rows": rows, "accurate_frechet": accurate, "seconds_to_find_grids": costs},
+        "\n\n".join(text),
+        captions,
+    )
 
 
 def _seconds(costs: dict[str, float]) -> str:
-    return "Seconds to find grids: " + ", ".join(f"{name}: {cost:.0f}" for name, cost in costs.items())
+    return "Seconds to find grids: " + ", ".join(
+        f"{name}: {cost:.0f}" for name, cost in costs.items()
+    )
 
 
 def main(settings: Settings) -> dict:
     settings.out.mkdir(parents=True, exist_ok=True)
     begin, scores, tables, figures = time.perf_counter(), {}, {}, {}
-    studies: dict[str, Callable] = {f"Mixtures in {d} dimensions": partial(mixture_study, d) for d in settings.dims}
-    studies |= {f"The trained model of {name}": partial(image_study, name) for name in settings.models}
+    studies: dict[str, Callable] = {
+        f"Mixtures in {d} dimensions": partial(mixture_study, d) for d in settings.dims
+    }
+    studies |= {
+        f"The trained model of {name}": partial(image_study, name) for name in settings.models
+    }
     for title, study in studies.items():
         scores[title], tables[title], captions = study(settings)
         figures |= captions
-    record = write_record(settings.out / "result.json", settings, scores, time.perf_counter() - begin)
+    record = write_record(
+        settings.out / "result.json", settings, scores, time.perf_counter() - begin
+    )
     write_report(settings.out, "Fast sampling", record, SCORES, tables, figures)
     return scores
 

@@ -19,18 +19,29 @@ PAIRS = {"DPM-Solver-12": dj.solve.DPM_SOLVER_12, "DPM-Solver-23": dj.solve.DPM_
 DIFFRAX = {"Bogacki-Shampine 3(2)": (diffrax.Bosh3(), 3), "Tsitouras 5(4)": (diffrax.Tsit5(), 6)}
 
 
-def fast_and_adaptive(mixtures: Mixture, x1: jax.Array, x0: jax.Array, nfes: tuple[int, ...]) -> Results:
+def fast_and_adaptive(
+    mixtures: Mixture, x1: jax.Array, x0: jax.Array, nfes: tuple[int, ...]
+) -> Results:
     """Errors and flips of DPM-Solver-fast at each K, and of the adaptive solvers."""
     results: Results = {}
     for nfe in nfes:
 
         def fast(mixture, x, goal, nfe=nfe):
-            return scored(mixture, dj.solve.dpm_solver_fast(denoiser_of(mixture), SCHEDULE, x, nfe, START, END), goal)
+            return scored(
+                mixture,
+                dj.solve.dpm_solver_fast(denoiser_of(mixture), SCHEDULE, x, nfe, START, END),
+                goal,
+            )
 
         run = Run("DPM-Solver-fast", "uniform log-SNR", nfe)
         results[run] = jax.device_get(jax.jit(jax.vmap(fast))(mixtures, x1, x0))
-    solvers = {name: (dpm_solver, pair, (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)) for name, pair in PAIRS.items()}
-    solvers |= {name: (embedded, of, (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1.3e-4, 1e-4)) for name, of in DIFFRAX.items()}
+    solvers = {
+        name: (dpm_solver, pair, (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)) for name, pair in PAIRS.items()
+    }
+    solvers |= {
+        name: (embedded, of, (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1.3e-4, 1e-4))
+        for name, of in DIFFRAX.items()
+    }
     for name, (solve, method, tolerances) in solvers.items():
         measured = _measured(solve, method)
         for tolerance in tolerances:
@@ -53,17 +64,24 @@ def _measured(solve: Callable, method) -> Callable:
 
 def dpm_solver(mixture: Mixture, x: jax.Array, tolerance: float, pair):
     """The end of one x, and the evaluations."""
-    return dj.solve.dpm_solver_adaptive(denoiser_of(mixture), SCHEDULE, x, START, END, pair, tolerance, tolerance)
+    return dj.solve.dpm_solver_adaptive(
+        denoiser_of(mixture), SCHEDULE, x, START, END, pair, tolerance, tolerance
+    )
 
 
 def embedded(mixture: Mixture, x: jax.Array, tolerance: float, method):
     """The same by diffrax on the linear path, at the log-SNRs of START and END."""
     linear, (solver, stages) = dj.linear(), method
     (start, scale), (end, scale_end) = (
-        (sigma / (alpha + sigma), alpha + sigma) for alpha, sigma in (SCHEDULE(START), SCHEDULE(END))
+        (sigma / (alpha + sigma), alpha + sigma)
+        for alpha, sigma in (SCHEDULE(START), SCHEDULE(END))
     )
-    term = diffrax.ODETerm(probability_flow(dj.reschedule(denoiser_of(mixture), SCHEDULE, linear), linear))
+    term = diffrax.ODETerm(
+        probability_flow(dj.reschedule(denoiser_of(mixture), SCHEDULE, linear), linear)
+    )
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
-    solution = diffrax.diffeqsolve(term, solver, start, end, None, x / scale, stepsize_controller=controller)
+    solution = diffrax.diffeqsolve(
+        term, solver, start, end, None, x / scale, stepsize_controller=controller
+    )
     assert solution.ys is not None
     return scale_end * solution.ys[-1], solution.stats["num_steps"] * stages + 2

@@ -63,6 +63,8 @@ def compare(
                     chosen[grid] = jax.block_until_ready(numbers)
                     costs[f"{name}, {grid}, {nfe}"] = time.perf_counter() - begin
                     begin = time.perf_counter()
-            results |= {Run(name, grid, nfe): score(make, *numbers) for grid, numbers in chosen.items()}
+            results |= {
+                Run(name, grid, nfe): score(make, *numbers) for grid, numbers in chosen.items()
+            }
         print(f"  {name} done", flush=True)
     return results, costs

@@ -45,7 +45,9 @@ def digits_case(settings: Settings) -> Case:
 def fashion_case(settings: Settings) -> Case:
     data = fashion_mnist.load(settings.fashion.data_dir)
     model, _ = train(fashion_mnist.make_network(settings.fashion), data, settings.fashion)
-    return Case("Fashion-MNIST", model, data, settings.fashion_samples, 16, 40, settings.fashion_nfe)
+    return Case(
+        "Fashion-MNIST", model, data, settings.fashion_samples, 16, 40, settings.fashion_nfe
+    )
 
 
 CASES = {"digits": digits_case, "fashion": fashion_case}
@@ -55,7 +57,11 @@ def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str,
     """The results, the Fréchet distance of the accurate ends, and the seconds to learn grids."""
     model, data, n_few = case.model, case.data, case.learning_samples
     held_out = pixels(data.held_out, data)
-    labels, x1, x1_few = class_labels(case.samples, data), noise(1, case.samples, data), noise(2, n_few, data)
+    labels, x1, x1_few = (
+        class_labels(case.samples, data),
+        noise(1, case.samples, data),
+        noise(2, n_few, data),
+    )
 
     def sampled(ts, make, gains=None, labels=labels, x1=x1):
         options = {} if gains is None else {"gains": gains}
@@ -77,7 +83,9 @@ def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str,
 
     def learning(make, ts, with_gains):
         gains = jnp.ones((len(ts) - 1, 2)) if with_gains else None
-        numbers = learn(model, few, ts, gains, make, settings.learning_rate, settings.learning_steps)
+        numbers = learn(
+            model, few, ts, gains, make, settings.learning_rate, settings.learning_steps
+        )
         yield "learned with gains" if with_gains else "learned", numbers
 
     def score(make, ts, gains):
@@ -107,7 +115,9 @@ def klub_grids(case: Case, settings: Settings) -> dict[int, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames="make")
-def error(model: Model, points: tuple, ts: jax.Array, gains: jax.Array | None, make: Callable) -> jax.Array:
+def error(
+    model: Model, points: tuple, ts: jax.Array, gains: jax.Array | None, make: Callable
+) -> jax.Array:
     """The mean square distance to the accurate ends of the labels and start points."""
     labels, x1, x0 = points
     options = {} if gains is None else {"gains": gains}
@@ -115,7 +125,9 @@ def error(model: Model, points: tuple, ts: jax.Array, gains: jax.Array | None, m
 
 
 @functools.partial(jax.jit, static_argnames=("make", "rate", "steps"))
-def learn(model: Model, points: tuple, ts: jax.Array, gains, make: Callable, rate: float, steps: int):
+def learn(
+    model: Model, points: tuple, ts: jax.Array, gains, make: Callable, rate: float, steps: int
+):
     """The learned grid and gains, if there are any."""
 
     def loss(ts, gains=None):

@@ -38,14 +38,18 @@ def draw(key: jax.Array, mixture: Mixture, n: int) -> jax.Array:
     which = jax.random.categorical(key, jnp.log(weights), shape=(n,))
     noise = jax.random.normal(jax.random.fold_in(key, 1), (n, means.shape[1]))
     variances, vectors = jnp.linalg.eigh(covs)
-    return means[which] + jnp.einsum("nij,nj->ni", vectors[which], jnp.sqrt(variances)[which] * noise)
+    return means[which] + jnp.einsum(
+        "nij,nj->ni", vectors[which], jnp.sqrt(variances)[which] * noise
+    )
 
 
 def component(mixture: Mixture, x: jax.Array) -> jax.Array:
     """The most probable component of data points x, (n, d)."""
     weights, means, covs = mixture
     variances, vectors = jnp.linalg.eigh(covs)
-    white = jnp.einsum("kni,kij->knj", x[None] - means[:, None], vectors) / jnp.sqrt(variances)[:, None]
+    white = (
+        jnp.einsum("kni,kij->knj", x[None] - means[:, None], vectors) / jnp.sqrt(variances)[:, None]
+    )
     logs = jnp.log(weights) - 0.5 * jnp.sum(jnp.log(variances), -1)
     return jnp.argmax(logs[:, None] - 0.5 * jnp.sum(white**2, -1), 0)
 
@@ -54,7 +58,9 @@ def scored(mixture: Mixture, x: jax.Array, goal: jax.Array) -> tuple[jax.Array, 
     """The error over the samples in the goal's component, and the share of the others."""
     same = component(mixture, x) == component(mixture, goal)
     squares = jnp.mean((x - goal) ** 2, -1)
-    return jnp.sqrt(jnp.sum(jnp.where(same, squares, 0)) / jnp.maximum(jnp.sum(same), 1)), jnp.mean(~same)
+    return jnp.sqrt(jnp.sum(jnp.where(same, squares, 0)) / jnp.maximum(jnp.sum(same), 1)), jnp.mean(
+        ~same
+    )
 
 
 def references(mixtures: Mixture, x1: jax.Array) -> np.ndarray:
@@ -65,9 +71,16 @@ def references(mixtures: Mixture, x1: jax.Array) -> np.ndarray:
         @jax.jit
         @functools.partial(jax.vmap, in_axes=(0, 0, None))
         def ends(mixture, x, ts):
-            return dj.sample(jax.random.key(0), samplers.unipc(denoiser_of(mixture), schedule), x, ts)
+            return dj.sample(
+                jax.random.key(0), samplers.unipc(denoiser_of(mixture), schedule), x, ts
+            )
 
         args = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (mixtures, x1))
-        coarse, fine = (ends(*args, dj.uniform_log_snr(schedule, n, START, END)) for n in (500, 1000))
-        print(f"  reference flow: {float(jnp.abs(coarse - fine).max()):.1e} between 500 and 1000 steps", flush=True)
+        coarse, fine = (
+            ends(*args, dj.uniform_log_snr(schedule, n, START, END)) for n in (500, 1000)
+        )
+        print(
+            f"  reference flow: {float(jnp.abs(coarse - fine).max()):.1e} between 500 and 1000 steps",
+            flush=True,
+        )
         return np.asarray(fine, np.float32)

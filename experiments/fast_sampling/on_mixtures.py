@@ -31,13 +31,17 @@ Points = tuple[Mixture, jax.Array, jax.Array]
 """A batch of mixtures, start points x1 of each, and where the exact flow takes them."""
 
 
-def sampled(make: Callable, mixture: Mixture, x: jax.Array, ts: jax.Array, gains: jax.Array | None) -> jax.Array:
+def sampled(
+    make: Callable, mixture: Mixture, x: jax.Array, ts: jax.Array, gains: jax.Array | None
+) -> jax.Array:
     options = {} if gains is None else {"gains": gains}
     return dj.sample(jax.random.key(0), make(denoiser_of(mixture), SCHEDULE, **options), x, ts)
 
 
 @functools.partial(jax.jit, static_argnames="make")
-def score(points: Points, ts: jax.Array, gains: jax.Array | None, make: Callable) -> tuple[jax.Array, jax.Array]:
+def score(
+    points: Points, ts: jax.Array, gains: jax.Array | None, make: Callable
+) -> tuple[jax.Array, jax.Array]:
     """Errors and flips of a grid, and gains if there are any, for each mixture."""
 
     def one(mixture, x, goal, ts, gains):
@@ -76,7 +80,9 @@ def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]
     x1 = jax.random.normal(jax.random.key(dim), (seeds, n_points, dim))
     print(f"mixtures in {dim} dimensions", flush=True)
     x0, half = jnp.asarray(references(mixtures, x1)), n_points // 2
-    first, second = ((mixtures, x1[:, part], x0[:, part]) for part in (slice(half), slice(half, None)))
+    first, second = (
+        (mixtures, x1[:, part], x0[:, part]) for part in (slice(half), slice(half, None))
+    )
     most = min(max(settings.nfe), settings.candidates)
     begin = time.perf_counter()
     programmed = mixture_grids(mixtures, x1[:, :half], settings.candidates, most)
@@ -84,7 +90,11 @@ def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]
 
     def grids(name, n):
         published = {grid: published_grid(grid, SCHEDULE, n, START, END) for grid in PUBLISHED}
-        found = {"DP ELBO": "DP ELBO", "DP KLUB": "DP KLUB", "DP solver error": ERROR_OF.get(name, OTHERS)}
+        found = {
+            "DP ELBO": "DP ELBO",
+            "DP KLUB": "DP KLUB",
+            "DP solver error": ERROR_OF.get(name, OTHERS),
+        }
         found = {grid: programmed[table][n] for grid, table in found.items() if n <= most}
         return {grid: jnp.tile(ts, (seeds, 1)) for grid, ts in published.items()} | found
 
@@ -92,7 +102,10 @@ def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]
         ts, gains = fit(first, ts, None, make, settings.fit_steps)
         yield "learned", (ts, gains)
         if with_gains:
-            yield "learned with gains", fit(first, ts, jnp.ones((seeds, ts.shape[1] - 1, 2)), make, settings.fit_steps)
+            yield (
+                "learned with gains",
+                fit(first, ts, jnp.ones((seeds, ts.shape[1] - 1, 2)), make, settings.fit_steps),
+            )
 
     results, costs = compare(
         settings.nfe,

@@ -38,7 +38,9 @@ SOLVERS = {
 }
 
 
-def published_grid(name: str, schedule: dj.typing.Schedule, n: int, start: float, end: float) -> jax.Array:
+def published_grid(
+    name: str, schedule: dj.typing.Schedule, n: int, start: float, end: float
+) -> jax.Array:
     if name == "Karras":  # without its last step to t = 0
         return dj.karras(schedule, n + 1, start, end)[:-1]
     if name == "uniform log-SNR":
@@ -48,5 +50,7 @@ def published_grid(name: str, schedule: dj.typing.Schedule, n: int, start: float
 
 def programmed_grids(ts: jax.Array, tables: jax.Array, steps: int) -> dict[int, jax.Array]:
     """The grids of 1 ... steps steps that dynamic programs find for a batch of tables."""
-    budgets = jax.jit(jax.vmap(functools.partial(optimal_grids.cheapest_paths, steps=steps)))(tables)
+    budgets = jax.jit(jax.vmap(functools.partial(optimal_grids.cheapest_paths, steps=steps)))(
+        tables
+    )
     return {n: jnp.asarray(ts)[budgets.paths[:, n - 1, : n + 1]] for n in range(1, steps + 1)}

@@ -17,13 +17,23 @@ def best_of(results: Results, grids: Iterable[str], nfe: float, value: Value) ->
     return min(runs, key=lambda run: value(results[run])) if runs else None
 
 
-def table(results: Results, nfes: tuple[int, ...], value: Value, published, found, worst: Value | None = None) -> str:
+def table(
+    results: Results,
+    nfes: tuple[int, ...],
+    value: Value,
+    published,
+    found,
+    worst: Value | None = None,
+) -> str:
     """The best published and the best found run at each NFE, then each solver."""
 
     def row(title, grids, solver=None):
         runs = [best_of(_of(results, solver), grids, nfe, value) for nfe in nfes]
         name = (lambda run: "") if solver else (lambda run: f" ({run.solver}, {run.grid})")
-        return [title, *("" if run is None else f"{value(results[run]):.1e}{name(run)}" for run in runs)]
+        return [
+            title,
+            *("" if run is None else f"{value(results[run]):.1e}{name(run)}" for run in runs),
+        ]
 
     def compared(title, of, *grids):
         runs = [[best_of(results, some, nfe, value) for some in grids] for nfe in nfes]
@@ -31,7 +41,9 @@ def table(results: Results, nfes: tuple[int, ...], value: Value, published, foun
         return [title, *(of(*some) if len(some) == len(grids) else "" for some in best)]
 
     rows = [row("best published", published), row("best found", found)]
-    rows += [compared("found / published", lambda a, b: f"{value(b) / value(a):.2f}", published, found)]
+    rows += [
+        compared("found / published", lambda a, b: f"{value(b) / value(a):.2f}", published, found)
+    ]
     if worst is not None:
         rows += [compared("worst, published", lambda a: f"{worst(a):.1e}", published)]
         rows += [compared("worst, found", lambda a: f"{worst(a):.1e}", found)]
@@ -48,10 +60,14 @@ def _of(results: Results, solver: str | None) -> Results:
     return {run: result for run, result in results.items() if solver in (None, run.solver)}
 
 
-def saved_evaluations(results: Results, value: Value, solver: str, found: tuple[str, ...]) -> dict[float, float]:
+def saved_evaluations(
+    results: Results, value: Value, solver: str, found: tuple[str, ...]
+) -> dict[float, float]:
     """The evaluations that uniform log-SNR needs for the error of the best found grid of each NFE."""
     ours = _of(results, solver)
-    baseline = sorted((run.nfe, value(result)) for run, result in ours.items() if run.grid == "uniform log-SNR")
+    baseline = sorted(
+        (run.nfe, value(result)) for run, result in ours.items() if run.grid == "uniform log-SNR"
+    )
     if len(baseline) < 2:
         return {}
     nfes, errors = np.log(np.array(baseline)).T
@@ -62,5 +78,7 @@ def saved_evaluations(results: Results, value: Value, solver: str, found: tuple[
         assert best is not None
         error = np.log(value(ours[best]))
         inside = errors.min() <= error <= errors.max()
-        out[nfe] = float(np.exp(np.interp(error, errors[order], nfes[order]))) if inside else float("inf")
+        out[nfe] = (
+            float(np.exp(np.interp(error, errors[order], nfes[order]))) if inside else float("inf")
+        )
     return out

@@ -41,18 +41,24 @@ class Settings(image_models.Settings):
 
 def load(seed: int) -> Images:
     pixels, labels = load_digits(return_X_y=True)
-    split = train_test_split(pixels.astype(np.int32), labels, test_size=0.2, random_state=seed, stratify=labels)
+    split = train_test_split(
+        pixels.astype(np.int32), labels, test_size=0.2, random_state=seed, stratify=labels
+    )
     train, held_out, train_labels, held_out_labels = map(np.asarray, split)
     names = tuple(map(str, range(10)))
     return Images(train, train_labels, held_out, held_out_labels, 17, names, (8, 8))
 
 
 def make_network(settings: Settings) -> MLP:
-    return MLP(64, width=settings.width, depth=settings.depth, num_classes=10, rngs=nnx.Rngs(settings.seed))
+    return MLP(
+        64, width=settings.width, depth=settings.depth, num_classes=10, rngs=nnx.Rngs(settings.seed)
+    )
 
 
 def main(settings: Settings) -> dict:
-    return study.run("Handwritten digits, 8x8", make_network(settings), load(settings.seed), settings)
+    return study.run(
+        "Handwritten digits, 8x8", make_network(settings), load(settings.seed), settings
+    )
 
 
 if __name__ == "__main__":

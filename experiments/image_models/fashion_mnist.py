@@ -26,7 +26,18 @@ from diffjax.networks import DiT, UNet
 from experiments import image_models
 from experiments.image_models import Images, study
 
-NAMES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+NAMES = (
+    "T-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "boot",
+)
 EVENT = (28, 28, 1)
 FILES = {  # the idx files, and the shapes that they must hold
     "train-images-idx3-ubyte.gz": (60_000, 28, 28),
@@ -87,16 +98,26 @@ def load(directory: pathlib.Path | None) -> Images:
     train, train_labels, held_out, held_out_labels = (
         read_idx(pathlib.Path(named) / name, shape) for name, shape in FILES.items()
     )
-    return Images(train[..., None], train_labels, held_out[..., None], held_out_labels, 256, NAMES, (28, 28))
+    return Images(
+        train[..., None], train_labels, held_out[..., None], held_out_labels, 256, NAMES, (28, 28)
+    )
 
 
 def make_network(settings: Settings) -> DiT | UNet:
-    common: dict[str, Any] = dict(num_classes=10, dtype=jnp.dtype(settings.dtype), rngs=nnx.Rngs(settings.seed))
+    common: dict[str, Any] = dict(
+        num_classes=10, dtype=jnp.dtype(settings.dtype), rngs=nnx.Rngs(settings.seed)
+    )
     if settings.model == "unet":
         return UNet(EVENT, width=settings.width, blocks=settings.depth, attention=(7,), **common)
     heads = max(settings.width // 32, 1)
     return DiT(
-        EVENT, patch=settings.patch, width=settings.width, depth=settings.depth, heads=heads, expansion=4, **common
+        EVENT,
+        patch=settings.patch,
+        width=settings.width,
+        depth=settings.depth,
+        heads=heads,
+        expansion=4,
+        **common,
     )
 
 

@@ -7,7 +7,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 import diffjax as dj
 from experiments.image_models import Images, Settings
-from experiments.image_models.models import class_labels, generate, noise, save_images, to_images, training_log
+from experiments.image_models.models import (
+    class_labels,
+    generate,
+    noise,
+    save_images,
+    to_images,
+    training_log,
+)
 from experiments.image_models.scores import nearest
 from experiments.train_images import Model
 
@@ -38,7 +45,10 @@ def figures(model: Model, data: Images, settings: Settings, result: dict) -> Non
     bins = np.linspace(0, max(ours.max(), real.max()), 40)
     ax.hist(real, bins, density=True, alpha=0.5, label="held-out images")
     ax.hist(ours, bins, density=True, histtype="step", color="k", label="samples")
-    ax.set(xlabel="distance to the nearest training image (pixels from -1 to 1)", ylabel="density (1 / pixel)")
+    ax.set(
+        xlabel="distance to the nearest training image (pixels from -1 to 1)",
+        ylabel="density (1 / pixel)",
+    )
     ax.legend()
     _save(fig, settings, "nearest.png")
 
@@ -46,7 +56,9 @@ def figures(model: Model, data: Images, settings: Settings, result: dict) -> Non
 def trajectories(model: Model, data: Images, settings: Settings) -> None:
     n, ts = len(data.names), dj.uniform(settings.sampling_steps)
     shown = np.linspace(0, settings.sampling_steps, 9).round().astype(int)
-    paths = generate(model, class_labels(n, data), noise(7, n, data), ts, settings.guidance, run=dj.trajectory)
+    paths = generate(
+        model, class_labels(n, data), noise(7, n, data), ts, settings.guidance, run=dj.trajectory
+    )
     frames = jnp.swapaxes(paths, 0, 1)[shown].reshape(-1, *data.train.shape[1:])
     columns = [f"{float(ts[i]):.2f}" for i in shown]
     columns[0] = f"t = {columns[0]}"
@@ -59,7 +71,10 @@ def quality(settings: Settings, result: dict) -> None:
         ax.plot(*zip(*points, strict=True), marker=marker, label=name)
     training_images = result["scores"]["Fréchet distance of training images"]
     ax.axhline(training_images, color="k", ls="--", label="training images")
-    ax.set(xlabel="network evaluations a sample (NFE)", ylabel="Fréchet distance to held-out (squared pixels)")
+    ax.set(
+        xlabel="network evaluations a sample (NFE)",
+        ylabel="Fréchet distance to held-out (squared pixels)",
+    )
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(settings.nfe, [str(nfe) for nfe in settings.nfe])
     ax.xaxis.set_minor_locator(NullLocator())

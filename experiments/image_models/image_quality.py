@@ -61,24 +61,44 @@ def features(network: Callable, values: np.ndarray, levels: int, chunk: int) -> 
 
 
 SCORES = {
-    "Fréchet": Score("The Fréchet distance between Gaussians fitted to the features.", "squared features", "lower"),
-    "KID": Score("The squared maximum mean discrepancy of the features, with a cubic kernel.", "", "lower"),
+    "Fréchet": Score(
+        "The Fréchet distance between Gaussians fitted to the features.",
+        "squared features",
+        "lower",
+    ),
+    "KID": Score(
+        "The squared maximum mean discrepancy of the features, with a cubic kernel.", "", "lower"
+    ),
     "KID standard error": Score("The standard error of the KID over blocks of samples."),
-    "precision": Score("The share of the samples that lie among the held-out images.", "", "higher"),
+    "precision": Score(
+        "The share of the samples that lie among the held-out images.", "", "higher"
+    ),
     "recall": Score("The share of the held-out images that lie among the samples.", "", "higher"),
-    "density": Score("How many neighbourhoods of held-out images a sample lies in, over k = 5.", "", "higher"),
+    "density": Score(
+        "How many neighbourhoods of held-out images a sample lies in, over k = 5.", "", "higher"
+    ),
     "coverage": Score("The share of those neighbourhoods that hold a sample.", "", "higher"),
-    "CAS": Score("The accuracy, on held-out images, of a classifier fitted to the samples.", "", "higher"),
+    "CAS": Score(
+        "The accuracy, on held-out images, of a classifier fitted to the samples.", "", "higher"
+    ),
 }
 
 
 def score(x, labels, held_out, held_out_labels) -> dict[str, float]:
     """Every metric of one set of features against the held-out ones."""
     n = len(x)
-    kid = metrics.kernel_distance(jax.random.key(0), jnp.asarray(x), jnp.asarray(held_out), size=min(500, n))
+    kid = metrics.kernel_distance(
+        jax.random.key(0), jnp.asarray(x), jnp.asarray(held_out), size=min(500, n)
+    )
     near = jnp.asarray(held_out[:n]), jnp.asarray(x)
     fidelity, diversity = metrics.precision_recall(*near), metrics.density_coverage(*near)
-    values = (metrics.frechet_distance(x, held_out), kid.value, kid.standard_error, *fidelity, *diversity)
+    values = (
+        metrics.frechet_distance(x, held_out),
+        kid.value,
+        kid.standard_error,
+        *fidelity,
+        *diversity,
+    )
     classifier = LogisticRegression(max_iter=300)
     accuracy = metrics.classifier_accuracy_score(classifier, x, labels, held_out, held_out_labels)
     return dict(zip(SCORES, map(float, (*values, accuracy)), strict=True))
@@ -92,7 +112,9 @@ def main(settings: Settings) -> dict:
     network = efficientnet_lite0(settings.weights)
 
     def seen(images):
-        return np.asarray(features(network, images.reshape(-1, *data.shape), data.levels, settings.chunk))
+        return np.asarray(
+            features(network, images.reshape(-1, *data.shape), data.levels, settings.chunk)
+        )
 
     n, real = settings.samples, data.held_out_labels[: settings.real]
     reference = seen(data.held_out[: settings.real])
@@ -100,13 +122,17 @@ def main(settings: Settings) -> dict:
     labels, x1 = class_labels(n, data), noise(10, n, data)
     for steps in settings.sampling_steps:
         for scale in settings.guidance:
-            xs = to_images(generate(model, labels, x1, dj.uniform(steps), None if scale == 1 else scale), data)
+            xs = to_images(
+                generate(model, labels, x1, dj.uniform(steps), None if scale == 1 else scale), data
+            )
             row = score(seen(xs), np.asarray(labels), reference, real)
             rows[f"{2 * steps} evaluations, guidance {scale:g}"] = row
     record = write_record(settings.out / "result.json", settings, rows, time.perf_counter() - begin)
     cells = [[name, *(f"{value:.4g}" for value in row.values())] for name, row in rows.items()]
     heading = f"Features of EfficientNet-Lite0 at 96 pixels; {n} samples against {len(reference)} held-out images"
-    write_report(settings.out, "Image quality", record, SCORES, {heading: table(["", *SCORES], cells)}, {})
+    write_report(
+        settings.out, "Image quality", record, SCORES, {heading: table(["", *SCORES], cells)}, {}
+    )
     return rows
 
 

@@ -24,7 +24,9 @@ def train(network: nnx.Module, data: Images, settings: Settings) -> tuple[Model,
     rate = optax.warmup_cosine_decay_schedule(
         0.0, settings.learning_rate, min(200, settings.steps // 4), settings.steps
     )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=settings.weight_decay))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=settings.weight_decay)
+    )
 
     def picture(step, model):
         labels = class_labels(8 * len(data.names), data)
@@ -45,7 +47,9 @@ def train(network: nnx.Module, data: Images, settings: Settings) -> tuple[Model,
     )
     lines = training_log(settings)
     steps = np.diff([0, *(line["step"] for line in lines)])
-    return model, float(sum(n / line["steps_per_second"] for n, line in zip(steps, lines, strict=True)))
+    return model, float(
+        sum(n / line["steps_per_second"] for n, line in zip(steps, lines, strict=True))
+    )
 
 
 def training_log(settings: Settings) -> list[dict]:
@@ -64,7 +68,8 @@ def generate(
     block: int = 200,
     **options: Any,
 ) -> jax.Array:
-    """Samples of the labels by a method without noise from start points x1, guided if there is a scale.
+    """Samples of the labels by a method without noise from start points x1, guided if there is a
+    scale.
 
     A block of images at a time bounds the memory. Further options go to the method.
     """

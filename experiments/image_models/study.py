@@ -16,8 +16,12 @@ def run(title: str, network: nnx.Module, data: Images, settings: Settings) -> di
     figures.figures(model, data, settings, result)
     result["scores"]["training seconds"] = seconds
     measured = {name: result[name] for name in ("scores", "curve")}
-    record = write_record(settings.out / "result.json", settings, measured, time.perf_counter() - start)
-    rows = table(["score", "value"], [(name, f"{value:.4g}") for name, value in result["scores"].items()])
+    record = write_record(
+        settings.out / "result.json", settings, measured, time.perf_counter() - start
+    )
+    rows = table(
+        ["score", "value"], [(name, f"{value:.4g}") for name, value in result["scores"].items()]
+    )
     heading = f"Scores of {settings.samples} samples, against {len(data.held_out)} held-out images"
     write_report(settings.out, title, record, scores.SCORES, {heading: rows}, figures.CAPTIONS)
     return result["scores"]

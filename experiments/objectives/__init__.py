@@ -1,4 +1,5 @@
-"""Every training objective on every path: what each reaches with one network and budget, and its cost.
+"""Every training objective on every path: what each reaches with one network and budget, and its
+cost.
 
     python -m experiments.objectives                       # hours on two CPU cores; runs/objectives/
     python -m experiments.objectives --data moons --seeds 0 --steps 300 --paths linear   # a look
@@ -14,10 +15,10 @@ which the first distance stays within 1% of its limit; and the seconds of traini
 measures, for the likelihood weighting, the variance of the loss by how the times are drawn, and on
 the digits the bits/dim of one model by how its data are dequantized.
 
-Every path is used between the same two noise levels, sigma / alpha = 0.02 and 10 (those of the VE path), in training,
-sampling and scoring. Outside this range the path's end amplifies each parametrization's error, so that ends and not
-objectives would be compared. Inputs and targets have unit variance on every path, for data of unit variance
-(`small_models.normalized`).
+Every path is used between the same two noise levels, sigma / alpha = 0.02 and 10 (those of the VE
+path), in training, sampling and scoring. Outside this range the path's end amplifies each
+parametrization's error, so that ends and not objectives would be compared. Inputs and targets have
+unit variance on every path, for data of unit variance (`small_models.normalized`).
 """
 
 import dataclasses
@@ -67,7 +68,9 @@ class Settings:
     nfe: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     """network evaluations of Heun's method; the limit takes 200"""
     seeds: tuple[int, ...] = (0, 1)
-    """of networks, batches, and what is drawn in training. Objectives that simulate use the first alone"""
+    """of networks, batches, and what is drawn in training. Objectives that simulate use the first
+    alone
+    """
     efficientnet: pathlib.Path | None = None
     """the file of EfficientNet-Lite0's weights"""
 
@@ -84,7 +87,9 @@ class Path(NamedTuple):
 
 
 def path_of(schedule: dj.typing.Schedule) -> Path:
-    low, high = (schedules.half_log_snr_inverse(schedule, -float(np.log(level))) for level in (LEAST, MOST))
+    low, high = (
+        schedules.half_log_snr_inverse(schedule, -float(np.log(level))) for level in (LEAST, MOST)
+    )
     return Path(schedule, low, high)
 
 

@@ -20,21 +20,33 @@ from experiments.results import Score, write_record, write_report
 FRECHET = "The Fréchet distance between Gaussians fitted to samples and to held-out images, in {}."
 NATS = "nats; bits/dim for digits"
 SCORES = {
-    "held-out NLL": Score("Minus the log density that the flow gives to held-out data.", NATS, "lower"),
-    "bound of the SDE": Score("The variational bound on the SDE's minus log density of the same data.", NATS, "lower"),
+    "held-out NLL": Score(
+        "Minus the log density that the flow gives to held-out data.", NATS, "lower"
+    ),
+    "bound of the SDE": Score(
+        "The variational bound on the SDE's minus log density of the same data.", NATS, "lower"
+    ),
     "sliced 1-Wasserstein": Score(
         "The distance of samples to held-out points, over random lines.", "units of x", "lower"
     ),
     "2-Wasserstein": Score("The distance of samples to held-out points.", "units of x", "lower"),
     "Fréchet (pixels)": Score(FRECHET.format("pixels"), "squared pixels from -1 to 1", "lower"),
-    "Fréchet (classifier)": Score(FRECHET.format("the 32 features of a small classifier"), "squared features", "lower"),
-    "KID (EfficientNet)": Score("The squared MMD of 1280 features of EfficientNet-Lite0.", "", "lower"),
+    "Fréchet (classifier)": Score(
+        FRECHET.format("the 32 features of a small classifier"), "squared features", "lower"
+    ),
+    "KID (EfficientNet)": Score(
+        "The squared MMD of 1280 features of EfficientNet-Lite0.", "", "lower"
+    ),
     "NFE to 1%": Score(
         "The evaluations of Heun's method after which the first distance stays within 1% of its limit, for each seed.",
         "evaluations",
         "lower",
     ),
-    "training": Score("The time of the training steps on the machine above, the median of the seeds.", "s", "lower"),
+    "training": Score(
+        "The time of the training steps on the machine above, the median of the seeds.",
+        "s",
+        "lower",
+    ),
 }
 
 
@@ -62,11 +74,18 @@ def begin_or_continue(settings: Settings) -> tuple[dict, float]:
         return {}, 0.0
     record = json.loads(path.read_text())
     free = {"out", "data", "paths", "objectives", "seeds", "efficientnet"}
-    wanted, had = json.loads(json.dumps(dataclasses.asdict(settings), default=str)), record["settings"]
+    wanted, had = (
+        json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        record["settings"],
+    )
     differ = [name for name, value in wanted.items() if name not in free and had.get(name) != value]
-    differ += ["efficientnet"] * ((had.get("efficientnet") is None) != (settings.efficientnet is None))
+    differ += ["efficientnet"] * (
+        (had.get("efficientnet") is None) != (settings.efficientnet is None)
+    )
     if differ:
-        raise ValueError(f"{path}: it was begun with another value of {', '.join(differ)}; choose another --out")
+        raise ValueError(
+            f"{path}: it was begun with another value of {', '.join(differ)}; choose another --out"
+        )
     return record["scores"], record["seconds"]
 
 
@@ -76,7 +95,9 @@ def main(settings: Settings) -> dict:
     begin = time.perf_counter() - earlier
 
     def write():
-        return write_record(settings.out / "result.json", settings, scores, time.perf_counter() - begin)
+        return write_record(
+            settings.out / "result.json", settings, scores, time.perf_counter() - begin
+        )
 
     for name in settings.data:
         data = load(name, settings)
@@ -94,8 +115,14 @@ def main(settings: Settings) -> dict:
             print(name, table([row]).splitlines()[-1], flush=True)
             first = seed == settings.seeds[0]
             if first and objective_name == "noise (DDPM)" and name != "digits":
-                result.setdefault("variance_of_times", {})[path] = variance_of_times(model, used, data, settings)
-            if first and (objective_name, path) == ("velocity (flow matching)", "linear") and name == "digits":
+                result.setdefault("variance_of_times", {})[path] = variance_of_times(
+                    model, used, data, settings
+                )
+            if (
+                first
+                and (objective_name, path) == ("velocity (flow matching)", "linear")
+                and name == "digits"
+            ):
                 result["dequantization"] = dequantization(model, used, data, settings)
             result["rows"].append(row)
             write()
@@ -111,12 +138,21 @@ def main(settings: Settings) -> dict:
 def text(name: str, result: dict, settings: Settings) -> str:
     """The table of a data set, and its side studies."""
     held_out = settings.digits_held_out if name == "digits" else settings.held_out
-    lines = [table(result["rows"]), f"{settings.samples} samples; {held_out} held-out examples for the likelihood."]
-    lines.append("Between data: " + ", ".join(f"{k}: {v:.4g}" for k, v in result["between_data"].items()))
+    lines = [
+        table(result["rows"]),
+        f"{settings.samples} samples; {held_out} held-out examples for the likelihood.",
+    ]
+    lines.append(
+        "Between data: " + ", ".join(f"{k}: {v:.4g}" for k, v in result["between_data"].items())
+    )
     for path, draws in result.get("variance_of_times", {}).items():
-        ratios = {draw: v["variance"] / draws["independent"]["variance"] for draw, v in draws.items()}
+        ratios = {
+            draw: v["variance"] / draws["independent"]["variance"] for draw, v in draws.items()
+        }
         shown = ", ".join(f"{draw}: {ratio:.3f}" for draw, ratio in ratios.items())
-        lines.append(f"Variance of the likelihood-weighted loss by the draw of its times, {path}: {shown}")
+        lines.append(
+            f"Variance of the likelihood-weighted loss by the draw of its times, {path}: {shown}"
+        )
     if "dequantization" in result:
         each = (
             f"{way}: {v['bits_per_dim']:.3f}, {v['less_than_uniform']:.3f} ± {v['standard_error_of_that']:.3f} lower"

@@ -26,9 +26,14 @@ def in_the_plane(data: Data, settings: Settings) -> tuple[Distances, dict[str, f
     held_out = data.held_out[: settings.samples]
 
     def sliced(x):
-        return float(sliced_wasserstein(jax.random.key(0), jnp.asarray(x), jnp.asarray(held_out), p=1))
+        return float(
+            sliced_wasserstein(jax.random.key(0), jnp.asarray(x), jnp.asarray(held_out), p=1)
+        )
 
-    functions: Distances = {"sliced 1-Wasserstein": sliced, "2-Wasserstein": lambda x: wasserstein(x, held_out, 2)}
+    functions: Distances = {
+        "sliced 1-Wasserstein": sliced,
+        "2-Wasserstein": lambda x: wasserstein(x, held_out, 2),
+    }
     others = data.held_out[settings.samples :][: len(held_out)]
     return functions, {name: distance(others) for name, distance in functions.items()}
 
@@ -45,22 +50,32 @@ def of_digits(settings: Settings) -> tuple[Distances, dict[str, float]]:
 
     functions: Distances = {
         "Fréchet (pixels)": lambda images: frechet_distance(pixels(images, data), held_out),
-        "Fréchet (classifier)": lambda images: frechet_distance(features(pixels(images, data)), features(held_out)),
+        "Fréchet (classifier)": lambda images: frechet_distance(
+            features(pixels(images, data)), features(held_out)
+        ),
     }
     # 360 images are too few for a Fréchet distance of 1280 features.
     if settings.efficientnet is not None:
         network = efficientnet_lite0(settings.efficientnet)
 
         def seen(images):
-            return image_quality.features(network, images.reshape(-1, *data.shape), data.levels, chunk=100)
+            return image_quality.features(
+                network, images.reshape(-1, *data.shape), data.levels, chunk=100
+            )
 
         reference = seen(data.held_out)
 
         def kid(images):
-            return float(kernel_distance(jax.random.key(0), seen(images), reference, size=len(reference)).value)
+            return float(
+                kernel_distance(
+                    jax.random.key(0), seen(images), reference, size=len(reference)
+                ).value
+            )
 
         functions["KID (EfficientNet)"] = kid
-    between = {name: distance(data.train[: settings.samples]) for name, distance in functions.items()}
+    between = {
+        name: distance(data.train[: settings.samples]) for name, distance in functions.items()
+    }
     between["classifier's accuracy"] = float(classifier.score(held_out, data.held_out_labels))
 
     def of_samples(distance):

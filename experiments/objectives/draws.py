@@ -11,12 +11,20 @@ from diffjax import divergence, likelihood, times, training, weightings
 from diffjax.networks import MLP
 from experiments import small_models
 from experiments.objectives import Data, Path, Settings
-from experiments.objectives.objectives import batch_loss, denoising, log_snr_t, uniform_t, variational_bound
+from experiments.objectives.objectives import (
+    batch_loss,
+    denoising,
+    log_snr_t,
+    uniform_t,
+    variational_bound,
+)
 from experiments.objectives.scores import log_density
 from experiments.train_images import Model
 
 
-def variance_of_times(model: Model, path: Path, data: Data, settings: Settings, batches: int = 400) -> dict:
+def variance_of_times(
+    model: Model, path: Path, data: Data, settings: Settings, batches: int = 400
+) -> dict:
     """Mean and variance of a batch's likelihood-weighted loss, by how its times are drawn."""
     draws = {
         "independent": lambda key, n, path: times.uniform_times(key, n, path.low, path.high),
@@ -36,16 +44,20 @@ def variance_of_times(model: Model, path: Path, data: Data, settings: Settings, 
 
             return jax.lax.map(of_batch, keys)
 
-        values = np.asarray(of_batches(jax.random.split(jax.random.key(7), batches), x0s, model), np.float64)
+        values = np.asarray(
+            of_batches(jax.random.split(jax.random.key(7), batches), x0s, model), np.float64
+        )
         out[name] = {"mean": values.mean(), "variance": values.var(ddof=1)}
     return out
 
 
-def dequantization(model: Model, path: Path, data: Data, settings: Settings, n: int = 16, k: int = 8) -> dict:
+def dequantization(
+    model: Model, path: Path, data: Data, settings: Settings, n: int = 16, k: int = 8
+) -> dict:
     """Bits/dim of n held-out images under one model, exact trace, by their dequantization.
 
-    The variational q is a network that sees the image; it is fitted to the variational bound, which is cheap to
-    differentiate, on the training images.
+    The variational q is a network that sees the image; it is fitted to the variational bound, which
+    is cheap to differentiate, on the training images.
     """
     dims, levels = data.held_out[0].size, data.levels
     if levels is None or data.held_out_labels is None:
@@ -69,7 +81,9 @@ def dequantization(model: Model, path: Path, data: Data, settings: Settings, n: 
             bound = variational_bound(noise_key, model.denoiser(label), path, x, t, weight)
             return (bound + log_q) / dims
 
-        return jnp.mean(jax.vmap(one)(jax.random.split(key, len(images)), images, labels, ts, weights))
+        return jnp.mean(
+            jax.vmap(one)(jax.random.split(key, len(images)), images, labels, ts, weights)
+        )
 
     batches = training.in_memory((data.train, data.labels), settings.batch, seed=0)
     q, _ = small_models.train(loss, q0, batches, 1000, 1e-3, seed=5)
@@ -81,14 +95,18 @@ def dequantization(model: Model, path: Path, data: Data, settings: Settings, n: 
                 x, log_q = draw(q, key, image)
             else:
                 x, log_q = likelihood.dequantize(key, image, levels), 0.0
-            return log_density(None, model.denoiser(label), path, x, divergence.exact_probes) - log_q
+            return (
+                log_density(None, model.denoiser(label), path, x, divergence.exact_probes) - log_q
+            )
 
         return jax.vmap(one)(jax.random.split(key, n), images, labels)
 
     each = {}
     for name, variational in (("uniform", False), ("variational", True)):
         images, labels = data.held_out[:n], data.held_out_labels[:n]
-        weights = jnp.stack([log_weights(q, jax.random.key(10 + i), images, labels, variational) for i in range(k)])
+        weights = jnp.stack(
+            [log_weights(q, jax.random.key(10 + i), images, labels, variational) for i in range(k)]
+        )
         each[name] = likelihood.bits_per_dim(jnp.mean(weights, 0), dims, levels)
         weighted = likelihood.importance_weighted_bound(weights)
         each[f"{name}, {k} importance-weighted"] = likelihood.bits_per_dim(weighted, dims, levels)

@@ -46,7 +46,9 @@ class Objective(NamedTuple):
 
 def denoising(parametrization, weighting, draw=uniform_t):
     def loss(key, network, path, x0, x1, t, weight):
-        return weight * losses.denoising(key, network, path.schedule, parametrization, x0, t, weighting)
+        return weight * losses.denoising(
+            key, network, path.schedule, parametrization, x0, t, weighting
+        )
 
     return Objective(loss, parametrization, draw, of_network=True)
 
@@ -64,7 +66,9 @@ def score_matching(of_point, probes):
 
 
 def pair(key, denoise, path, x0, x1, t, weight):
-    return weight * losses.conditional_flow_matching(dj.bind(dj.velocity, denoise, path.schedule), x0, x1, t)
+    return weight * losses.conditional_flow_matching(
+        dj.bind(dj.velocity, denoise, path.schedule), x0, x1, t
+    )
 
 
 def maximum_likelihood(kinetic_weight, jacobian_weight):
@@ -95,10 +99,14 @@ def bound(key, denoise, path, x0, x1, t, weight):
 
 def variational_bound(key, denoise, path, x0, t, weight):
     schedule, low, high = path
-    return losses.variational_bound(key, denoise, schedule, x0, t, start=low, end=high, weight=weight)
+    return losses.variational_bound(
+        key, denoise, schedule, x0, t, start=low, end=high, weight=weight
+    )
 
 
-def batch_loss(objective: Objective, network: dj.typing.Network, path: Path, key: jax.Array, x0s, labels) -> jax.Array:
+def batch_loss(
+    objective: Objective, network: dj.typing.Network, path: Path, key: jax.Array, x0s, labels
+) -> jax.Array:
     """The mean of an objective over a batch.
 
     It is no `losses.over_batch`, because the weight of a time multiplies only one term of the
@@ -107,7 +115,11 @@ def batch_loss(objective: Objective, network: dj.typing.Network, path: Path, key
     time_key, pair_key, noise_key = jax.random.split(key, 3)
     ts, weights = objective.times(time_key, len(x0s), path)
     keys = jax.random.split(noise_key, len(x0s))
-    x1s = couplings.optimal(None, x0s, jax.random.normal(pair_key, x0s.shape)) if objective.pairs else None
+    x1s = (
+        couplings.optimal(None, x0s, jax.random.normal(pair_key, x0s.shape))
+        if objective.pairs
+        else None
+    )
 
     def one(key, x0, x1, t, weight, label):
         model = network if label is None else dj.bind(network, cond=label)
@@ -130,7 +142,9 @@ OBJECTIVES = {
     "EDM": denoising(dj.edm_preconditioning(0.7), weightings.edm_weighting(0.7), log_normal_t),
     "score, implicit": score_matching(losses.implicit_score_matching, divergence.exact_probes),
     "score, sliced": score_matching(losses.implicit_score_matching, divergence.rademacher_probes),
-    "score, sliced, no variance reduction": score_matching(losses.sliced_score_matching, divergence.gaussian_probes),
+    "score, sliced, no variance reduction": score_matching(
+        losses.sliced_score_matching, divergence.gaussian_probes
+    ),
     "flow matching, optimal pairs": Objective(pair, VELOCITY, any_path=False, pairs=True),
     "maximum likelihood": maximum_likelihood(0.0, 0.0),
     "maximum likelihood, regularized": maximum_likelihood(0.05, 0.05),
@@ -138,4 +152,9 @@ OBJECTIVES = {
 }
 LEARNED_SCHEDULE = "variational bound, learned schedule"
 # The costs of these grow with the dimension, and optimal pairs would bend each class's prior.
-PLANE_ALONE = ("score, implicit", "score, sliced", "maximum likelihood", "flow matching, optimal pairs")
+PLANE_ALONE = (
+    "score, implicit",
+    "score, sliced",
+    "maximum likelihood",
+    "flow matching, optimal pairs",
+)

@@ -18,13 +18,22 @@ GRIDS = ("uniform t", "quadratic t", "uniform log-SNR")
 
 
 @jax.jit
-def generate(model: Model, path: Path, x1: jax.Array, labels: jax.Array | None, ts: jax.Array) -> jax.Array:
+def generate(
+    model: Model, path: Path, x1: jax.Array, labels: jax.Array | None, ts: jax.Array
+) -> jax.Array:
     (_, sigma), (alpha, _) = path.schedule(path.high), path.schedule(path.low)
-    return dj.sample(jax.random.key(0), dj.heun(model.denoiser(labels), model.schedule), sigma * x1, ts) / alpha
+    return (
+        dj.sample(
+            jax.random.key(0), dj.heun(model.denoiser(labels), model.schedule), sigma * x1, ts
+        )
+        / alpha
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "levels"))
-def log_densities(model: Model, path: Path, xs, labels, seed, probes, levels, tolerance=1e-3) -> jax.Array:
+def log_densities(
+    model: Model, path: Path, xs, labels, seed, probes, levels, tolerance=1e-3
+) -> jax.Array:
     def one(key, x, label):
         pixel_key, probe_key = jax.random.split(key)
         if levels is not None:
@@ -82,19 +91,34 @@ def grid(name, path, steps):
 def likelihoods(model: Model, path: Path, data: Data, objective: Objective, settings: Settings):
     """Negative log-likelihoods and bounds of held-out examples, in nats, or bits/dim of integers."""
     n = settings.held_out if data.levels is None else settings.digits_held_out
-    held_out, labels = data.held_out[:n], None if data.held_out_labels is None else data.held_out_labels[:n]
+    held_out, labels = (
+        data.held_out[:n],
+        None if data.held_out_labels is None else data.held_out_labels[:n],
+    )
     probes = divergence.exact_probes if data.levels is None else divergence.rademacher_probes
     # A flow that was trained through a solver fits the solver's errors, too.
     tolerance = 1e-5 if objective.simulates else 1e-3
-    log_p = or_nan(lambda: log_densities(model, path, held_out, labels, 1, probes, data.levels, tolerance), n)
+    log_p = or_nan(
+        lambda: log_densities(model, path, held_out, labels, 1, probes, data.levels, tolerance), n
+    )
     both = -log_p, np.asarray(bounds(model, path, held_out, labels, 1, data.levels))
     if data.levels is None:
         return [x.astype(np.float64) for x in both]
     dims = held_out[0].size
-    return [np.asarray(likelihood.bits_per_dim(jnp.asarray(-x), dims, data.levels), np.float64) for x in both]
+    return [
+        np.asarray(likelihood.bits_per_dim(jnp.asarray(-x), dims, data.levels), np.float64)
+        for x in both
+    ]
 
 
-def score(model: Model, path: Path, data: Data, distances: Distances, objective: Objective, settings: Settings) -> dict:
+def score(
+    model: Model,
+    path: Path,
+    data: Data,
+    distances: Distances,
+    objective: Objective,
+    settings: Settings,
+) -> dict:
     """The scores of a row, its distances at 200 evaluations, and its curves over evaluations."""
     nll, bound = likelihoods(model, path, data, objective, settings)
     labels = None if data.labels is None else jnp.arange(settings.samples) % 10
@@ -106,7 +130,10 @@ def score(model: Model, path: Path, data: Data, distances: Distances, objective:
     final = sampled(grid("uniform log-SNR", path, 100))
     limits = {name: distance(final) for name, distance in distances.items()}
     first = next(iter(distances))
-    curves = {name: {n: distances[first](sampled(grid(name, path, n // 2))) for n in settings.nfe} for name in GRIDS}
+    curves = {
+        name: {n: distances[first](sampled(grid(name, path, n // 2))) for n in settings.nfe}
+        for name in GRIDS
+    }
     needed = {name: settles(curve, limits[first]) for name, curve in curves.items()}
     return {
         "nll": or_none(nll.mean()),

@@ -22,15 +22,28 @@ def by_model(rows) -> dict[tuple[str, str], list[dict]]:
 def spread(values, digits: int = 3) -> str:
     """The mean, and the standard deviation if there are several."""
     if any(value is None for value in values):
-        return "solver gave up" if all(value is None for value in values) else "solver gave up on some"
+        return (
+            "solver gave up" if all(value is None for value in values) else "solver gave up on some"
+        )
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def table(rows: list[dict]) -> str:
     names = list(rows[0]["distances"])
-    head = ["objective", "path", "seeds", "held-out NLL", "bound of the SDE", *names, "NFE to 1%", "training, s"]
-    return pages.table(head, (cells(*model, seeds, names) for model, seeds in by_model(rows).items()))
+    head = [
+        "objective",
+        "path",
+        "seeds",
+        "held-out NLL",
+        "bound of the SDE",
+        *names,
+        "NFE to 1%",
+        "training, s",
+    ]
+    return pages.table(
+        head, (cells(*model, seeds, names) for model, seeds in by_model(rows).items())
+    )
 
 
 def cells(objective: str, path: str, seeds: list[dict], names: list[str]) -> list[str]:
@@ -46,19 +59,31 @@ def cells(objective: str, path: str, seeds: list[dict], names: list[str]) -> lis
 def figure(results: dict[str, dict], path: pathlib.Path) -> None:
     """Likelihood against the first distance: colours are objectives, markers are paths."""
     fig, axes = plt.subplots(
-        1, len(results), figsize=(4.6 * len(results) + 2.6, 4.4), layout="constrained", squeeze=False
+        1,
+        len(results),
+        figsize=(4.6 * len(results) + 2.6, 4.4),
+        layout="constrained",
+        squeeze=False,
     )
     colours = {name: plt.get_cmap("tab20")(i) for i, name in enumerate(OBJECTIVES)}
     markers = dict(zip((*PATHS, "learned VP"), "os^vD", strict=True))
     for ax, (name, result) in zip(axes[0], results.items(), strict=True):
         first = next(iter(result["rows"][0]["distances"]))
         models = by_model(result["rows"])
-        nlls = [np.mean([np.inf if row["nll"] is None else row["nll"] for row in rows]) for rows in models.values()]
+        nlls = [
+            np.mean([np.inf if row["nll"] is None else row["nll"] for row in rows])
+            for rows in models.values()
+        ]
         distances = [np.mean([row["distances"][first] for row in rows]) for rows in models.values()]
         # Worse models are drawn at the edge.
         most = np.median(nlls) + 0.25, 2 * np.median(distances)
         for (objective, path_name), *point in zip(models, nlls, distances, strict=True):
-            style = {"color": colours[objective], "marker": markers[path_name], "clip_on": False, "zorder": 3}
+            style = {
+                "color": colours[objective],
+                "marker": markers[path_name],
+                "clip_on": False,
+                "zorder": 3,
+            }
             ax.plot(*np.minimum(point, most), ls="", ms=6, mec="k", mew=0.3, **style)
         between = result["between_data"][first]
         ax.axhline(between, color="k", ls=":", lw=1)
@@ -77,9 +102,13 @@ def figure(results: dict[str, dict], path: pathlib.Path) -> None:
         ax.grid(alpha=0.3, which="both")
     shown = {row["objective"] for result in results.values() for row in result["rows"]}
     handles = [
-        Line2D([], [], ls="", marker="o", color=c, mec="k", mew=0.3, label=n) for n, c in colours.items() if n in shown
+        Line2D([], [], ls="", marker="o", color=c, mec="k", mew=0.3, label=n)
+        for n, c in colours.items()
+        if n in shown
     ]
-    handles += [Line2D([], [], ls="", marker=m, color="w", mec="k", label=n) for n, m in markers.items()]
+    handles += [
+        Line2D([], [], ls="", marker=m, color="w", mec="k", label=n) for n, m in markers.items()
+    ]
     handles.append(Line2D([], [], ls=":", color="k", lw=1, label="between data"))
     fig.legend(handles=handles, loc="outside right center", fontsize=7.5)
     fig.savefig(path, dpi=130)

@@ -23,8 +23,18 @@ def load(name: str, settings: Settings) -> Data:
         data = digits.load(0)
         network = functools.partial(MLP, 64, width=256, depth=4, num_classes=10)
         labels = data.train_labels.astype(np.int32), data.held_out_labels.astype(np.int32)
-        return Data(data.train, labels[0], data.held_out, labels[1], network, settings.digits_steps, data.levels)
-    points = [small_models.points(name, n, i).astype(np.float32) for i, n in enumerate((20_000, 2000))]
+        return Data(
+            data.train,
+            labels[0],
+            data.held_out,
+            labels[1],
+            network,
+            settings.digits_steps,
+            data.levels,
+        )
+    points = [
+        small_models.points(name, n, i).astype(np.float32) for i, n in enumerate((20_000, 2000))
+    ]
     network = functools.partial(MLP, 2, width=64, depth=3)
     return Data(points[0], None, points[1], None, network, settings.steps)
 
@@ -54,7 +64,15 @@ def train(
     steps, batch = data.steps, settings.batch
     if objective.simulates:
         steps, batch = settings.simulated_steps, settings.simulated_batch
-    batches = training.in_memory(data.train if data.labels is None else (data.train, data.labels), batch, seed=seed)
-    params, seconds = small_models.train(loss, params, batches, steps, settings.learning_rate, seed, clip=1.0)
+    batches = training.in_memory(
+        data.train if data.labels is None else (data.train, data.labels), batch, seed=seed
+    )
+    params, seconds = small_models.train(
+        loss, params, batches, steps, settings.learning_rate, seed, clip=1.0
+    )
     used = learned_path(params["schedule"]) if path is None else path
-    return Model(dj.bind(apply, params["network"]), used.schedule, objective.parametrization), used, seconds
+    return (
+        Model(dj.bind(apply, params["network"]), used.schedule, objective.parametrization),
+        used,
+        seconds,
+    )

@@ -18,7 +18,9 @@ from diffjax.likelihood import (
 def test_bits_per_dim_of_uniform_data_is_the_number_of_bits():
     for levels in (2, 17, 256):
         log_density = -5 * np.log(2.0)  # uniform on [-1, 1]^5
-        np.testing.assert_allclose(bits_per_dim(log_density, 5, levels), np.log2(levels), rtol=1e-14)
+        np.testing.assert_allclose(
+            bits_per_dim(log_density, 5, levels), np.log2(levels), rtol=1e-14
+        )
     np.testing.assert_allclose(bits_per_dim(jnp.array([-3 * np.log(2.0), 0.0]), 3), [1.0, 0.0])
 
 
@@ -34,13 +36,17 @@ def test_dequantized_values_stay_in_their_bins(levels):
 
 @pytest.mark.parametrize("levels", [17, 256, 65536])
 def test_float32_does_not_leave_the_bins(levels):
-    # value + u rounds up into the next bin for 1 - u < 2^-17 at 8 bits, 8 of a million draws; a saturated sigmoid is 0 or 1
+    # value + u rounds up into the next bin for 1 - u < 2^-17 at 8 bits, 8 of a million draws; a
+    # saturated sigmoid is 0 or 1
     inside = jnp.tile(jnp.arange(levels, dtype=jnp.int32), 10**6 // levels)
     with jax.enable_x64(False):
         uniform = dequantize(jax.random.key(0), inside, levels)
         assert np.array_equal(quantize(uniform, levels), inside)
         ends = jnp.arange(levels, dtype=jnp.int32)
-        low, high = (variational_dequantize(jax.random.key(0), ends, levels, m, 1.0)[0] for m in (-200.0, 200.0))
+        low, high = (
+            variational_dequantize(jax.random.key(0), ends, levels, m, 1.0)[0]
+            for m in (-200.0, 200.0)
+        )
         assert uniform.dtype == low.dtype == jnp.float32
     for values, x in ((inside, uniform), (ends, low), (ends, high)):
         np.testing.assert_array_equal(np.floor((np.asarray(x, float) + 1) / 2 * levels), values)
@@ -55,7 +61,8 @@ def density(x):
 
 @pytest.mark.parametrize("value", [0, 1, 2])
 def test_uniform_and_importance_weighted_bounds_of_a_known_bin(value):
-    # K-fold Gauss-Legendre quadrature in place of the draws: 12 nodes are exact to about 1e-9 on these densities
+    # K-fold Gauss-Legendre quadrature in place of the draws: 12 nodes are exact to about 1e-9 on
+    # these densities
     levels, edges = 3, -1 + 2 / 3 * np.array([value, value + 1])
     exact = W @ np.diff(scipy.stats.norm.cdf(edges[None], MODES[:, None], STDS[:, None]))[:, 0]
     nodes, weights = np.polynomial.legendre.leggauss(12)
@@ -70,7 +77,8 @@ def test_uniform_and_importance_weighted_bounds_of_a_known_bin(value):
         bits.append(probabilities @ bounds)
     gaps = np.array(bits) + np.log2(exact)
     assert (gaps > 0).all() and (np.diff(gaps) < 0).all()
-    # to first order in 1/K the gap is that of the delta method, var(w) / (2 K mean(w)^2): twice as many, half of it
+    # to first order in 1/K the gap is that of the delta method, var(w) / (2 K mean(w)^2): twice as
+    # many, half of it
     assert 0.4 < gaps[2] / gaps[1] < 0.6
 
 
@@ -79,7 +87,9 @@ MEAN, SCALE = np.array([-0.8, 1.5]), np.array([0.6, 1.4])
 
 
 def model_log_density(x):
-    """Of a model whose dequantization noise is logit-normal: the derivative by x of a distribution function on one bin."""
+    """Of a model whose dequantization noise is logit-normal: the derivative by x of a distribution
+    function on one bin.
+    """
 
     def distribution(x, value, mean, scale):
         u = (x + 1) * LEVELS / 2 - value
@@ -98,7 +108,8 @@ def log_weights(mean, scale):
 
 
 def test_the_variational_bound_is_exact_with_the_right_noise():
-    # log p - log q is the log probability for every single draw; rounding of u next to 0 and 1 costs some digits
+    # log p - log q is the log probability for every single draw; rounding of u next to 0 and 1
+    # costs some digits
     bits = bits_per_dim(log_weights(MEAN, SCALE), 2, LEVELS)
     np.testing.assert_allclose(bits, -np.log2(PROBABILITY) / 2, rtol=1e-8)
 
@@ -111,7 +122,8 @@ def test_the_variational_bound_is_off_by_the_divergence_of_the_noise():
     values = np.asarray(log_weights(mean, scale))
     error = values.std() / np.sqrt(values.size)
     assert abs(values.mean() - (exact - gap)) < 5 * error < gap / 4
-    assert abs(importance_weighted_bound(values.reshape(100, 200)).mean() - exact) < 0.1 * gap  # of 100 draws each
+    # of 100 draws each
+    assert abs(importance_weighted_bound(values.reshape(100, 200)).mean() - exact) < 0.1 * gap
 
 
 def test_saturated_noise_has_finite_gradients():

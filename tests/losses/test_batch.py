@@ -9,13 +9,21 @@ from diffjax.losses import over_batch
 
 
 def test_the_loss_over_a_batch_is_the_weighted_mean():
-    """With a loss that returns its arguments: times and weights of the batch as a whole, examples and conditions."""
+    """With a loss that returns its arguments: times and weights of the batch as a whole, examples
+    and conditions.
+    """
     xs, labels = jnp.arange(6.0), jnp.array([3, 1, 4, 1, 5, 9])
     times = lambda key, n: (jnp.arange(n) / 10, 1.0 + jnp.arange(n))  # noqa: E731
     loss = lambda key, x, t, label: 100 * x + t + 0.001 * label  # noqa: E731
-    expected = np.mean((1 + np.arange(6)) * (100 * np.arange(6) + np.arange(6) / 10 + 0.001 * np.asarray(labels)))
-    np.testing.assert_allclose(over_batch(jax.random.key(0), loss, xs, labels, times=times), expected, rtol=1e-12)
-    pairs = over_batch(jax.random.key(0), lambda key, pair, t: pair[0] * pair[1], (xs, xs), times=times)
+    expected = np.mean(
+        (1 + np.arange(6)) * (100 * np.arange(6) + np.arange(6) / 10 + 0.001 * np.asarray(labels))
+    )
+    np.testing.assert_allclose(
+        over_batch(jax.random.key(0), loss, xs, labels, times=times), expected, rtol=1e-12
+    )
+    pairs = over_batch(
+        jax.random.key(0), lambda key, pair, t: pair[0] * pair[1], (xs, xs), times=times
+    )
     np.testing.assert_allclose(pairs, np.mean((1 + np.arange(6)) * np.arange(6) ** 2), rtol=1e-12)
 
 
@@ -26,7 +34,9 @@ def test_each_example_has_a_key_and_conditions_drop_on_their_own():
     assert abs(over_batch(jax.random.key(0), noise, jnp.zeros(n)) - 1) < 5 * np.sqrt(2 / n)
     cond = {"label": jnp.arange(n) % 3, "text": jnp.ones((n, 2))}
     null = {"label": 3, "text": jnp.zeros(2)}
-    both = lambda key, x, t, c: jnp.where(c["label"] == 3, 1.0 - c["text"].sum(), c["text"].sum() - 2)  # noqa: E731
+    both = lambda key, x, t, c: jnp.where(
+        c["label"] == 3, 1.0 - c["text"].sum(), c["text"].sum() - 2
+    )  # noqa: E731
     # the leaves of a condition drop together: a kept one counts 0, a dropped one 1
     for drop in (rate, jnp.asarray(rate)):
         value = over_batch(jax.random.key(1), both, jnp.zeros(n), cond, drop=drop, null=null)

@@ -15,7 +15,9 @@ def test_inception_score_in_closed_form():
     np.testing.assert_allclose(score(np.eye(4)), 4, rtol=1e-12)
     np.testing.assert_allclose(score(np.tile([0.5, 0.2, 0.3, 0.0], (4, 1))), 1, rtol=1e-12)
     a = 0.9  # a marginal of (1/2, 1/2): log 2 less the entropy of one row
-    np.testing.assert_allclose(score(np.array([[a, 1 - a], [1 - a, a]])), 2 * a**a * (1 - a) ** (1 - a), rtol=1e-12)
+    np.testing.assert_allclose(
+        score(np.array([[a, 1 - a], [1 - a, a]])), 2 * a**a * (1 - a) ** (1 - a), rtol=1e-12
+    )
 
 
 def test_the_inception_score_of_traced_nan_is_nan():
@@ -24,12 +26,16 @@ def test_the_inception_score_of_traced_nan_is_nan():
 
 def test_inception_score_of_splits():
     p = np.random.default_rng(0).dirichlet(np.ones(5), (3, 4))
-    np.testing.assert_allclose(jax.jit(jax.vmap(inception_score))(p), [inception_score(rows) for rows in p], rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(inception_score))(p), [inception_score(rows) for rows in p], rtol=1e-12
+    )
 
 
 def test_the_gradient_of_the_inception_score_is_finite_where_a_probability_is_zero():
     logits = jnp.array([[0.0, -1e4, 0.5], [1.0, -1e4, 0.0]])  # exp(-1e4) = 0
-    assert np.all(np.isfinite(jax.jit(jax.grad(lambda z: inception_score(jax.nn.softmax(z))))(logits)))
+    assert np.all(
+        np.isfinite(jax.jit(jax.grad(lambda z: inception_score(jax.nn.softmax(z))))(logits))
+    )
 
 
 class Nearest:
@@ -44,9 +50,17 @@ class Nearest:
 
 def test_classifier_accuracy_score():
     generated, real = np.array([[[0.0]], [[10.0]]]), np.array([[[1.0]], [[2.0]], [[9.0]], [[4.0]]])
-    assert classifier_accuracy_score(Nearest(), generated, ["a", "b"], real, ["a", "b", "b", "a"]) == 0.75
+    assert (
+        classifier_accuracy_score(Nearest(), generated, ["a", "b"], real, ["a", "b", "b", "a"])
+        == 0.75
+    )
     classifier, labels = DummyClassifier(strategy="most_frequent"), np.array([1, 1, 0])
-    assert classifier_accuracy_score(classifier, normal(0, 3, 2), labels, normal(1, 4, 2), [1, 0, 0, 0]) == 0.25
+    assert (
+        classifier_accuracy_score(
+            classifier, normal(0, 3, 2), labels, normal(1, 4, 2), [1, 0, 0, 0]
+        )
+        == 0.25
+    )
 
 
 X = normal(0, 6, 3)
@@ -55,9 +69,15 @@ X = normal(0, 6, 3)
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: inception_score(np.ones(3)), r"probabilities: expected shape \(n, classes\), got \(3,\)"),
+        (
+            lambda: inception_score(np.ones(3)),
+            r"probabilities: expected shape \(n, classes\), got \(3,\)",
+        ),
         (lambda: inception_score(np.ones((0, 3))), "probabilities: expected at least 1 samples"),
-        (lambda: inception_score(X), r"probabilities: expected numbers in \[0, 1\] .* give the softmax"),
+        (
+            lambda: inception_score(X),
+            r"probabilities: expected numbers in \[0, 1\] .* give the softmax",
+        ),
         (lambda: inception_score(np.nan * X), "probabilities: expected finite"),
         (
             lambda: classifier_accuracy_score(Nearest(), X, X[0], X, np.ones(6)),

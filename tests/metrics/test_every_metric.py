@@ -40,7 +40,9 @@ def test_jit_and_vmap_are_the_loop(name):
     eager = [PAIRS[name](a, b) for a, b in zip(x, y, strict=True)]
     expected = jax.tree.map(lambda *values: np.stack(values), *eager)
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-10), jax.jit(jax.vmap(PAIRS[name]))(x, y), expected
+        functools.partial(np.testing.assert_allclose, rtol=1e-10),
+        jax.jit(jax.vmap(PAIRS[name]))(x, y),
+        expected,
     )
 
 
@@ -59,8 +61,11 @@ def test_traced_nan_comes_out_as_nan(name):
 def test_gradients_are_finite_differences(monkeypatch, name):
     x, y, step = normal(0, 5, 2), 0.5 + normal(1, 4, 2), 1e-5
     direction = normal(2, 5, 2), normal(3, 4, 2)
-    ahead, behind = (JITTED[name](x + s * direction[0], y + s * direction[1]) for s in (step, -step))
-    for elements in (_features._ELEMENTS, 16):  # at once; up to two rows at a time and one left over
+    ahead, behind = (
+        JITTED[name](x + s * direction[0], y + s * direction[1]) for s in (step, -step)
+    )
+    # at once; up to two rows at a time and one left over
+    for elements in (_features._ELEMENTS, 16):
         monkeypatch.setattr(_features, "_ELEMENTS", elements)
         gradient = jax.jit(jax.grad(lambda xy: PAIRS[name](*xy)))((x, y))
         slope = sum(np.vdot(g, v) for g, v in zip(gradient, direction, strict=True))
@@ -77,7 +82,9 @@ def test_gradients_are_finite_at_equal_samples(name):
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if name not in ("mmd", "kernel_distance")])
 def test_a_large_common_offset_costs_nothing(name):
-    """Differences of float32 numbers so close are exact; |x|^2 + |y|^2 - 2 x.y would have an error of 6e-8 * 1e8 = 6."""
+    """Differences of float32 numbers so close are exact; |x|^2 + |y|^2 - 2 x.y would have an error
+    of 6e-8 * 1e8 = 6.
+    """
     x, y = jnp.asarray(on_grid(0, 40, 3)), jnp.asarray(2 * on_grid(1, 30, 3))
     near, far = JITTED[name](x, y), JITTED[name](x + 10000, y + 10000)
     # the projections' origin is rounded: 1e-3 of units of a standard deviation, alike for x and y
@@ -86,12 +93,15 @@ def test_a_large_common_offset_costs_nothing(name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_order_does_not_matter_and_half_precision_is_raised(name):
-    one_block = {"kernel_distance": jax.jit(functools.partial(kernel, size=9))}  # which samples share a block is random
+    # which samples share a block is random
+    one_block = {"kernel_distance": jax.jit(functools.partial(kernel, size=9))}
     function = (JITTED | one_block)[name]
     x, y = jnp.asarray(on_grid(0, 9, 2), jnp.bfloat16), jnp.asarray(on_grid(1, 9, 2), jnp.bfloat16)
     value = function(x, y)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(value))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), function(x[::-1], y[::-1]), value)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5), function(x[::-1], y[::-1]), value
+    )
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -99,7 +109,10 @@ def test_no_array_of_all_differences_is_built(name):
     """Of 10,000 x 2048 features, 80 MB, all differences would be 800 GB. Compiled, not run."""
     features = jax.ShapeDtypeStruct((10_000, 2048), jnp.float32)
     function = jax.grad(PAIRS[name], (0, 1)) if name in LOSSES else PAIRS[name]
-    assert jax.jit(function).lower(features, features).compile().memory_analysis().temp_size_in_bytes < 1.5e9
+    assert (
+        jax.jit(function).lower(features, features).compile().memory_analysis().temp_size_in_bytes
+        < 1.5e9
+    )
 
 
 X = normal(0, 6, 3)
@@ -109,25 +122,55 @@ X = normal(0, 6, 3)
     ("use", "message"),
     [
         *[
-            (lambda f=f: f(X, X[:, :2]), r"expected samples of the shape of \w+, \(3,\), got \(2,\)")
+            (
+                lambda f=f: f(X, X[:, :2]),
+                r"expected samples of the shape of \w+, \(3,\), got \(2,\)",
+            )
             for f in PAIRS.values()
         ],
-        *[(lambda f=f: f(X[:0], X), r"expected at least . samples, .* got shape \(0, 3\)") for f in PAIRS.values()],
-        *[(lambda f=f: f(X, X[:, :0]), r"expected at least . samples, .* got shape \(6, 0\)") for f in PAIRS.values()],
-        *[(lambda f=f: f(X, X / (X > X.min())), "finite features, got 1 of 6 rows") for f in PAIRS.values()],
-        *[(lambda f=f: f(X.astype(int), X), "expected a floating-point dtype, got int64") for f in PAIRS.values()],
+        *[
+            (lambda f=f: f(X[:0], X), r"expected at least . samples, .* got shape \(0, 3\)")
+            for f in PAIRS.values()
+        ],
+        *[
+            (lambda f=f: f(X, X[:, :0]), r"expected at least . samples, .* got shape \(6, 0\)")
+            for f in PAIRS.values()
+        ],
+        *[
+            (lambda f=f: f(X, X / (X > X.min())), "finite features, got 1 of 6 rows")
+            for f in PAIRS.values()
+        ],
+        *[
+            (lambda f=f: f(X.astype(int), X), "expected a floating-point dtype, got int64")
+            for f in PAIRS.values()
+        ],
         (lambda: energy_distance(X[:1], X), r"x: expected at least 2 samples"),
-        (lambda: precision_recall(X, X[:3], k=3), "k: expected 0 < k < 3, the number of generated samples, got 3"),
-        (lambda: precision_recall(X, X, k=0), "k: expected 0 < k < 6, the number of real samples, got 0"),
-        (lambda: density_coverage(X[:4], X, k=5), "k: expected 0 < k < 4, the number of real samples, got 5"),
-        (lambda: kernel(X, X, size=1), "size: expected blocks of at least 2 samples of each set, got 1"),
+        (
+            lambda: precision_recall(X, X[:3], k=3),
+            "k: expected 0 < k < 3, the number of generated samples, got 3",
+        ),
+        (
+            lambda: precision_recall(X, X, k=0),
+            "k: expected 0 < k < 6, the number of real samples, got 0",
+        ),
+        (
+            lambda: density_coverage(X[:4], X, k=5),
+            "k: expected 0 < k < 4, the number of real samples, got 5",
+        ),
+        (
+            lambda: kernel(X, X, size=1),
+            "size: expected blocks of at least 2 samples of each set, got 1",
+        ),
         (lambda: kernel(X, X[:3], size=3), "got 3 for 6 and 3 samples"),
         (lambda: sliced(X, X, projections=0), "projections: expected at least 1, got 0"),
         (lambda: sliced(X, X, p=0.5), r"p: expected a finite number in \[1, inf\], got 0.5"),
         (lambda: wasserstein(X, X, p=0.5), r"p: expected a finite number in \[1, inf\], got 0.5"),
         (lambda: wasserstein(X, X[:4]), "y: expected as many samples as x, 6, got 4"),
         (lambda: wasserstein(X, X[:, :2]), "y: expected samples of the shape of x"),
-        (lambda: wasserstein(X, np.nan * X), "y: expected finite features, got 6 of 6 rows that are not"),
+        (
+            lambda: wasserstein(X, np.nan * X),
+            "y: expected finite features, got 6 of 6 rows that are not",
+        ),
     ],
 )
 def test_refusals(use, message):

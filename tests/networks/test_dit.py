@@ -11,7 +11,8 @@ from diffjax.networks.dit import patchify, positions, unpatchify
 def test_patches_are_a_permutation_of_the_pixels():
     x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
     tokens = patchify(x, 2)
-    np.testing.assert_array_equal(tokens[1, 4], x[1, 2:4, 2:4].ravel())  # the second patch of the second row of three
+    # the second patch of the second row of three
+    np.testing.assert_array_equal(tokens[1, 4], x[1, 2:4, 2:4].ravel())
     np.testing.assert_array_equal(unpatchify(tokens, 2, (4, 6, 3)), x)
 
 

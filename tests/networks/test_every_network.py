@@ -1,4 +1,6 @@
-"""Networks: a batched call is the mapped call, labels and the null token, dtypes, dropout, meshes, refusals."""
+"""Networks: a batched call is the mapped call, labels and the null token, dtypes, dropout, meshes,
+refusals.
+"""
 
 import functools
 import re
@@ -24,12 +26,18 @@ NETWORKS = [MLP, UNet, DiT]
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
 def test_every_norm_has_unit_output_where_the_mean_is_3000_standard_deviations(kind):
     network = nnx.eval_shape(lambda: build(kind) if kind in SHAPES else kind(rngs=nnx.Rngs(0)))
-    norms = [module for _, module in nnx.iter_modules(network) if hasattr(module, "use_fast_variance")]
+    norms = [
+        module for _, module in nnx.iter_modules(network) if hasattr(module, "use_fast_variance")
+    ]
     assert norms
     initial = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
-    normalize = jax.jit(lambda norm, x, **settings: norm(x, **settings), static_argnames="use_running_average")
+    normalize = jax.jit(
+        lambda norm, x, **settings: norm(x, **settings), static_argnames="use_running_average"
+    )
     for norm in norms:
-        norm = jax.tree.map_with_path(lambda path, leaf: jnp.full(leaf.shape, initial[path[0].name], leaf.dtype), norm)
+        norm = jax.tree.map_with_path(
+            lambda path, leaf: jnp.full(leaf.shape, initial[path[0].name], leaf.dtype), norm
+        )
         grouped = isinstance(norm, nnx.GroupNorm)
         width = norm.num_groups * norm.group_size if grouped else norm.num_features
         training = {"use_running_average": False} if isinstance(norm, nnx.BatchNorm) else {}
@@ -101,32 +109,51 @@ def test_directional_derivative_against_finite_differences(kind):
     x, t, cond = inputs(kind)
     network = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), trained(kind))
     direction = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
-    _, slope = jax.jit(lambda x: jax.jvp(lambda x, t: network(x, t, cond), (x, t), (direction, t)))(x)
+    _, slope = jax.jit(lambda x: jax.jvp(lambda x, t: network(x, t, cond), (x, t), (direction, t)))(
+        x
+    )
     ahead, behind = (call(network, x + h * direction, t + h * t, cond) for h in (1e-7, -1e-7))
-    # The fastest time feature turns 256 radians a unit: the difference is off by (256 h)^2 / 6 = 1e-10, rounding by 1e-8.
+    # The fastest time feature turns 256 radians a unit: the difference is off by (256 h)^2 / 6 =
+    # 1e-10, rounding by 1e-8.
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-7, atol=1e-6 * float(abs(slope).max()))
 
 
 @KINDS
 def test_bfloat16_computes_near_float32_and_keeps_float32_outside(kind):
     x, t, cond = (a.astype(jnp.float32) if a.dtype == jnp.float64 else a for a in inputs(kind))
-    half = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: build(kind, dtype=jnp.bfloat16))), nnx.state(trained(kind)))
+    half = nnx.merge(
+        nnx.graphdef(nnx.eval_shape(lambda: build(kind, dtype=jnp.bfloat16))),
+        nnx.state(trained(kind)),
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
-    dots = [e for e in jax.make_jaxpr(call)(half, x, t, cond).eqns[0].params["jaxpr"].eqns if "dot" in e.primitive.name]
+    dots = [
+        e
+        for e in jax.make_jaxpr(call)(half, x, t, cond).eqns[0].params["jaxpr"].eqns
+        if "dot" in e.primitive.name
+    ]
     # the embedding of the time is two layers in float32; all others compute in bfloat16
-    assert [e.invars[0].aval.dtype for e in dots] == [jnp.float32] * 2 + [jnp.bfloat16] * (len(dots) - 2)
+    assert [e.invars[0].aval.dtype for e in dots] == [jnp.float32] * 2 + [jnp.bfloat16] * (
+        len(dots) - 2
+    )
     assert len(dots) > 4
     out, exact = call(half, x, t, cond), call(trained(kind), x, t, cond)
     assert out.dtype == jnp.float32
     error = float(jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact))
-    assert 1e-5 < error < 0.05  # bfloat16 has 8 bits: 2^-9 a rounding, of which there are tens in a row
+    # bfloat16 has 8 bits: 2^-9 a rounding, of which there are tens in a row
+    assert 1e-5 < error < 0.05
 
 
 @KINDS
 def test_the_output_is_at_least_float32(kind):
     x, t, cond = inputs(kind)
-    for given, returned in (("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")):
-        out = jax.eval_shape(call, trained(kind), jax.ShapeDtypeStruct(x.shape, jnp.dtype(given)), t, cond)
+    for given, returned in (
+        ("bfloat16", "float32"),
+        ("float32", "float32"),
+        ("float64", "float64"),
+    ):
+        out = jax.eval_shape(
+            call, trained(kind), jax.ShapeDtypeStruct(x.shape, jnp.dtype(given)), t, cond
+        )
         assert (out.shape, out.dtype) == (x.shape, jnp.dtype(returned))
 
 
@@ -149,7 +176,9 @@ def test_bound_split_and_merged_it_is_the_same_function(kind):
 def test_refusals(kind):
     x, t, cond = inputs(kind)
     network, shape = trained(kind), SHAPES[kind]
-    built_for = r"x: expected shape \(\.\.\., " + ", ".join(map(str, shape)) + r"\), .* built for, got "
+    built_for = (
+        r"x: expected shape \(\.\.\., " + ", ".join(map(str, shape)) + r"\), .* built for, got "
+    )
     for wrong in ((32,), (8, 8, 8, 1)):
         with pytest.raises(ValueError, match=built_for + re.escape(str(wrong))):
             jax.eval_shape(network, jnp.zeros(wrong), 0.5)
@@ -157,10 +186,13 @@ def test_refusals(kind):
             jax.eval_shape(jax.vmap(lambda x: network(x, 0.5)), jnp.zeros((3, *wrong)))
     with pytest.raises(ValueError, match="x: expected a floating-point dtype, got int"):
         jax.eval_shape(network, jnp.zeros(shape, int), 0.5)
-    with pytest.raises(ValueError, match=r"t: expected a scalar or x's leading shape \(2, 3\), got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"t: expected a scalar or x's leading shape \(2, 3\), got shape \(3,\)"
+    ):
         jax.eval_shape(network, x, t[0])
     with pytest.raises(
-        ValueError, match=r"cond: expected that of one sample or of x's leading shape \(2, 3\), got one of shape \(2,\)"
+        ValueError,
+        match=r"cond: expected that of one sample or of x's leading shape \(2, 3\), got one of shape \(2,\)",
     ):
         jax.eval_shape(network, x, t, cond[:, 0])
     with pytest.raises(ValueError, match="cond: expected integer labels, got dtype float"):
@@ -170,7 +202,9 @@ def test_refusals(kind):
             jax.eval_shape(lambda x, label=label: network(x, 0.5, label), x)
     plain = nnx.eval_shape(lambda: build(kind, num_classes=None))
     assert plain.null is None
-    with pytest.raises(ValueError, match="cond: expected None, because the network was built without num_classes"):
+    with pytest.raises(
+        ValueError, match="cond: expected None, because the network was built without num_classes"
+    ):
         jax.eval_shape(plain, x, t, cond)
     with pytest.raises(ValueError, match="num_classes: expected a positive integer, got 0"):
         nnx.eval_shape(lambda: build(kind, num_classes=0))
@@ -191,12 +225,18 @@ def test_what_a_constructor_refuses():
         ),
         (lambda: UNet((8, 8, 1), rngs=0), "rngs: expected a flax.nnx.Rngs.*got int"),
         (lambda: DiT((8, 8, 1), rngs=None), "rngs: expected a flax.nnx.Rngs.*got NoneType"),
-        (lambda: UNet((32,), rngs=nnx.Rngs(0)), r"shape: expected .*\(height, width, channels\).*got \(32,\).* MLP"),
+        (
+            lambda: UNet((32,), rngs=nnx.Rngs(0)),
+            r"shape: expected .*\(height, width, channels\).*got \(32,\).* MLP",
+        ),
         (lambda: DiT((8, 8, 8, 1), rngs=nnx.Rngs(0)), r"shape: expected .*, got \(8, 8, 8, 1\)"),
         (lambda: DiT(32, rngs=nnx.Rngs(0)), r"shape: expected .*, got 32"),
         (lambda: MLP(0, rngs=nnx.Rngs(0)), "dim: expected a positive integer, got 0"),
         (lambda: MLP(2.0, rngs=nnx.Rngs(0)), "dim: expected a positive integer, got 2.0"),
-        (lambda: MLP(2, dropout=1.0, rngs=nnx.Rngs(0)), r"dropout: expected a probability in \[0, 1\), got 1.0"),
+        (
+            lambda: MLP(2, dropout=1.0, rngs=nnx.Rngs(0)),
+            r"dropout: expected a probability in \[0, 1\), got 1.0",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             nnx.eval_shape(make)
@@ -236,7 +276,12 @@ def test_explicit_axes_and_checked_shards_are_the_plain_call(kind):
         return jax.lax.pmean(jax.value_and_grad(loss)(varying, x, t, cond), "data")
 
     mapped = jax.jit(
-        jax.shard_map(shard, mesh=mesh, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=PartitionSpec())
+        jax.shard_map(
+            shard,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), spec, spec, spec),
+            out_specs=PartitionSpec(),
+        )
     )
     for other in (explicit, mapped(network, x, t, cond)):
         for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(plain), strict=True):
@@ -252,7 +297,8 @@ def test_without_a_key_nothing_is_dropped(kind):
     np.testing.assert_array_equal(plain(x, t, cond, key), plain(x, t, cond))  # a rate of 0
     with pytest.raises(ValueError, match=r"key: expected one jax.random.key"):
         jax.eval_shape(lambda x: plain(x, t, cond, 0), x)
-    assert jax.tree.structure(nnx.state(dropping)) == jax.tree.structure(nnx.state(plain))  # no state of its own
+    # no state of its own
+    assert jax.tree.structure(nnx.state(dropping)) == jax.tree.structure(nnx.state(plain))
 
 
 @KINDS
@@ -268,7 +314,9 @@ def test_each_key_drops_others(kind):
     assert float(jnp.std(out, axis=(0, 1)).mean()) > 1e-3
     keys = [jax.random.key(seed) for seed in (2, 3)]
     mapped = jax.jit(jax.vmap(lambda key, x: network(x, 0.3, 1, key)))(jnp.stack(keys), x)
-    np.testing.assert_allclose(mapped[1], jax.jit(network)(x[1], 0.3, 1, jax.random.key(3)), atol=1e-12)
+    np.testing.assert_allclose(
+        mapped[1], jax.jit(network)(x[1], 0.3, 1, jax.random.key(3)), atol=1e-12
+    )
 
 
 @KINDS
@@ -290,7 +338,9 @@ def test_a_training_step_carries_a_key_to_the_network(kind):
     after, metrics = jax.jit(make_train_step(loss, optimizer))(state, x0)
     # The step's loss is the mean of the losses with the dropout that the step's own key gives.
     key = jax.random.fold_in(jax.random.key(0), 0)
-    np.testing.assert_allclose(metrics["loss"], jax.jit(loss)(params, jax.random.clone(key), x0), rtol=1e-9)
+    np.testing.assert_allclose(
+        metrics["loss"], jax.jit(loss)(params, jax.random.clone(key), x0), rtol=1e-9
+    )
     undropped = jax.jit(functools.partial(loss, drop=False))(params, key, x0)
     assert abs(float(metrics["loss"] - undropped)) > 1e-3
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, after.params)
@@ -299,19 +349,29 @@ def test_a_training_step_carries_a_key_to_the_network(kind):
 
 def test_shapes_and_sizes_that_are_refused():
     for shape, settings, message in (
-        ((3, 32, 32), {}, r"channels last, .* got \(3, 32, 32\), which looks like channels first; give \(32, 32, 3\)"),
+        (
+            (3, 32, 32),
+            {},
+            r"channels last, .* got \(3, 32, 32\), which looks like channels first; give \(32, 32, 3\)",
+        ),
         (
             (2, 2, 2, 2, 2),
             {},
             r"shape: expected positive integers \(length, channels\) or \(height, width, channels\) or",
         ),
-        ((8, 8, 1), {"attention": (7,)}, r"attention: expected resolutions among \[8, 4, 2\], got \(7,\)"),
+        (
+            (8, 8, 1),
+            {"attention": (7,)},
+            r"attention: expected resolutions among \[8, 4, 2\], got \(7,\)",
+        ),
         ((8, 8, 1), {"width": 6}, "width: expected a multiple of 4, got 6"),
         ((8, 8, 1), {"multipliers": ()}, "multipliers: expected at least one level"),
         ((8, 8, 1), {"width": 40, "head_width": 12}, "head_width: expected a width that cuts 80"),
     ):
         with pytest.raises(ValueError, match=message):
-            nnx.eval_shape(lambda shape=shape, settings=settings: UNet(shape, **settings, rngs=nnx.Rngs(0)))
+            nnx.eval_shape(
+                lambda shape=shape, settings=settings: UNet(shape, **settings, rngs=nnx.Rngs(0))
+            )
     with pytest.raises(ValueError, match="patch: expected a divisor"):
         DiT((8, 7, 1), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="heads: expected a divisor of the width 16, got 3"):
@@ -340,7 +400,9 @@ def test_conditions_are_any_pytree(kind):
         UNet: lambda **settings: UNet(SHAPES[UNet], multipliers=(1,), blocks=1, **settings),
         DiT: lambda **settings: DiT(SHAPES[DiT], depth=1, heads=2, **settings),
     }[kind]
-    network = random_like(nnx.eval_shape(lambda: make(width=8, condition=Described(nnx.Rngs(0)), rngs=nnx.Rngs(0))))
+    network = random_like(
+        nnx.eval_shape(lambda: make(width=8, condition=Described(nnx.Rngs(0)), rngs=nnx.Rngs(0)))
+    )
     x, t, labels = inputs(kind)
     cond = {"label": labels, "vector": jax.random.normal(jax.random.key(3), (*labels.shape, 4))}
     full = call(network, x, t, cond)

@@ -23,7 +23,9 @@ def test_dropout_has_the_expectation_of_its_input_and_the_variance_of_a_mask():
 
 @pytest.mark.parametrize("context", [None, 5])
 def test_attention_is_that_of_the_paper(context):
-    """`concat_h softmax(q_h k_h^T / sqrt(d_h)) v_h W + b` (Vaswani et al. 2017, section 3.2.2), head by head."""
+    """`concat_h softmax(q_h k_h^T / sqrt(d_h)) v_h W + b` (Vaswani et al. 2017, section 3.2.2),
+    head by head.
+    """
     layer = random_like(nnx.eval_shape(lambda: Attention(8, 2, context=context, rngs=nnx.Rngs(0))))
     layer = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer)
     random = np.random.default_rng(0)
@@ -50,7 +52,9 @@ def test_attention_is_that_of_the_paper(context):
     with pytest.raises(ValueError, match=r"x: expected shape \(n, tokens, 8\), got \(4, 8\)"):
         layer(jnp.asarray(x[0]), None if context is None else jnp.asarray(other))
     if context is not None:
-        with pytest.raises(ValueError, match=r"context: expected shape \(n, tokens, 5\), got \(3, 4, 8\)"):
+        with pytest.raises(
+            ValueError, match=r"context: expected shape \(n, tokens, 5\), got \(3, 4, 8\)"
+        ):
             layer(jnp.asarray(x), jnp.asarray(x))
 
 

@@ -14,7 +14,8 @@ from diffjax.networks import MLP
 def test_one_key_for_a_whole_call():
     network = trained(MLP, dropout=0.5)
     with pytest.raises(
-        ValueError, match=r"key: expected one jax.random.key .* got key<fry>\[2\]; jax.vmap over the call"
+        ValueError,
+        match=r"key: expected one jax.random.key .* got key<fry>\[2\]; jax.vmap over the call",
     ):
         network(jnp.zeros((2, 5)), 0.5, 1, jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match=r"key: expected one jax.random.key .* got int"):
@@ -28,7 +29,11 @@ def test_mapped_on_explicit_axes_with_dropout_it_is_the_plain_call():
     mapped = jax.jit(lambda network, *args: jax.vmap(network)(*args))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
     sharded = jax.device_put((x, t, cond), NamedSharding(mesh, PartitionSpec("data")))
-    out = mapped(network, *sharded, jax.device_put(jax.random.clone(keys), NamedSharding(mesh, PartitionSpec("data"))))
+    out = mapped(
+        network,
+        *sharded,
+        jax.device_put(jax.random.clone(keys), NamedSharding(mesh, PartitionSpec("data"))),
+    )
     assert out.sharding.spec[0] == "data"
     np.testing.assert_allclose(out, mapped(network, x, t, cond, keys), atol=1e-12)
     shared = call(network, sharded[0], 0.3, 2)  # one time and one label for all
@@ -39,9 +44,15 @@ def test_conditions_that_are_refused():
     x = jnp.zeros(2)
     with pytest.raises(ValueError, match="condition: expected None beside num_classes=3"):
         MLP(2, width=8, num_classes=3, condition=lambda cond: cond, rngs=nnx.Rngs(0))
-    plain = MLP(2, width=8, condition=lambda cond: cond, rngs=nnx.Rngs(0))  # a function without parameters
+    # a function without parameters
+    plain = MLP(2, width=8, condition=lambda cond: cond, rngs=nnx.Rngs(0))
     assert plain(x, 0.5, jnp.ones(8)).shape == (2,)
-    with pytest.raises(ValueError, match="condition: expected vectors of the network's width 8, got 5 channels"):
+    with pytest.raises(
+        ValueError, match="condition: expected vectors of the network's width 8, got 5 channels"
+    ):
         plain(x, 0.5, jnp.ones(5))
-    with pytest.raises(ValueError, match=r"cond: expected that of one sample or .*shape \(\), got one of shape \(3,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"cond: expected that of one sample or .*shape \(\), got one of shape \(3,\)",
+    ):
         plain(x, 0.5, jnp.ones((3, 8)))

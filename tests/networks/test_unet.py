@@ -12,9 +12,13 @@ from small_networks import random_like
 from diffjax.networks import UNet
 
 
-@pytest.mark.parametrize("shape", [(25, 25, 1), (28, 28, 1), (5, 12, 2), (13, 3), (3, 5, 6, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(25, 25, 1), (28, 28, 1), (5, 12, 2), (13, 3), (3, 5, 6, 2)], ids=str
+)
 def test_a_u_net_of_any_size(shape):
-    make = functools.partial(UNet, shape, width=4, multipliers=(1, 1, 2, 1), blocks=1, attention=(shape[0],))
+    make = functools.partial(
+        UNet, shape, width=4, multipliers=(1, 1, 2, 1), blocks=1, attention=(shape[0],)
+    )
     network = random_like(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     x, ts = jax.random.normal(jax.random.key(0), (2, *shape)), jnp.array([0.2, 0.7])
     last = (slice(None), *(-1,) * len(shape))
@@ -22,7 +26,9 @@ def test_a_u_net_of_any_size(shape):
         network, x, jnp.zeros_like(x).at[last].set(1.0)
     )
     assert out.shape == x.shape
-    np.testing.assert_allclose(out[1], jax.jit(lambda f, x, t: f(x, t))(network, x[1], ts[1]), atol=1e-9)
+    np.testing.assert_allclose(
+        out[1], jax.jit(lambda f, x, t: f(x, t))(network, x[1], ts[1]), atol=1e-9
+    )
     assert (jnp.abs(moved[last]) > 1e-3).all()  # the last row and column are not cropped away
 
 
@@ -46,9 +52,13 @@ def test_a_u_net_of_sequences_is_the_one_of_images_of_one_row():
 
 def test_attention_only_where_asked():
     def attending(attention):
-        network = nnx.eval_shape(lambda: UNet((8, 8, 1), width=8, blocks=1, attention=attention, rngs=nnx.Rngs(0)))
+        network = nnx.eval_shape(
+            lambda: UNet((8, 8, 1), width=8, blocks=1, attention=attention, rngs=nnx.Rngs(0))
+        )
         return [
-            layers[0].attention is not None for layers in (*network.down, *network.up) if hasattr(layers[0], "conv1")
+            layers[0].attention is not None
+            for layers in (*network.down, *network.up)
+            if hasattr(layers[0], "conv1")
         ]
 
     # Down: one block at each of 8, 4, 2. Up: two at each of 2, 4, 8.

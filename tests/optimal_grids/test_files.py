@@ -35,7 +35,11 @@ def test_a_saved_grid_comes_back(tmp_path, name):
 OTHERS = {  # (saved for, used with, the time there of sigma / alpha = r, solved by hand)
     "linear to edm": (schedules.linear(), schedules.edm(20.0), lambda r: r / 20),
     "edm to linear": (schedules.edm(20.0), schedules.linear(), lambda r: r / (1 + r)),
-    "linear_vp to gvp": (schedules.linear_vp(), schedules.gvp(), lambda r: 2 / np.pi * np.arctan(r)),
+    "linear_vp to gvp": (
+        schedules.linear_vp(),
+        schedules.gvp(),
+        lambda r: 2 / np.pi * np.arctan(r),
+    ),
     "another number": (schedules.edm(20.0), schedules.edm(80.0), lambda r: r / 80),
     "another clock": (schedules.linear(), bind(power, 2.0), lambda r: np.sqrt(r / (1 + r))),
 }
@@ -48,11 +52,15 @@ def test_another_schedule_gets_the_times_of_the_same_log_snrs(tmp_path, name):
     save_grid(tmp_path / "grid.json", ts, saved)
     alpha, sigma = jax.vmap(saved)(jnp.asarray(ts))
     # The bisection ends at neighbouring floats, and the log-SNR has a few roundings.
-    np.testing.assert_allclose(load_grid(tmp_path / "grid.json", used), time(np.asarray(sigma / alpha)), rtol=1e-13)
+    np.testing.assert_allclose(
+        load_grid(tmp_path / "grid.json", used), time(np.asarray(sigma / alpha)), rtol=1e-13
+    )
 
 
 def test_a_run_on_another_path_is_the_same_run(tmp_path):
-    """DDIM on two paths of equal log-SNR has the same x / alpha at every time; at the end alpha is 1."""
+    """DDIM on two paths of equal log-SNR has the same x / alpha at every time; at the end alpha is
+    1.
+    """
     vp, linear = schedules.linear_vp(), schedules.linear()
     mean, cov = jnp.array([0.7, -0.4]), jnp.diag(jnp.array([0.3, 2.0]))
     ts = grids.uniform(7, start=0.9)
@@ -68,10 +76,27 @@ def test_a_run_on_another_path_is_the_same_run(tmp_path):
 
 
 UNREACHED = {  # (saved for, used with, the missing half log-SNRs, those at the nearest times)
-    "no pure noise": (schedules.linear(), schedules.edm(20.0), r"\[-inf\]", r"\[-2.99573227\]"),  # -log 20
-    "noise in the data": (schedules.edm(4.0), schedules.ve(0.01, 4.0), r"\[inf\]", r"\[4.60517019\]"),  # -log 0.01
-    "both ends": (schedules.linear(), schedules.ve(0.01, 4.0), r"\[-inf +inf\]", r"\[-1.38629436 +4.60517019\]"),
-    "too little noise": (schedules.edm(40.0), schedules.edm(20.0), r"\[-3.68887945\]", r"\[-2.99573227\]"),
+    # -log 20
+    "no pure noise": (schedules.linear(), schedules.edm(20.0), r"\[-inf\]", r"\[-2.99573227\]"),
+    # -log 0.01
+    "noise in the data": (
+        schedules.edm(4.0),
+        schedules.ve(0.01, 4.0),
+        r"\[inf\]",
+        r"\[4.60517019\]",
+    ),
+    "both ends": (
+        schedules.linear(),
+        schedules.ve(0.01, 4.0),
+        r"\[-inf +inf\]",
+        r"\[-1.38629436 +4.60517019\]",
+    ),
+    "too little noise": (
+        schedules.edm(40.0),
+        schedules.edm(20.0),
+        r"\[-3.68887945\]",
+        r"\[-2.99573227\]",
+    ),
 }
 
 
@@ -79,9 +104,7 @@ UNREACHED = {  # (saved for, used with, the missing half log-SNRs, those at the 
 def test_log_snrs_that_a_schedule_does_not_reach(tmp_path, name):
     saved, used, missing, nearest = UNREACHED[name]
     save_grid(tmp_path / "grid.json", np.array([1.0, 0.25, 0.0]), saved)
-    message = (
-        rf"schedule: expected one with half log-SNRs of {missing}, which the grid in .*grid.json visits, got {nearest}"
-    )
+    message = rf"schedule: expected one with half log-SNRs of {missing}, which the grid in .*grid.json visits, got {nearest}"
     with pytest.raises(ValueError, match=message):
         load_grid(tmp_path / "grid.json", used)
 
@@ -120,9 +143,18 @@ GOOD = {"ts": [1.0, 0.5], "half_log_snr": ["-inf", 0.0]}  # of `linear`
 RECORDS = {  # (changes to the record, what the message must say)
     "text for numbers": ({"half_log_snr": "10"}, "expected a list of numbers, got '10'"),
     "no numbers": ({"half_log_snr": None}, "expected a list of numbers, got None"),
-    "too few": ({"half_log_snr": [0.0]}, r"half_log_snr: expected 2 numbers that increase, got \[0.\]"),
-    "descending": ({"half_log_snr": [0.0, -1.0]}, r"half_log_snr: expected 2 numbers that increase, got \[ 0. -1.\]"),
-    "no log-SNR": ({"half_log_snr": [0.0, "nan"]}, r"half_log_snr: expected 2 numbers that increase, got \[ 0. nan\]"),
+    "too few": (
+        {"half_log_snr": [0.0]},
+        r"half_log_snr: expected 2 numbers that increase, got \[0.\]",
+    ),
+    "descending": (
+        {"half_log_snr": [0.0, -1.0]},
+        r"half_log_snr: expected 2 numbers that increase, got \[ 0. -1.\]",
+    ),
+    "no log-SNR": (
+        {"half_log_snr": [0.0, "nan"]},
+        r"half_log_snr: expected 2 numbers that increase, got \[ 0. nan\]",
+    ),
     "a number": ({"ts": 0.5}, "expected a list of numbers, got 0.5"),
     "a matrix": ({"ts": [[1.0, 0.5]]}, "TypeError"),
     "beyond floats": ({"ts": [10**400, 0.5]}, "OverflowError"),
@@ -131,7 +163,10 @@ RECORDS = {  # (changes to the record, what the message must say)
     "ascending": ({"ts": [0.5, 1.0]}, r"ts: expected times that descend .*, got \[0.5 1. *\]"),
     "repeated": ({"ts": [1.0, 1.0]}, r"ts: expected times that descend .*, got \[1. 1.\]"),
     "beyond 1": ({"ts": [1.5, 0.5]}, r"ts: expected times in \[0, 1\], got \[1.5 0.5\]"),
-    "not a number": ({"ts": [1.0, float("nan")]}, r"ts: expected times in \[0, 1\], got \[ *1. nan\]"),
+    "not a number": (
+        {"ts": [1.0, float("nan")]},
+        r"ts: expected times in \[0, 1\], got \[ *1. nan\]",
+    ),
 }
 
 
@@ -142,7 +177,9 @@ def test_a_file_with_a_bad_record_is_named(tmp_path, name):
     path.write_text(json.dumps(GOOD))
     assert load_grid(path, schedules.linear()).tolist() == [1.0, 0.5]
     path.write_text(json.dumps(GOOD | changes))
-    with pytest.raises(ValueError, match=rf"path: expected a grid of save_grid in .*grid\.json, got {message}"):
+    with pytest.raises(
+        ValueError, match=rf"path: expected a grid of save_grid in .*grid\.json, got {message}"
+    ):
         load_grid(path, schedules.linear())
 
 
@@ -153,9 +190,14 @@ def test_only_a_grid_is_saved(tmp_path, ts):
     assert not (tmp_path / "grid.json").exists()
 
 
-@pytest.mark.parametrize("schedule", [lambda t: (t * np.nan, t), lambda t: (t, 1 - t)], ids=["nan", "backward"])
+@pytest.mark.parametrize(
+    "schedule", [lambda t: (t * np.nan, t), lambda t: (t, 1 - t)], ids=["nan", "backward"]
+)
 def test_only_log_snrs_that_increase_are_saved(tmp_path, schedule):
-    with pytest.raises(ValueError, match=r"schedule: expected a log-SNR that increases along ts, got half log-SNRs \["):
+    with pytest.raises(
+        ValueError,
+        match=r"schedule: expected a log-SNR that increases along ts, got half log-SNRs \[",
+    ):
         save_grid(tmp_path / "grid.json", np.array([1.0, 0.5]), schedule)
     assert not (tmp_path / "grid.json").exists()
 

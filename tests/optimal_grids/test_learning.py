@@ -29,11 +29,15 @@ def test_any_numbers_are_a_grid(scale, start, end):
         z = np.random.default_rng(seed).uniform(-scale, scale, 8)
         ts = np.asarray(grid(z, start, end))
         assert ts[0] == start and ts[-1] == end
-        # next to the start the smallest of steps, e^-40 of the largest, is below the spacing of floats
+        # next to the start the smallest of steps, e^-40 of the largest, is below the spacing of
+        # floats
         assert np.all(np.diff(ts) < 0) if scale < 20 else np.all(np.diff(ts) <= 0)
         expected = from_increments_in_40_digits(z, start, end)
-        # relative precision at every time, however small: the exponentials of -40 ... 40 have 40 roundings, eight are summed
-        errors = [abs((mp.mpf(float(t)) - e) / e) for t, e in zip(ts[:-1], expected[:-1], strict=True)]
+        # relative precision at every time, however small: the exponentials of -40 ... 40 have 40
+        # roundings, eight are summed
+        errors = [
+            abs((mp.mpf(float(t)) - e) / e) for t, e in zip(ts[:-1], expected[:-1], strict=True)
+        ]
         assert max(errors) < 2e-14
 
 
@@ -53,7 +57,8 @@ def test_increments_and_back():
 
 def test_a_constant_in_the_increments_changes_nothing():
     z, grid = np.random.default_rng(0).uniform(-5, 5, 6), jax.jit(from_increments)
-    for constant in (-700.0, 3.0, 700.0):  # beyond the range of exp, too; z + 700 is rounded to 1e-13
+    # beyond the range of exp, too; z + 700 is rounded to 1e-13
+    for constant in (-700.0, 3.0, 700.0):
         np.testing.assert_allclose(grid(z + constant, 1.0, 0.0), grid(z, 1.0, 0.0), rtol=1e-12)
 
 
@@ -73,20 +78,27 @@ def test_the_gradient_by_the_increments(scale):
 
 
 def angle(v, t):
-    """Of N(0, v) on linear_vp: DDIM from t to s multiplies x_t / std(x_t) by the cosine of the angle between them."""
+    """Of N(0, v) on linear_vp: DDIM from t to s multiplies x_t / std(x_t) by the cosine of the
+    angle between them.
+    """
     alpha, sigma = oracles.alpha_sigma("linear_vp", t)
     return np.arctan2(sigma, alpha * np.sqrt(v))
 
 
 def test_the_learned_grid_of_ddim_is_even_in_the_angle():
-    # After K steps the product of K cosines is left, of a given sum of angles: closest to 1 if they are equal.
+    # After K steps the product of K cosines is left, of a given sum of angles: closest to 1 if they
+    # are equal.
     schedule, v, k = schedules.linear_vp(), 0.25, 4
     sampler = ddim(data(schedule, [0.0], [v]), schedule)
-    std_1, std_0 = (np.hypot(alpha * np.sqrt(v), sigma) for alpha, sigma in pairs("linear_vp", [1.0, END]).T)
+    std_1, std_0 = (
+        np.hypot(alpha * np.sqrt(v), sigma) for alpha, sigma in pairs("linear_vp", [1.0, END]).T
+    )
     x = np.random.default_rng(7).normal(size=(4, 1))
 
     def loss(ts):
-        return jnp.mean((sample(jax.random.key(0), sampler, jnp.asarray(x), ts) - x / std_1 * std_0) ** 2)
+        return jnp.mean(
+            (sample(jax.random.key(0), sampler, jnp.asarray(x), ts) - x / std_1 * std_0) ** 2
+        )
 
     @jax.jit
     def run(ts):
@@ -104,23 +116,38 @@ def test_the_learned_grid_of_ddim_is_even_in_the_angle():
         first = scale * (1 - np.prod(np.cos(turns))) ** 2
         np.testing.assert_allclose(learned.losses[i, 0], first, rtol=1e-10)
         assert least < 0.35 * first  # there is something to learn
-        # the rate falls to 0, so the descent settles to a relative 1e-4 in the steps, and its square in the loss
+        # the rate falls to 0, so the descent settles to a relative 1e-4 in the steps, and its
+        # square in the loss
         np.testing.assert_allclose(learned.losses[i].min(), least, rtol=1e-6)
         np.testing.assert_allclose(learned.ts[i], best, rtol=1e-3)
-        assert float(learned.ts[i, 0]) == 1.0 and float(learned.ts[i, -1]) == END and learned.numbers is None
+        assert (
+            float(learned.ts[i, 0]) == 1.0
+            and float(learned.ts[i, -1]) == END
+            and learned.numbers is None
+        )
         # alone or with another: 150 steps of a differently vectorised program
         for a, b in zip(jax.tree.leaves(run(start)), jax.tree.leaves(learned), strict=True):
             np.testing.assert_allclose(a, b[i], rtol=1e-8)
 
 
 def distance(make):
-    """The mean squared distance to where the probability flow of the Gaussian takes each x, from the closed form."""
+    """The mean squared distance to where the probability flow of the Gaussian takes each x, from
+    the closed form.
+    """
     schedule = schedules.linear_vp()
-    goal = oracles.gaussian_flow(M, V, *(oracles.alpha_sigma("linear_vp", t) for t in (1.0, END)), XS)
+    goal = oracles.gaussian_flow(
+        M, V, *(oracles.alpha_sigma("linear_vp", t) for t in (1.0, END)), XS
+    )
 
     def loss(ts, *numbers):
         return jnp.mean(
-            (sample(jax.random.key(0), make(data(schedule), schedule, *numbers), jnp.asarray(XS), ts) - goal) ** 2
+            (
+                sample(
+                    jax.random.key(0), make(data(schedule), schedule, *numbers), jnp.asarray(XS), ts
+                )
+                - goal
+            )
+            ** 2
         )
 
     return loss
@@ -137,14 +164,17 @@ def test_a_learned_grid_of_a_multistep_method_ends_much_closer():
     np.testing.assert_allclose([learned.losses.min(), learned.losses[0]], errors**2, rtol=1e-8)
 
 
-@pytest.mark.parametrize("optimizer", [optax.polyak_sgd(max_learning_rate=1e3), optax.lbfgs()], ids=["polyak", "lbfgs"])
+@pytest.mark.parametrize(
+    "optimizer", [optax.polyak_sgd(max_learning_rate=1e3), optax.lbfgs()], ids=["polyak", "lbfgs"]
+)
 def test_an_optimizer_that_wants_the_loss_learns_a_grid(optimizer):
     learned = learn_grid(lambda ts: (ts[1] - 0.3) ** 2, jnp.array([1.0, 0.8, 0.0]), optimizer, 30)
     np.testing.assert_allclose(learned.ts, [1.0, 0.3, 0.0], atol=1e-3)
 
 
 def test_the_best_iterate_is_returned():
-    # a rate at which the descent does not settle, so that neither the first nor the last iterate is the best
+    # a rate at which the descent does not settle, so that neither the first nor the last iterate is
+    # the best
     def loss(ts):
         return jnp.sum((jnp.log(ts[1:-1]) - jnp.log(jnp.array([0.3, 0.01]))) ** 2)
 
@@ -171,7 +201,11 @@ def test_the_numbers_of_a_sampler_are_learned_with_its_grid():
     @jax.vmap
     def run(free):  # 1: r1 is learned, too; 0: it has no influence, and is 1/2
         return learn_grid(
-            lambda ts, r: loss(ts, 0.5 + free * (r["r1"] - 0.5)), start, optax.adam(0.03), 60, {"r1": 0.5}
+            lambda ts, r: loss(ts, 0.5 + free * (r["r1"] - 0.5)),
+            start,
+            optax.adam(0.03),
+            60,
+            {"r1": 0.5},
         )
 
     learned = run(jnp.array([0.0, 1.0]))
@@ -179,7 +213,9 @@ def test_the_numbers_of_a_sampler_are_learned_with_its_grid():
     assert learned.numbers["r1"][0] == 0.5 and abs(learned.numbers["r1"][1] - 0.5) > 0.02
     assert both < 0.5 * alone < 0.5 * learned.losses[0, 0], (both, alone)
     # the loss at what is returned, by another program: rounding
-    np.testing.assert_allclose(jax.jit(loss)(learned.ts[1], learned.numbers["r1"][1]), both, rtol=1e-8)
+    np.testing.assert_allclose(
+        jax.jit(loss)(learned.ts[1], learned.numbers["r1"][1]), both, rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("units", [1.0, 1e-6])
@@ -187,7 +223,10 @@ def test_least_squares_finds_the_grid_and_the_numbers_at_which_the_residuals_are
     inner, number = np.array([0.6, 0.2, 0.03]), -0.7
 
     def residuals(ts, r):
-        return {"grid": units * (jnp.log(ts[1:-1]) - jnp.log(inner)), "number": units * (r["r"] - number + ts[1] - 0.6)}
+        return {
+            "grid": units * (jnp.log(ts[1:-1]) - jnp.log(inner)),
+            "number": units * (r["r"] - number + ts[1] - 0.6),
+        }
 
     start = uniform(4, end=1e-3)
     fitted = jax.jit(lambda ts: fit_grid(residuals, ts, {"r": 0.5}))(start)
@@ -195,14 +234,20 @@ def test_least_squares_finds_the_grid_and_the_numbers_at_which_the_residuals_are
     np.testing.assert_allclose(fitted.ts, [1.0, *inner, 1e-3], rtol=1e-12)
     assert float(fitted.numbers["r"]) == pytest.approx(number, rel=1e-12)
     start = np.asarray(start)
-    first = np.sum((np.log(start[1:-1]) - np.log(inner)) ** 2) + (0.5 - number + start[1] - 0.6) ** 2
-    assert float(fitted.losses[0]) == pytest.approx(units**2 * first, rel=1e-12) and fitted.losses.shape == (41,)
+    first = (
+        np.sum((np.log(start[1:-1]) - np.log(inner)) ** 2) + (0.5 - number + start[1] - 0.6) ** 2
+    )
+    assert float(fitted.losses[0]) == pytest.approx(
+        units**2 * first, rel=1e-12
+    ) and fitted.losses.shape == (41,)
     assert fitted.losses[-1] < 1e-24 * units**2 and np.all(np.diff(fitted.losses) <= 0)
 
 
 def test_least_squares_through_a_multistep_method_ends_much_closer():
     schedule, start = schedules.linear_vp(), jnp.asarray(even_in_log_snr(5))
-    goal = oracles.gaussian_flow(M, V, *(oracles.alpha_sigma("linear_vp", t) for t in (1.0, END)), XS)
+    goal = oracles.gaussian_flow(
+        M, V, *(oracles.alpha_sigma("linear_vp", t) for t in (1.0, END)), XS
+    )
 
     def residuals(ts):
         sampler = dpm_solver_2m(data(schedule), schedule)
@@ -235,8 +280,14 @@ def learn(ts, steps=1):
 
 
 ERRORS = {  # (call, what the message must say)
-    "learn ascending": (lambda: learn(DOWN[::-1]), r"ts: expected times that descend, got \[0.1 0.5 0.9\]"),
-    "learn one": (lambda: learn(DOWN[:1]), r"ts: expected a vector of at least 2 times, got shape \(1,\)"),
+    "learn ascending": (
+        lambda: learn(DOWN[::-1]),
+        r"ts: expected times that descend, got \[0.1 0.5 0.9\]",
+    ),
+    "learn one": (
+        lambda: learn(DOWN[:1]),
+        r"ts: expected a vector of at least 2 times, got shape \(1,\)",
+    ),
     "learn nothing": (lambda: learn(DOWN, 0), r"steps: expected at least 1, got 0"),
     "integer numbers": (
         lambda: fit_grid(lambda ts, r: ts, DOWN, {"r": 1}),

@@ -62,13 +62,22 @@ def test_the_grid_of_a_budget_is_its_candidates():
 TABLE = random_table(4, 0)
 DOWN = np.array([0.9, 0.5, 0.1])
 ERRORS = {  # (call, what the message must say)
-    "not square": (lambda: cheapest_paths(TABLE[:3], 1), r"table: expected a square matrix, got shape \(3, 4\)"),
+    "not square": (
+        lambda: cheapest_paths(TABLE[:3], 1),
+        r"table: expected a square matrix, got shape \(3, 4\)",
+    ),
     "integer table": (
         lambda: cheapest_paths(np.ones((3, 3), int), 1),
         r"table: expected a floating-point dtype, got int",
     ),
-    "no steps": (lambda: cheapest_paths(TABLE, 0), r"steps: expected from 1 to 3 for 4 candidates, got 0"),
-    "n steps": (lambda: cheapest_paths(TABLE, 4), r"steps: expected from 1 to 3 for 4 candidates, got 4"),
+    "no steps": (
+        lambda: cheapest_paths(TABLE, 0),
+        r"steps: expected from 1 to 3 for 4 candidates, got 0",
+    ),
+    "n steps": (
+        lambda: cheapest_paths(TABLE, 4),
+        r"steps: expected from 1 to 3 for 4 candidates, got 4",
+    ),
     "grid of 0": (lambda: search(TABLE, 2).grid(DOWN, 0), r"steps: expected from 1 to 2, got 0"),
     "grid of 3": (lambda: search(TABLE, 2).grid(DOWN, 3), r"steps: expected from 1 to 2, got 3"),
 }

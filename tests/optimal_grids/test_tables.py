@@ -37,15 +37,18 @@ def knowing(schedule, x0, c, x, t):
 
 @pytest.mark.parametrize("path", ["linear_vp", "ve", "gvp"])
 def test_bound_is_the_kl_of_the_two_posteriors(path):
-    # KL(q(x_s | x_t, x0) || q(x_s | x_t, x0_hat)): two Gaussians of one covariance. The denoiser is off by a known c(x0),
-    # so x0_hat = x0 + (sigma_t / alpha_t) c, and no expectation is left but the mean over three examples.
+    # KL(q(x_s | x_t, x0) || q(x_s | x_t, x0_hat)): two Gaussians of one covariance. The denoiser is
+    # off by a known c(x0), so x0_hat = x0 + (sigma_t / alpha_t) c, and no expectation is left but
+    # the mean over three examples.
     schedule = getattr(schedules, path)()
     ts = np.geomspace(*SPANS[path], 6)
     x0, c = np.random.default_rng(1).normal(size=(2, 3, 2, 2))
     denoise = bind(knowing, schedule, jnp.asarray(x0), jnp.asarray(c))
     table = jax.jit(elbo_table)(jax.random.key(0), denoise, schedule, ts, jnp.asarray(x0))
     alphas, sigmas = pairs(path, ts)
-    weights = jax.jit(jax.vmap(jax.vmap(functools.partial(process.posterior, schedule), (None, 0)), (0, None)))(ts, ts)
+    weights = jax.jit(
+        jax.vmap(jax.vmap(functools.partial(process.posterior, schedule), (None, 0)), (0, None))
+    )(ts, ts)
     for i, j in itertools.product(range(6), range(6)):
         if i >= j:
             assert table[i, j] == inf
@@ -58,14 +61,18 @@ def test_bound_is_the_kl_of_the_two_posteriors(path):
 
 
 def test_bound_of_gaussian_data():
-    # E |eps - eps_hat|^2 = sum_d r_d, the posterior variances r = alpha^2 v / (alpha^2 v + sigma^2) of the noise
+    # E |eps - eps_hat|^2 = sum_d r_d, the posterior variances r = alpha^2 v / (alpha^2 v + sigma^2)
+    # of the noise
     schedule, ts = schedules.linear_vp(), np.array([1.0, 0.6, 0.3, 0.1, 0.01])
-    table = np.asarray(jax.jit(elbo_table)(jax.random.key(1), data(schedule), schedule, ts, draws()))
+    table = np.asarray(
+        jax.jit(elbo_table)(jax.random.key(1), data(schedule), schedule, ts, draws())
+    )
     alphas, sigmas = pairs("linear_vp", ts)
     r = column(alphas**2) * V / (column(alphas**2) * V + column(sigmas**2))
     gains = np.expm1(2 * np.log(alphas / sigmas)[None, :] - 2 * np.log(alphas / sigmas)[:, None])
     expected, upper = 0.5 * gains * column(r.sum(1)), np.triu_indices(5, 1)
-    # eps - eps_hat is Gaussian, so its square has the variance 2 sum_d r_d^2: five standard errors of N examples
+    # eps - eps_hat is Gaussian, so its square has the variance 2 sum_d r_d^2: five standard errors
+    # of N examples
     bounds = 5 * 0.5 * gains * column(np.sqrt(2 * np.sum(r**2, 1) / N))
     assert np.all(np.abs(table - expected)[upper] < bounds[upper])
     assert np.all(bounds[upper] < 0.05 * expected[upper])  # or nothing would be tested
@@ -73,9 +80,12 @@ def test_bound_of_gaussian_data():
 
 
 def test_bound_at_the_data_is_a_gaussian_of_the_estimates_own_noise():
-    # -E log N(x0; x0_hat, (sigma / alpha)^2 I) = d/2 log 2 pi + d log(sigma / alpha) + 1/2 sum_d r_d
+    # -E log N(x0; x0_hat, (sigma / alpha)^2 I) = d/2 log 2 pi + d log(sigma / alpha) + 1/2 sum_d
+    # r_d
     schedule, ts = schedules.linear(), np.array([0.9, 0.4, 0.02, 0.0])
-    table = np.asarray(jax.jit(elbo_table)(jax.random.key(2), data(schedule), schedule, ts, draws()))
+    table = np.asarray(
+        jax.jit(elbo_table)(jax.random.key(2), data(schedule), schedule, ts, draws())
+    )
     for i, t in enumerate(ts[:-1]):
         r = (1 - t) ** 2 * V / ((1 - t) ** 2 * V + t**2)
         expected = np.log(2 * np.pi) + 2 * np.log(t / (1 - t)) + 0.5 * r.sum()
@@ -87,11 +97,14 @@ def test_bound_at_the_data_is_a_gaussian_of_the_estimates_own_noise():
 
 
 def test_refining_a_grid_never_raises_the_bound():
-    # L(a, c) - L(a, b) - L(b, c) = (SNR_c - SNR_b) (mse_a - mse_b) / 2, and the error of the posterior mean falls with t.
-    # Between these candidates it falls by twenty of its standard errors (1% of it) or more, so no tolerance is needed.
+    # L(a, c) - L(a, b) - L(b, c) = (SNR_c - SNR_b) (mse_a - mse_b) / 2, and the error of the
+    # posterior mean falls with t. Between these candidates it falls by twenty of its standard
+    # errors (1% of it) or more, so no tolerance is needed.
     schedule = schedules.linear_vp()
     ts = np.array([0.6, 0.4, 0.25, 0.12, 0.05, 0.02])
-    table = np.asarray(jax.jit(elbo_table)(jax.random.key(3), data(schedule), schedule, ts, draws()))
+    table = np.asarray(
+        jax.jit(elbo_table)(jax.random.key(3), data(schedule), schedule, ts, draws())
+    )
     for a, b, c in itertools.combinations(range(6), 3):
         assert table[a, c] > table[a, b] + table[b, c], (a, b, c)
     costs = search(table, 5).costs
@@ -118,20 +131,27 @@ def test_klub_of_gaussian_data_where_noise_is_left_at_the_end():
 
 
 def check_klub(schedule, ts, alphas, sigmas):
-    # x0_hat(x_t) = E[x0 | x_t] is a martingale towards the data along a forward path, as x_t is Markov. So the mean squares
-    # of its increments are the increments of its variance, alpha^2 v^2 / (alpha^2 v + sigma^2) in every dimension.
-    table = np.asarray(jax.jit(klub_table)(jax.random.key(4), data(schedule), schedule, ts, draws()))
+    # x0_hat(x_t) = E[x0 | x_t] is a martingale towards the data along a forward path, as x_t is
+    # Markov. So the mean squares of its increments are the increments of its variance, alpha^2 v^2
+    # / (alpha^2 v + sigma^2) in every dimension.
+    table = np.asarray(
+        jax.jit(klub_table)(jax.random.key(4), data(schedule), schedule, ts, draws())
+    )
     variance = column(alphas**2) * V**2 / (column(alphas**2) * V + column(sigmas**2))
     snr = (alphas / sigmas) ** 2
     for i in range(8):
         grown = variance[i:] - variance[i]
-        # The estimates are Gaussian, so a mean square has the variance 2 sum_d grown_d^2 / N. The standard error of a sum is
-        # at most the sum of the standard errors: the same trapezoid rule; five of them.
+        # The estimates are Gaussian, so a mean square has the variance 2 sum_d grown_d^2 / N. The
+        # standard error of a sum is at most the sum of the standard errors: the same trapezoid
+        # rule; five of them.
         distance, error = grown.sum(1), np.sqrt(2 * np.sum(grown**2, 1) / N)
         expected, bound = (
-            np.cumsum(0.5 * np.diff(snr[i:]) * 0.5 * (values[1:] + values[:-1])) for values in (distance, error)
+            np.cumsum(0.5 * np.diff(snr[i:]) * 0.5 * (values[1:] + values[:-1]))
+            for values in (distance, error)
         )
-        assert np.all(np.abs(table[i, i + 1 :] - expected) < 5 * bound) and np.all(bound < 0.02 * expected)
+        assert np.all(np.abs(table[i, i + 1 :] - expected) < 5 * bound) and np.all(
+            bound < 0.02 * expected
+        )
         assert np.all(table[i, : i + 1] == inf)
 
 
@@ -153,27 +173,37 @@ def test_solver_errors_of_ddim_in_closed_form(path):
     schedule = getattr(schedules, path)()
     ts = np.array([1.0, 0.7, 0.5, 0.2, 0.05, 0.0])
     xs = flow(path, ts, XS * oracles.alpha_sigma(path, 1.0)[1])
-    table = jax.jit(solver_error_table)(ddim(data(schedule), schedule), schedule, ts, jnp.asarray(xs))
+    table = jax.jit(solver_error_table)(
+        ddim(data(schedule), schedule), schedule, ts, jnp.asarray(xs)
+    )
     ends = [oracles.alpha_sigma(path, float(t)) for t in ts]
     for i, j in itertools.product(range(6), range(6)):
         if i >= j:
             assert table[i, j] == inf
         else:
-            error = np.sqrt(np.mean((ddim_step(ends[i], ends[j], xs[i]) - xs[j]) ** 2)) / np.hypot(*ends[j])
-            # errors above 1e-3 of x's of order one, or of order 80 on edm where hypot(alpha, sigma) is 80, too
+            error = np.sqrt(np.mean((ddim_step(ends[i], ends[j], xs[i]) - xs[j]) ** 2)) / np.hypot(
+                *ends[j]
+            )
+            # errors above 1e-3 of x's of order one, or of order 80 on edm where hypot(alpha, sigma)
+            # is 80, too
             np.testing.assert_allclose(table[i, j], error, rtol=1e-10)
 
 
 @pytest.mark.parametrize("make", [ddim, dpm_solver_2])
 def test_the_cheapest_grid_of_a_solver_ends_closer(make):
-    # the sum of the errors of the steps is not the error at the end, but it is enough to beat both uniform grids
+    # the sum of the errors of the steps is not the error at the end, but it is enough to beat both
+    # uniform grids
     schedule, budgets = schedules.linear_vp(), range(4, 9)
     ts = even_in_log_snr(40)
     xs = flow("linear_vp", ts, XS)
-    table = jax.jit(solver_error_table)(make(data(schedule), schedule), schedule, ts, jnp.asarray(xs))
+    table = jax.jit(solver_error_table)(
+        make(data(schedule), schedule), schedule, ts, jnp.asarray(xs)
+    )
     found = search(table, budgets[-1])
     grids = [np.asarray(found.grid(ts, k)) for k in budgets]
-    assert all(ts[0] == grid[0] and ts[-1] == grid[-1] and np.all(np.diff(grid) < 0) for grid in grids)
+    assert all(
+        ts[0] == grid[0] and ts[-1] == grid[-1] and np.all(np.diff(grid) < 0) for grid in grids
+    )
     grids += [np.linspace(1.0, END, k + 1) for k in budgets]
     grids += [even_in_log_snr(k) for k in budgets]
     cheapest, in_t, in_log_snr = np.split(end_errors(make, grids, XS), 3)
@@ -181,8 +211,9 @@ def test_the_cheapest_grid_of_a_solver_ends_closer(make):
 
 
 def test_the_cheapest_grid_of_ddim_is_even_in_the_angle():
-    # On data N(0, 1) and a circle (alpha, sigma) = (cos, sin) of pi t / 2 the flow stands still, and a step of DDIM over the
-    # angle a multiplies x by cos a. The cost 1 - cos a is strictly convex, so the best steps are equal.
+    # On data N(0, 1) and a circle (alpha, sigma) = (cos, sin) of pi t / 2 the flow stands still,
+    # and a step of DDIM over the angle a multiplies x by cos a. The cost 1 - cos a is strictly
+    # convex, so the best steps are equal.
     schedule, ts = schedules.gvp(), np.linspace(1.0, 0.0, 25)
     x = np.random.default_rng(6).normal(size=(3, 1))
     sampler = ddim(data(schedule, [0.0], [1.0]), schedule)
@@ -209,16 +240,34 @@ def solver_errors(ts, xs):
 
 
 ERRORS = {  # (call, what the message must say)
-    "ascending": (lambda: elbo_table(KEY, None, LINEAR, DOWN[::-1], None), r"ts: .*descend, got \[0.1 0.5 0.9\]"),
-    "repeated": (lambda: klub_table(KEY, None, LINEAR, np.array([0.5, 0.5]), None), r"ts: .*descend, got \[0.5 0.5\]"),
-    "one": (lambda: elbo_table(KEY, None, LINEAR, DOWN[:1], None), r"ts: .*at least 2 candidate.*got shape \(1,\)"),
-    "matrix": (lambda: solver_errors(np.eye(2), None), r"ts: expected a vector.*got shape \(2, 2\)"),
-    "beyond 1": (lambda: solver_errors(DOWN + 0.2, DOWN), r"ts: expected times in \[0, 1\], got \[1.1"),
+    "ascending": (
+        lambda: elbo_table(KEY, None, LINEAR, DOWN[::-1], None),
+        r"ts: .*descend, got \[0.1 0.5 0.9\]",
+    ),
+    "repeated": (
+        lambda: klub_table(KEY, None, LINEAR, np.array([0.5, 0.5]), None),
+        r"ts: .*descend, got \[0.5 0.5\]",
+    ),
+    "one": (
+        lambda: elbo_table(KEY, None, LINEAR, DOWN[:1], None),
+        r"ts: .*at least 2 candidate.*got shape \(1,\)",
+    ),
+    "matrix": (
+        lambda: solver_errors(np.eye(2), None),
+        r"ts: expected a vector.*got shape \(2, 2\)",
+    ),
+    "beyond 1": (
+        lambda: solver_errors(DOWN + 0.2, DOWN),
+        r"ts: expected times in \[0, 1\], got \[1.1",
+    ),
     "swinging": (
         lambda: elbo_table(KEY, None, swinging, DOWN, None),
         r"schedule: expected a log-SNR that increases along ts, got half log-SNRs \[.*\]",
     ),
-    "xs": (lambda: solver_errors(DOWN, np.zeros((2, 4, 2))), r"xs: expected one batch for each of the 3 times, got 2"),
+    "xs": (
+        lambda: solver_errors(DOWN, np.zeros((2, 4, 2))),
+        r"xs: expected one batch for each of the 3 times, got 2",
+    ),
     "klub at 1": (
         lambda: klub_table(KEY, None, LINEAR, np.array([1.0, 0.5]), None),
         r"ts: expected times of finite log-SNR, got half log-SNRs \[-inf",

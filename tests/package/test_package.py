@@ -44,7 +44,11 @@ def test_the_wheel_of_the_sdist_is_the_wheel_of_the_tree():
 
 
 def test_a_wheel_holds_the_package_alone():
-    tree = {path for path in ROOT.joinpath("diffjax").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    tree = {
+        path
+        for path in ROOT.joinpath("diffjax").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
     info = f"diffjax-{VERSION}.dist-info/"
     names = {name for name in contents(WHEEL) if not name.startswith(info)}
     assert names == {path.relative_to(ROOT).as_posix() for path in tree}
@@ -64,9 +68,12 @@ def test_the_installed_wheel_samples(tmp_path):
     pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv", "install", "--quiet"]
     subprocess.run([*pip, "--no-deps", "--no-index", WHEEL], env=env, check=True)
     (packages,) = tmp_path.glob("venv/lib/python*/site-packages")
-    # Python reads no .pth file of a folder that a .pth file names, hence none of an editable install.
+    # Python reads no .pth file of a folder that a .pth file names, hence none of an editable
+    # install.
     packages.joinpath("dependencies.pth").write_text(sysconfig.get_path("purelib"))
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [tmp_path / "venv" / "bin" / "python", "-W", "error", "script.py"]
-    out = subprocess.run(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+    out = subprocess.run(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     assert out.strip() == "[3.0, 4.0]"  # of data that are one point, every sample is that point

@@ -1,4 +1,5 @@
-"""The compiled program of every method: the network once, noise only where it is drawn, and no branch in a step.
+"""The compiled program of every method: the network once, noise only where it is drawn, and no
+branch in a step.
 
 `METHODS` must name all of `samplers` and `solve`, so that a new method cannot be forgotten.
 """
@@ -21,7 +22,9 @@ START, END = 0.9, 0.1
 
 
 def network(w, x, t, cond=1.0):
-    """The only program here that has a Fourier transform, which no compiler copies, fuses or splits."""
+    """The only program here that has a Fourier transform, which no compiler copies, fuses or
+    splits.
+    """
     return cond * jnp.fft.fft(w * x).real
 
 
@@ -57,7 +60,8 @@ def bridge(key, w, x):
     return sample(key, sampler, x, np.linspace(START, END, 21))
 
 
-# A row: the program, and how often it draws noise in a step. A draw in a loop within the step counts once.
+# A row: the program, and how often it draws noise in a step. A draw in a loop within the step
+# counts once.
 METHODS = {
     "bridge_sampler": (bridge, 1),
     "data_adams": (run(samplers.data_adams), 0),
@@ -89,18 +93,38 @@ METHODS = {
     "dpm_solver_fast": (to_the_end(solve.dpm_solver_fast, 9, START, END), 0),
     "dpm_solver_adaptive": (to_the_end(solve.dpm_solver_adaptive, START, END), 0),
     "solve_flow": (to_the_end(solve.solve_flow, START, END), 0),
-    "solve_sde": (to_the_end(solve.solve_sde, START, END, draws=True), None),  # diffrax draws, in a tree of its own
+    # diffrax draws, in a tree of its own
+    "solve_sde": (to_the_end(solve.solve_sde, START, END, draws=True), None),
 }
 OF_DIFFRAX = {"solve_flow", "solve_sde"}
 # What the modules hold besides: engines, rules and results.
 OTHERS = {
-    *("bh1", "bh2", "checkpointed_scan", "kernel_sampler", "log_transition", "one_step", "sample", "trajectory"),
-    *("truncated_scan", "AdaptiveSolution", "DPM_SOLVER_12", "DPM_SOLVER_23", "EmbeddedPair", "integrate"),
+    *(
+        "bh1",
+        "bh2",
+        "checkpointed_scan",
+        "kernel_sampler",
+        "log_transition",
+        "one_step",
+        "sample",
+        "trajectory",
+    ),
+    *(
+        "truncated_scan",
+        "AdaptiveSolution",
+        "DPM_SOLVER_12",
+        "DPM_SOLVER_23",
+        "EmbeddedPair",
+        "integrate",
+    ),
 }
 
 
 def test_the_table_names_every_method():
-    assert {name.partition("(")[0] for name in METHODS} == {*samplers.__all__, *solve.__all__} - OTHERS
+    assert {name.partition("(")[0] for name in METHODS} == {
+        *samplers.__all__,
+        *solve.__all__,
+    } - OTHERS
 
 
 def networks_in(compiled):
@@ -114,14 +138,16 @@ def trace(program):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_compiled_method_holds_the_network_once_and_draws_only_its_noise(name):
     program, draws = METHODS[name]
-    with jax.debug_key_reuse(name != "solve_sde"):  # diffrax's Brownian tree splits one key in two ways
+    # diffrax's Brownian tree splits one key in two ways
+    with jax.debug_key_reuse(name != "solve_sde"):
         traced = trace(program)
         compiled = traced.lower().compile()
     assert networks_in(compiled) == 1
     jaxpr = str(traced.jaxpr)
     if draws is not None:
         assert jaxpr.count("random_bits") == draws
-        assert (" xor(" in compiled.as_text()) == (draws > 0)  # of an unused key nothing is left, nor of its fold_in
+        # of an unused key nothing is left, nor of its fold_in
+        assert (" xor(" in compiled.as_text()) == (draws > 0)
     if name not in {*OF_DIFFRAX, "dpm_solver_adaptive"}:  # they raise errors from a branch
         assert " cond[" not in jaxpr  # under vmap one would run both sides
 
@@ -135,7 +161,10 @@ def test_guidance_by_one_conditional_network_holds_it_once_and_by_two_denoisers_
         guided = guidance.cfg(denoiser(w), denoiser(0.5 * w), 2.0)
         return sample(key, samplers.ddim(guided, SCHEDULE), x, np.linspace(START, END, 21))
 
-    assert [networks_in(trace(program).lower().compile()) for program in (together, apart)] == [1, 2]
+    assert [networks_in(trace(program).lower().compile()) for program in (together, apart)] == [
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,5 +173,7 @@ def test_guidance_by_one_conditional_network_holds_it_once_and_by_two_denoisers_
 def test_a_network_that_varies_over_a_mesh_takes_an_x_that_does_not(name):
     mesh, each = jax.make_mesh((4,), ("w",), axis_types=(AxisType.Auto,)), PartitionSpec("w")
     program = partial(METHODS[name][0], jax.random.key(0))
-    mapped = jax.shard_map(lambda w, x: program(w[0], x), mesh=mesh, in_specs=(each, PartitionSpec()), out_specs=each)
+    mapped = jax.shard_map(
+        lambda w, x: program(w[0], x), mesh=mesh, in_specs=(each, PartitionSpec()), out_specs=each
+    )
     assert jax.eval_shape(mapped, jnp.ones(4), jnp.ones(2)).shape == (8,)

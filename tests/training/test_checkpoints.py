@@ -26,7 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def state(value: float = 1.0):
     layers = {0: {"w": jnp.full((3, 4), value)}, 1: {"w": jnp.full(2, value, jnp.bfloat16)}}
-    noise = np.random.default_rng(int(value)).normal(size=2000)  # compresses badly: it gets a file of its own
+    # compresses badly: it gets a file of its own
+    noise = np.random.default_rng(int(value)).normal(size=2000)
     params = {"layers": layers, "b": jnp.float32(value), "noise": jnp.asarray(noise)}
     return init_state(jax.random.key(5), params, optax.adam(1e-3))
 
@@ -54,10 +55,14 @@ def test_round_trip(two):
 
 
 def test_arrays_return_to_the_devices_of_the_template(two):
-    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    mesh = jax.make_mesh(
+        (2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]
+    )
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     found = checkpoints.restore(two, jax.device_put(state(), everywhere))
-    assert all(leaf.sharding.device_set == set(jax.devices()[:2]) for leaf in jax.tree.leaves(found.state))
+    assert all(
+        leaf.sharding.device_set == set(jax.devices()[:2]) for leaf in jax.tree.leaves(found.state)
+    )
     assert_same(found.state, state(2.0))
 
 
@@ -82,7 +87,12 @@ def test_only_the_newest_are_kept_and_an_abandoned_future_is_set_aside(tmp_path)
     with checkpoints.manager(tmp_path, keep=2) as manager:
         for step in (1, 2, 3, 2):  # as a run resumed from 1, because 2 and 3 were damaged
             checkpoints.save(manager, step, {"w": np.full(2, step)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "lock", "replaced-2", "replaced-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "2",
+        "lock",
+        "replaced-2",
+        "replaced-3",
+    ]
     assert checkpoints.restore(tmp_path, {"w": np.zeros(2, int)}).step == 2
     with pytest.raises(ValueError, match="keep: expected at least 1 checkpoint, got 0"):
         checkpoints.manager(tmp_path, keep=0)
@@ -99,7 +109,11 @@ def test_setting_a_step_aside_works_any_number_of_times(tmp_path):
 
 
 def test_names_never_collide_and_arrays_without_elements_return(tmp_path):
-    tree = {"a.b": np.ones(1), "a": {"b": np.full(1, 2.0), "c": np.zeros((0, 3))}, "a%2Eb": jnp.zeros((2, 0), jnp.int8)}
+    tree = {
+        "a.b": np.ones(1),
+        "a": {"b": np.full(1, 2.0), "c": np.zeros((0, 3))},
+        "a%2Eb": jnp.zeros((2, 0), jnp.int8),
+    }
     with checkpoints.manager(tmp_path) as manager:
         checkpoints.save(manager, 1, tree)
     assert_same(checkpoints.restore(tmp_path, jax.tree.map(jnp.zeros_like, tree)).state, tree)
@@ -132,7 +146,9 @@ def test_what_is_no_array_is_named(tmp_path):
 
 @pytest.mark.parametrize("file", ["manifest/metadata", "state/manifest.ocdbt", "state/d"])
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(two, tmp_path, capfd, file):
-    """A link to itself stands for a file that the system refuses to read: permissions bind no root user."""
+    """A link to itself stands for a file that the system refuses to read: permissions bind no root
+    user.
+    """
     folder = tmp_path / "copy"
     shutil.copytree(two, folder)
     path = folder / "2" / file
@@ -140,7 +156,9 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(two, tmp_path, c
     path.unlink()
     path.symlink_to(path)
     names = sorted(found.name for found in folder.iterdir())
-    with pytest.raises(OSError, match=rf"could not read the checkpoint {folder}/2, which may be intact: .*; repair"):
+    with pytest.raises(
+        OSError, match=rf"could not read the checkpoint {folder}/2, which may be intact: .*; repair"
+    ):
         checkpoints.restore(folder, state())
     assert sorted(found.name for found in folder.iterdir()) == names
     capfd.readouterr()
@@ -149,16 +167,22 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(two, tmp_path, c
 def test_a_part_is_read_without_a_target_for_the_rest(two):
     saved = state(2.0)
     assert_same(checkpoints.restore(two, saved.params, part="params").state, saved.params)
-    assert_same(checkpoints.restore(two, saved.ema["layers"], part="ema.layers").state, saved.ema["layers"])
+    assert_same(
+        checkpoints.restore(two, saved.ema["layers"], part="ema.layers").state, saved.ema["layers"]
+    )
     assert_same(checkpoints.restore(two, saved.key, part="key").state, saved.key)
-    with pytest.raises(ValueError, match=r"part: expected one of \['ema', 'key', 'opt_state', .*\], got 'emma'"):
+    with pytest.raises(
+        ValueError, match=r"part: expected one of \['ema', 'key', 'opt_state', .*\], got 'emma'"
+    ):
         checkpoints.restore(two, saved.params, part="emma")
     with pytest.raises(ValueError, match=r'to read a part of it: restore\(..., part="ema"\)'):
         checkpoints.restore(two, saved.params)
 
 
 def shardings(mesh, tree):
-    """The first axis that the mesh divides is sharded over all of its axes; other leaves are replicated."""
+    """The first axis that the mesh divides is sharded over all of its axes; other leaves are
+    replicated.
+    """
 
     def one(leaf):
         axes = [None] * leaf.ndim
@@ -189,7 +213,9 @@ def test_any_mesh_restores_what_any_other_saved(tmp_path):
             checkpoints.save(manager, i, placed)
             checkpoints.wait(manager)
             placed = checkpoints.restore(tmp_path, target).state
-            assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s.sharding, placed, target)))
+            assert all(
+                jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s.sharding, placed, target))
+            )
             assert_same(placed, tree)
 
 
@@ -206,7 +232,9 @@ def test_no_leaf_is_fetched_whole(tmp_path, monkeypatch):
 
     kind = type(tree["w"])
     value = kind._value
-    monkeypatch.setattr(kind, "_value", property(lambda x: (fetched.append(x.nbytes), value.fget(x))[1]))
+    monkeypatch.setattr(
+        kind, "_value", property(lambda x: (fetched.append(x.nbytes), value.fget(x))[1])
+    )
     monkeypatch.setattr(jax, "device_get", spy)
     with checkpoints.manager(tmp_path) as manager:
         checkpoints.save(manager, 1, tree)
@@ -230,7 +258,9 @@ def hold(folder):
         "print('held', flush=True); time.sleep(60)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], env=env, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -238,7 +268,8 @@ def hold(folder):
 def test_a_folder_in_use_names_its_holder_and_a_killed_holder_does_not_block(tmp_path):
     with hold(tmp_path) as process:
         with pytest.raises(
-            RuntimeError, match=rf"got {tmp_path}, in use by process {process.pid} on {socket.gethostname()}"
+            RuntimeError,
+            match=rf"got {tmp_path}, in use by process {process.pid} on {socket.gethostname()}",
         ):
             checkpoints.manager(tmp_path)
         process.kill()
@@ -251,8 +282,8 @@ def test_a_folder_in_use_names_its_holder_and_a_killed_holder_does_not_block(tmp
 
 
 def test_any_damaged_file_of_the_newest(two, tmp_path, capfd):
-    """Each file in turn is removed, cut, or has a bit flipped. The result is the saved state of step 2, or of step 1 with
-    a warning that names the damaged checkpoint: nothing else.
+    """Each file in turn is removed, cut, or has a bit flipped. The result is the saved state of
+    step 2, or of step 1 with a warning that names the damaged checkpoint: nothing else.
     """
     files = [path.relative_to(two) for path in sorted((two / "2").rglob("*")) if path.is_file()]
     assert len(files) > 5
@@ -276,7 +307,11 @@ def test_any_damaged_file_of_the_newest(two, tmp_path, capfd):
             assert found.data == {"place": [found.step, "ü"]}
             named = [str(w.message) for w in caught if "damaged checkpoint" in str(w.message)]
             if found.step == 1:
-                assert len(named) == 1 and str(folder / "2") in named[0] and f"{folder / '1'} is used" in named[0]
+                assert (
+                    len(named) == 1
+                    and str(folder / "2") in named[0]
+                    and f"{folder / '1'} is used" in named[0]
+                )
             else:
                 assert found.step == 2 and not named
             used.append(found.step)
@@ -289,7 +324,9 @@ def test_all_damaged(two, tmp_path):
     shutil.copytree(two, folder)
     for step in "12":
         shutil.rmtree(folder / step / "manifest")
-    with pytest.raises(OSError, match=rf"every checkpoint in {folder} is damaged: {folder}/2 .*; {folder}/1 "):
+    with pytest.raises(
+        OSError, match=rf"every checkpoint in {folder} is damaged: {folder}/2 .*; {folder}/1 "
+    ):
         checkpoints.restore(folder, state())
 
 
@@ -307,7 +344,9 @@ def test_another_architecture_is_refused_with_what_differs(two):
         "  params.layers.0.w: expected (3, 5) float64, the checkpoint has (3, 4) float64",
     ]
     rbg = state()._replace(key=jax.random.key(0, impl="rbg"))
-    with pytest.raises(ValueError, match=r"key: expected \(\) key<rbg>, the checkpoint has \(\) key<fry>"):
+    with pytest.raises(
+        ValueError, match=r"key: expected \(\) key<rbg>, the checkpoint has \(\) key<fry>"
+    ):
         checkpoints.restore(two, rbg)
 
 
@@ -324,7 +363,9 @@ def finish(process, code):
 
 
 def steps_in(directory):
-    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdecimal())
+    return sorted(
+        int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdecimal()
+    )
 
 
 def test_a_stopped_run_ends_bitwise_as_one_never_stopped(tmp_path):

@@ -31,19 +31,26 @@ def test_constant_average():
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
 def test_power_average_has_the_weights_of_its_closed_form(gamma):
-    """For integer gamma + 1 = g the weight of step k among n is (k^g - (k-1)^g) / n^g, which telescopes to 1."""
+    """For integer gamma + 1 = g the weight of step k among n is (k^g - (k-1)^g) / n^g, which
+    telescopes to 1.
+    """
     n, g = 12, gamma + 1
     k = np.arange(1, n + 1.0)
-    weights = (1 - (1 - 1 / k) ** g) * np.array([np.prod((1 - 1 / k[i + 1 :]) ** g) for i in range(n)])
+    weights = (1 - (1 - 1 / k) ** g) * np.array(
+        [np.prod((1 - 1 / k[i + 1 :]) ** g) for i in range(n)]
+    )
     np.testing.assert_allclose(weights, (k**g - (k - 1) ** g) / n**g)  # the closed form is right
-    np.testing.assert_allclose(averaged(power_ema(gamma), n)[-1], np.sum(k * (k**g - (k - 1) ** g)) / n**g, rtol=1e-6)
+    np.testing.assert_allclose(
+        averaged(power_ema(gamma), n)[-1], np.sum(k * (k**g - (k - 1) ** g)) / n**g, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("gamma", "std"), [(6.94, 0.10), (16.97, 0.05)])
 def test_power_average_has_the_width_of_the_paper(gamma, std):
     n = 4000
     k = np.arange(1, n + 1.0)
-    weights = np.array(power_ema(gamma)(jnp.zeros(n), jnp.ones(n), jnp.arange(1, n + 1)))  # 1 - decay
+    # 1 - decay
+    weights = np.array(power_ema(gamma)(jnp.zeros(n), jnp.ones(n), jnp.arange(1, n + 1)))
     weights *= np.append(np.cumprod((1 - weights)[:0:-1])[::-1], 1.0)
     np.testing.assert_allclose(weights.sum(), 1)
     mean = np.sum(weights * k / n)
@@ -66,7 +73,9 @@ def test_an_average_that_came_in_half_precision_goes_on_in_float32():
     optimizer = optax.sgd(0.0)
     state = init_state(jax.random.key(0), jnp.full(2, 2, jnp.bfloat16), optimizer)
     state = state._replace(ema=jnp.zeros(2, jnp.bfloat16))
-    state, _ = make_train_step(lambda p, k, b: jnp.sum(p), optimizer, ema=constant_ema(0.999))(state, None)
+    state, _ = make_train_step(lambda p, k, b: jnp.sum(p), optimizer, ema=constant_ema(0.999))(
+        state, None
+    )
     assert state.ema.dtype == jnp.float32
     np.testing.assert_allclose(state.ema, 0.002, rtol=1e-6)
 

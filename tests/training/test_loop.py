@@ -37,18 +37,26 @@ def new(optimizer=SGD):
 def run(directory, steps=4, *, state=None, step=STEP, batches=None, **settings):
     settings = {"progress": False, "checkpoint_every": 2, "log_every": 1, **settings}
     batches = in_memory(DATA, 5) if batches is None else batches
-    return fit(new() if state is None else state, step, batches, steps, directory=directory, **settings)
+    return fit(
+        new() if state is None else state, step, batches, steps, directory=directory, **settings
+    )
 
 
 def saved_steps(directory):
-    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdecimal())
+    return sorted(
+        int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdecimal()
+    )
 
 
 def logged_steps(directory):
-    return [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
-@pytest.mark.parametrize("broken", ["", "nonsense", '{"loss": 1}', "3", '{"step": "2"}', "\xff\x00"])
+@pytest.mark.parametrize(
+    "broken", ["", "nonsense", '{"loss": 1}', "3", '{"step": "2"}', "\xff\x00"]
+)
 def test_a_broken_line_of_the_log_is_dropped_and_told(tmp_path, caplog, broken):
     run(tmp_path, 2)
     path = tmp_path / "metrics.jsonl"
@@ -75,13 +83,16 @@ def test_fits_in_threads_with_folders_of_their_own(tmp_path):
     for thread in threads:
         thread.join()
     with jax.enable_x64(False):
-        assert {name: int(getattr(result, "step", -1)) for name, result in results.items()} == dict.fromkeys("abc", 40)
+        assert {
+            name: int(getattr(result, "step", -1)) for name, result in results.items()
+        } == dict.fromkeys("abc", 40)
 
 
 def test_a_second_fit_in_the_same_folder_names_the_first(tmp_path):
     def again(step, state):
         with pytest.raises(
-            RuntimeError, match=rf"got {tmp_path}/checkpoints, in use by this process \({os.getpid()}\)"
+            RuntimeError,
+            match=rf"got {tmp_path}/checkpoints, in use by this process \({os.getpid()}\)",
         ):
             run(tmp_path)
 
@@ -89,9 +100,13 @@ def test_a_second_fit_in_the_same_folder_names_the_first(tmp_path):
     run(tmp_path, 2)  # the first one has ended
 
 
-@pytest.mark.parametrize("number, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    "number, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_a_signal_is_honoured_while_a_batch_is_awaited(tmp_path, number, error):
-    """The third batch never comes. The state after two steps is saved, and the run goes on from there."""
+    """The third batch never comes. The state after two steps is saved, and the run goes on from
+    there.
+    """
 
     class Batches:
         def __init__(self, stuck):
@@ -133,16 +148,34 @@ def test_ctrl_c_saves_the_step_that_was_taken(tmp_path):
 
 def numbers(seed=0, size=4, n=12):
     data = np.random.default_rng(0).normal(size=(n, 3))
-    return iter(grain.MapDataset.source(data).seed(seed).shuffle().repeat().batch(size).to_iter_dataset())
+    return iter(
+        grain.MapDataset.source(data).seed(seed).shuffle().repeat().batch(size).to_iter_dataset()
+    )
 
 
 @pytest.mark.parametrize(
     "before, after, message",
     [
-        (lambda: in_memory(DATA, 5), lambda: in_memory(DATA, 4), r"\(5, 3\) float64 then, \(4, 3\) float64 now"),
-        (lambda: in_memory(DATA, 5), lambda: in_memory(DATA, 5, seed=1), "that of step 2 has other values"),
-        (lambda: in_memory(DATA, 5), lambda: in_memory(DATA + 1, 5), "that of step 2 has other values"),
-        (lambda: numbers(), lambda: numbers(size=6), r"\(4, 3\) float64 then, \(6, 3\) float64 now"),
+        (
+            lambda: in_memory(DATA, 5),
+            lambda: in_memory(DATA, 4),
+            r"\(5, 3\) float64 then, \(4, 3\) float64 now",
+        ),
+        (
+            lambda: in_memory(DATA, 5),
+            lambda: in_memory(DATA, 5, seed=1),
+            "that of step 2 has other values",
+        ),
+        (
+            lambda: in_memory(DATA, 5),
+            lambda: in_memory(DATA + 1, 5),
+            "that of step 2 has other values",
+        ),
+        (
+            lambda: numbers(),
+            lambda: numbers(size=6),
+            r"\(4, 3\) float64 then, \(6, 3\) float64 now",
+        ),
         (lambda: numbers(), lambda: numbers(seed=1), "that of step 2 has other values"),
     ],
     ids=["batch size", "seed", "data", "iterator's batch size", "iterator's seed"],
@@ -158,7 +191,10 @@ def test_another_x64_at_resume_is_told(tmp_path):
     state32 = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, new())
     data = DATA.astype(np.float32)
     run(tmp_path, 2, state=state32, batches=in_memory(data, 5))
-    with jax.enable_x64(False), pytest.warns(UserWarning, match="jax_enable_x64 False, and was saved with True"):
+    with (
+        jax.enable_x64(False),
+        pytest.warns(UserWarning, match="jax_enable_x64 False, and was saved with True"),
+    ):
         run(tmp_path, 4, batches=in_memory(data, 5))
     with pytest.raises(ValueError, match="jax_enable_x64 was False when it was saved, and is True"):
         run(tmp_path, 6)
@@ -176,7 +212,9 @@ def test_resuming_says_from_where(tmp_path, capsys, caplog):
 
 
 def spoil(part, at):
-    """A step that puts a NaN into a part of the state at one step, while loss and gradient stay finite."""
+    """A step that puts a NaN into a part of the state at one step, while loss and gradient stay
+    finite.
+    """
     optimizer = optax.sgd(0.0, momentum=0.9)
     inner = make_train_step(loss, optimizer)
 
@@ -199,14 +237,18 @@ def test_every_part_of_the_state_is_checked_with_and_without_a_folder(tmp_path, 
 
 
 def test_an_infinite_scalar_of_the_optimizer_is_no_fault(tmp_path):
-    optimizer = optax.chain(optax.sgd(0.1), optax.GradientTransformation(lambda p: jnp.inf, lambda g, s, p: (g, s)))
+    optimizer = optax.chain(
+        optax.sgd(0.1), optax.GradientTransformation(lambda p: jnp.inf, lambda g, s, p: (g, s))
+    )
     run(tmp_path, 2, state=new(optimizer), step=jax.jit(make_train_step(loss, optimizer)))
 
 
 def test_a_run_that_skips_every_step_fails(tmp_path):
     step = jax.jit(make_train_step(loss, SGD, skip_nonfinite=True))
     nans = lambda first: lambda i: DATA[:5] * (np.nan if i >= first else 1.0)  # noqa: E731
-    with pytest.raises(FloatingPointError, match="not finite in any step from 1 to 4, so all of them were skipped"):
+    with pytest.raises(
+        FloatingPointError, match="not finite in any step from 1 to 4, so all of them were skipped"
+    ):
         run(None, 4, step=step, batches=nans(0))
     assert int(run(None, 4, step=step, batches=nans(1)).step) == 4
     with pytest.raises(FloatingPointError, match="not finite in any step from 2 to 1001"):
@@ -216,14 +258,21 @@ def test_a_run_that_skips_every_step_fails(tmp_path):
 @pytest.mark.parametrize("name", ["log_every", "checkpoint_every", "callback_every"])
 @pytest.mark.parametrize("value", [0, -5])
 def test_intervals_are_at_least_one_step(name, value):
-    with pytest.raises(ValueError, match=f"{name}: expected a number of steps of at least 1, got {value}; for none"):
+    with pytest.raises(
+        ValueError, match=f"{name}: expected a number of steps of at least 1, got {value}; for none"
+    ):
         run(None, **{name: value})
 
 
 def test_arguments_in_another_order_are_named():
-    with pytest.raises(ValueError, match=r"state: expected a TrainState .*, got .*; fit\(state, step, batches, num_st"):
+    with pytest.raises(
+        ValueError,
+        match=r"state: expected a TrainState .*, got .*; fit\(state, step, batches, num_st",
+    ):
         fit(STEP, new(), in_memory(DATA, 5), 2)
-    with pytest.raises(ValueError, match=r"step: expected a function .*, got int; fit\(state, step"):
+    with pytest.raises(
+        ValueError, match=r"step: expected a function .*, got int; fit\(state, step"
+    ):
         fit(new(), 3, in_memory(DATA, 5), 2)  # pyright: ignore
 
 
@@ -242,7 +291,9 @@ MESHES = {"2": (2,), "4": (4,), "2x2": (2, 2)}
 @pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
 def test_training_does_not_depend_on_the_mesh(shape, sharded):
-    """Five steps: loss and parameters are those of one device, with the parameters replicated or sharded."""
+    """Five steps: loss and parameters are those of one device, with the parameters replicated or
+    sharded.
+    """
     optimizer = optax.adam(0.1)
     mesh = jax.make_mesh(shape, tuple("ab"[: len(shape)]), axis_types=(AxisType.Auto,) * len(shape))
     where = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))  # noqa: E731
@@ -250,7 +301,9 @@ def test_training_does_not_depend_on_the_mesh(shape, sharded):
     state = init_state(jax.random.key(0), {"w": jnp.ones((4, 4))}, optimizer)
 
     def noisy(params, key, batch):
-        return jnp.mean((jnp.tanh((batch + jax.random.normal(key, batch.shape)) @ params["w"]) - batch) ** 2)
+        return jnp.mean(
+            (jnp.tanh((batch + jax.random.normal(key, batch.shape)) @ params["w"]) - batch) ** 2
+        )
 
     def train(state, place):
         losses, inner = [], jax.jit(make_train_step(noisy, optimizer))
@@ -264,7 +317,9 @@ def test_training_does_not_depend_on_the_mesh(shape, sharded):
         return np.array(losses), np.asarray(state.params["w"]), np.asarray(state.ema["w"])
 
     names = mesh.axis_names
-    state_shardings = jax.tree.map(lambda x: where(names) if sharded and x.ndim == 2 else where(), state)
+    state_shardings = jax.tree.map(
+        lambda x: where(names) if sharded and x.ndim == 2 else where(), state
+    )
     found = train(jax.device_put(state, state_shardings), lambda x: jax.device_put(x, where(names)))
     chex.assert_trees_all_close(found, train(state, jnp.asarray), rtol=1e-12)
 
@@ -280,7 +335,11 @@ def fail_at(number, loss=squared_error):
     def wrong(params, key, batch):
         return loss(params, key, batch) * jnp.where(batch["i"] == number - 1, jnp.nan, 1.0)
 
-    return jax.jit(make_train_step(wrong, optimizer)), new_state(optimizer), lambda i: {**regression(), "i": i}
+    return (
+        jax.jit(make_train_step(wrong, optimizer)),
+        new_state(optimizer),
+        lambda i: {**regression(), "i": i},
+    )
 
 
 def test_a_nan_stops_the_run_with_its_step_and_the_last_good_checkpoint(tmp_path):
@@ -290,8 +349,12 @@ def test_a_nan_stops_the_run_with_its_step_and_the_last_good_checkpoint(tmp_path
         fit(state, step, batches, 40, directory=tmp_path, **settings)
     assert "at step 27: loss = nan" in str(error.value)
     assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '20'}" in str(error.value)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()) == ["10", "20"]
-    with pytest.raises(FloatingPointError, match=r"at step 27: loss = nan.*no checkpoint was saved before it"):
+    assert sorted(
+        path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()
+    ) == ["10", "20"]
+    with pytest.raises(
+        FloatingPointError, match=r"at step 27: loss = nan.*no checkpoint was saved before it"
+    ):
         fit(state, step, batches, 40, log_every=40, progress=False)
 
 
@@ -301,7 +364,9 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
         lambda g, s, p: (jax.tree.map(lambda x: x * jnp.where(s == 14, jnp.inf, 0.0), g), s + 1),
     )
     step = jax.jit(make_train_step(squared_error, optimizer))
-    with pytest.raises(FloatingPointError, match=r"not finite after step 15; .* is .*checkpoints/10$"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite after step 15; .* is .*checkpoints/10$"
+    ):
         fit(
             new_state(optimizer),
             step,
@@ -315,7 +380,9 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
 
 def test_skipped_steps_do_not_stop_the_run():
     optimizer = optax.sgd(0.01)
-    step = make_train_step(lambda p, k, b: squared_error(p, k, b) * b["factor"], optimizer, skip_nonfinite=True)
+    step = make_train_step(
+        lambda p, k, b: squared_error(p, k, b) * b["factor"], optimizer, skip_nonfinite=True
+    )
     batches = lambda i: {**regression(), "factor": np.nan if i == 3 else 1.0}  # noqa: E731
     state = fit(new_state(optimizer), jax.jit(step), batches, 10, progress=False)
     assert int(state.step) == 10 and np.isfinite(state.params["w"]).all()
@@ -324,7 +391,10 @@ def test_skipped_steps_do_not_stop_the_run():
 def test_the_log_has_means_and_no_line_twice_after_resuming(tmp_path):
     optimizer = optax.sgd(0.0)
     step = jax.jit(make_train_step(lambda p, k, b: 0.0 * p["w"].sum() + b, optimizer))
-    batches, settings = (lambda i: jnp.float64(i)), {"log_every": 4, "checkpoint_every": 10, "progress": False}
+    batches, settings = (
+        (lambda i: jnp.float64(i)),
+        {"log_every": 4, "checkpoint_every": 10, "progress": False},
+    )
     called = []
     fit(
         new_state(optimizer), step, batches, 20, directory=tmp_path, tensorboard=True,
@@ -335,7 +405,8 @@ def test_the_log_has_means_and_no_line_twice_after_resuming(tmp_path):
     assert called == [(8, 8), (16, 16)]
     assert any((tmp_path / "tensorboard").iterdir())
 
-    (tmp_path / "checkpoints" / "20").rename(tmp_path / "gone")  # as if killed before it was written
+    # as if killed before it was written
+    (tmp_path / "checkpoints" / "20").rename(tmp_path / "gone")
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 24, "lo')
     fit(new_state(optimizer), step, batches, 24, directory=tmp_path, **settings)
@@ -369,9 +440,14 @@ def test_batches_that_cannot_be_resumed_or_end_early(tmp_path):
     run = lambda batches, n, folder=None: fit(  # noqa: E731
         new_state(optimizer), step, batches, n, directory=folder, progress=False
     )
-    with pytest.raises(ValueError, match="a function of the step or an iterator with get_state and"):
+    with pytest.raises(
+        ValueError, match="a function of the step or an iterator with get_state and"
+    ):
         run(iter([regression()]), 1, tmp_path)
-    with pytest.raises(ValueError, match="batches: expected a function of the step or an iterator, got <class 'list'>"):
+    with pytest.raises(
+        ValueError,
+        match="batches: expected a function of the step or an iterator, got <class 'list'>",
+    ):
         run([regression()], 1)
     with pytest.raises(ValueError, match="batches: expected num_steps batches, got 2"):
         run(iter([regression()] * 2), 3)
@@ -389,7 +465,11 @@ def test_batches_that_cannot_be_resumed_or_end_early(tmp_path):
 def test_the_progress_bar_shows_the_loss(capsys):
     optimizer = optax.sgd(0.01)
     fit(
-        new_state(optimizer), jax.jit(make_train_step(squared_error, optimizer)), lambda i: regression(), 5, log_every=1
+        new_state(optimizer),
+        jax.jit(make_train_step(squared_error, optimizer)),
+        lambda i: regression(),
+        5,
+        log_every=1,
     )
     err = capsys.readouterr().err
     assert "5/5" in err and "loss" in err and "step/s" in err

@@ -21,7 +21,9 @@ def test_functional_is_the_module_and_back():
     doubled = merge(apply, jax.tree.map(lambda p: 2 * p, params))
     assert type(doubled) is nnx.Linear
     np.testing.assert_allclose(doubled(x), 2 * module(x))
-    with pytest.raises(ValueError, match=r"to be an nnx.Param, got mean: BatchStat, var: BatchStat"):
+    with pytest.raises(
+        ValueError, match=r"to be an nnx.Param, got mean: BatchStat, var: BatchStat"
+    ):
         functional(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
 
 
@@ -48,7 +50,9 @@ class DropEquinox(eqx.Module):
 
 
 def dropping(kind):
-    """The parameters of a network with dropout, `call(params, x, key)`, and the same by the module itself."""
+    """The parameters of a network with dropout, `call(params, x, key)`, and the same by the module
+    itself.
+    """
     if kind == "nnx":
         module = DropNNX()
         apply, params = functional(module)
@@ -65,7 +69,9 @@ def dropping(kind):
 
 @pytest.mark.parametrize("kind", ["nnx", "linen", "equinox"])
 def test_a_key_reaches_the_dropout_of_a_network_that_trains(kind):
-    """A dropped output is 0, a kept one is doubled: the loss tells which, and only the kept ones train."""
+    """A dropped output is 0, a kept one is doubled: the loss tells which, and only the kept ones
+    train.
+    """
     params, call, module = dropping(kind)
     x = regression()["x"].astype(np.float32)
     plain = np.array(jax.vmap(module)(x))
@@ -80,9 +86,11 @@ def test_a_key_reaches_the_dropout_of_a_network_that_trains(kind):
     state, metrics = step(init_state(jax.random.key(0), params, optimizer), x)
     kept = np.array(metrics["outputs"]) != 0
     np.testing.assert_allclose(metrics["outputs"], np.where(kept, 2 * plain, 0), rtol=1e-5)
-    assert 0 < kept.mean() < 1 and len({tuple(row) for row in kept.tolist()}) > 1  # each example has its own
+    # each example has its own
+    assert 0 < kept.mean() < 1 and len({tuple(row) for row in kept.tolist()}) > 1
 
-    # The gradient of mean(outputs^2) with respect to the bias is 2 / 16 times the sum of 2 outputs, of those kept.
+    # The gradient of mean(outputs^2) with respect to the bias is 2 / 16 times the sum of 2 outputs,
+    # of those kept.
     bias = next(leaf for leaf in jax.tree.leaves(params) if leaf.shape == (2,))
     moved = next(leaf for leaf in jax.tree.leaves(state.ema) if leaf.shape == (2,))
     gradient = 2 / 16 * np.sum(2 * np.array(metrics["outputs"]), axis=0)

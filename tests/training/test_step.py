@@ -38,13 +38,17 @@ def test_one_step_of_gradient_descent_in_closed_form():
 
 def test_an_empty_batch_is_refused():
     """Its mean is NaN."""
-    with pytest.raises(ValueError, match=r"batch: expected examples, got an array of shape \(0, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"batch: expected examples, got an array of shape \(0, 3\)"
+    ):
         make_train_step(squared_error, optax.sgd(0.1))(new_state(optax.sgd(0.1)), regression(0))
 
 
 def test_a_loss_may_return_metrics_and_must_be_a_scalar():
     optimizer = optax.sgd(0.1)
-    step = make_train_step(lambda p, k, b: (squared_error(p, k, b), {"size": jnp.sum(p["w"] ** 2)}), optimizer)
+    step = make_train_step(
+        lambda p, k, b: (squared_error(p, k, b), {"size": jnp.sum(p["w"] ** 2)}), optimizer
+    )
     assert float(step(new_state(optimizer), regression())[1]["size"]) == 5.25
     step = make_train_step(lambda p, k, b: p["w"], optimizer)
     with pytest.raises(ValueError, match=r"loss: expected a scalar .* got shape \(3,\)"):
@@ -53,12 +57,18 @@ def test_a_loss_may_return_metrics_and_must_be_a_scalar():
 
 def test_each_step_draws_its_own_noise_and_the_key_stays():
     optimizer = optax.sgd(0.0)
-    step = jax.jit(make_train_step(lambda p, key, b: (0.0 * p["w"].sum(), {"u": jax.random.uniform(key)}), optimizer))
+    step = jax.jit(
+        make_train_step(
+            lambda p, key, b: (0.0 * p["w"].sum(), {"u": jax.random.uniform(key)}), optimizer
+        )
+    )
     state, drawn = new_state(optimizer), []
     for _ in range(3):
         state, metrics = step(state, None)
         drawn.append(float(metrics["u"]))
-    expected = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(0), i))) for i in range(3)]
+    expected = [
+        float(jax.random.uniform(jax.random.fold_in(jax.random.key(0), i))) for i in range(3)
+    ]
     assert drawn == expected and len(set(drawn)) == 3
 
 
@@ -102,11 +112,15 @@ def infinite_gradient(params, key, batch):
     return jnp.sum(jnp.sqrt(params["w"] - batch))
 
 
-@pytest.mark.parametrize("loss", [infinite_gradient, lambda p, k, b: jnp.log(p["w"] - b).sum() * jnp.nan])
+@pytest.mark.parametrize(
+    "loss", [infinite_gradient, lambda p, k, b: jnp.log(p["w"] - b).sum() * jnp.nan]
+)
 def test_a_step_that_is_not_finite_is_skipped_if_asked(loss):
     optimizer = optax.adam(0.1)
     state = init_state(jax.random.key(0), {"w": jnp.ones(3)}, optimizer)
-    after, metrics = jax.jit(make_train_step(loss, optimizer, skip_nonfinite=True))(state, jnp.ones(3))
+    after, metrics = jax.jit(make_train_step(loss, optimizer, skip_nonfinite=True))(
+        state, jnp.ones(3)
+    )
     assert int(metrics["skipped"]) == 1 and int(after.step) == 1
     for kept, before in zip(jax.tree.leaves(after[:3]), jax.tree.leaves(state[:3]), strict=True):
         np.testing.assert_array_equal(kept, before)
@@ -115,7 +129,9 @@ def test_a_step_that_is_not_finite_is_skipped_if_asked(loss):
 
 
 def test_one_update_of_several_micro_batches_is_one_step():
-    """Gradient descent on (w - 1)^2 from 0: w = 1 - 0.8^n after n updates, of which the average has its closed form."""
+    """Gradient descent on (w - 1)^2 from 0: w = 1 - 0.8^n after n updates, of which the average has
+    its closed form.
+    """
     optimizer = optax.sgd(0.1)
     loss = lambda params, key, batch: jnp.mean((params - batch) ** 2)  # noqa: E731
     step = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.9), accumulate=4))
@@ -142,7 +158,9 @@ def test_micro_batches_take_the_step_of_their_union(name):
     loss = lambda *args: (squared_error(*args), {"first": args[2]["x"][:, 0].mean()})  # noqa: E731
     start, batch = new_state(optimizer), regression(12)
     expected = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.75)))(start, batch)
-    got = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.75), accumulate=4))(start, batch)
+    got = jax.jit(make_train_step(loss, optimizer, ema=constant_ema(0.75), accumulate=4))(
+        start, batch
+    )
     assert_trees_agree(got, expected)
 
 
@@ -156,7 +174,9 @@ def assert_trees_agree(got, expected, rtol=1e-12):
 
 def test_each_micro_batch_draws_its_own_noise():
     optimizer = optax.sgd(0.1)
-    got, _ = jax.jit(make_train_step(noisy, optimizer, accumulate=4))(new_state(optimizer), regression())
+    got, _ = jax.jit(make_train_step(noisy, optimizer, accumulate=4))(
+        new_state(optimizer), regression()
+    )
     key = jax.random.fold_in(jax.random.key(0), 0)
     noise = np.mean([jax.random.normal(jax.random.fold_in(key, i), (3,)) for i in range(4)], axis=0)
     quiet, _ = make_train_step(squared_error, optimizer)(new_state(optimizer), regression())
@@ -164,10 +184,14 @@ def test_each_micro_batch_draws_its_own_noise():
 
 
 def test_gradients_accumulate_in_float32():
-    """Each of 1024 micro-batches has the gradient 1. In bfloat16 a sum of 1 / 1024 each ends at 1 / 4."""
+    """Each of 1024 micro-batches has the gradient 1. In bfloat16 a sum of 1 / 1024 each ends at 1 /
+    4.
+    """
     optimizer = optax.sgd(1.0)
     step = make_train_step(lambda p, k, b: p * b.mean(), optimizer, accumulate=1024)
-    state, metrics = step(init_state(jax.random.key(0), jnp.zeros((), jnp.bfloat16), optimizer), jnp.ones(1024))
+    state, metrics = step(
+        init_state(jax.random.key(0), jnp.zeros((), jnp.bfloat16), optimizer), jnp.ones(1024)
+    )
     assert state.params.dtype == jnp.bfloat16
     np.testing.assert_array_equal((state.params, metrics["grad_norm"]), (-1, 1))
 
@@ -179,9 +203,15 @@ def test_micro_batches_need_less_memory():
         return jnp.mean(batch**2)
 
     optimizer = optax.sgd(0.1)
-    state, batch = init_state(jax.random.key(0), jnp.ones((8, 16, 16)), optimizer), jnp.ones((4096, 16))
+    state, batch = (
+        init_state(jax.random.key(0), jnp.ones((8, 16, 16)), optimizer),
+        jnp.ones((4096, 16)),
+    )
     memory = [
-        jax.jit(make_train_step(loss, optimizer, accumulate=k)).lower(state, batch).compile().memory_analysis()
+        jax.jit(make_train_step(loss, optimizer, accumulate=k))
+        .lower(state, batch)
+        .compile()
+        .memory_analysis()
         for k in (1, 16)
     ]
     assert memory[1].temp_size_in_bytes < memory[0].temp_size_in_bytes / 4
@@ -190,12 +220,18 @@ def test_micro_batches_need_less_memory():
 def test_a_batch_that_cannot_be_split_is_refused():
     optimizer = optax.sgd(0.1)
     for accumulate in (0, -1, 2.0, None):
-        with pytest.raises(ValueError, match=f"accumulate: expected a positive integer, got {accumulate}"):
+        with pytest.raises(
+            ValueError, match=f"accumulate: expected a positive integer, got {accumulate}"
+        ):
             make_train_step(squared_error, optimizer, accumulate=accumulate)
     step = make_train_step(squared_error, optimizer, accumulate=3)
-    with pytest.raises(ValueError, match=r"multiple of accumulate=3, got shape \(8, 3\) at batch\['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"multiple of accumulate=3, got shape \(8, 3\) at batch\['x'\]"
+    ):
         step(new_state(optimizer), regression(8))
-    with pytest.raises(ValueError, match=r"multiple of accumulate=3, got shape \(\) at batch\['i'\]"):
+    with pytest.raises(
+        ValueError, match=r"multiple of accumulate=3, got shape \(\) at batch\['i'\]"
+    ):
         step(new_state(optimizer), {"i": 0, **regression(9)})
 
 
@@ -214,14 +250,20 @@ def test_a_step_that_is_finite_is_not_changed_by_skipping():
 def on_devices():
     """The losses and states of one run, with different numbers of devices."""
     worker = pathlib.Path(__file__).parents[1] / "devices_worker.py"
-    out = subprocess.run([sys.executable, worker], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, worker], capture_output=True, text=True, check=True
+    ).stdout
     return json.loads(out)
 
 
-@pytest.mark.parametrize("placed", ["data 2", "data 8", "fsdp 8", "data 2, model 4", "micro data 8"])
+@pytest.mark.parametrize(
+    "placed", ["data 2", "data 8", "fsdp 8", "data 2, model 4", "micro data 8"]
+)
 def test_any_number_of_devices_trains_the_model_of_one(on_devices, placed):
     losses, state = on_devices[placed]
-    expected_losses, expected_state = on_devices["micro one" if placed.startswith("micro") else "one"]
+    expected_losses, expected_state = on_devices[
+        "micro one" if placed.startswith("micro") else "one"
+    ]
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-12)
     for name, leaf in state.items():
         np.testing.assert_allclose(leaf, expected_state[name], rtol=1e-12, atol=1e-14, err_msg=name)
@@ -232,6 +274,11 @@ def test_micro_batches_leave_the_examples_on_their_devices():
     optimizer = optax.sgd(0.1)
     batch = jax.device_put(regression(16), jax.NamedSharding(mesh, jax.P("data")))
     state = jax.device_put(new_state(optimizer), jax.NamedSharding(mesh, jax.P()))
-    program = jax.jit(make_train_step(squared_error, optimizer, accumulate=2)).lower(state, batch).compile().as_text()
+    program = (
+        jax.jit(make_train_step(squared_error, optimizer, accumulate=2))
+        .lower(state, batch)
+        .compile()
+        .as_text()
+    )
     assert "all-reduce(" in program
     assert not re.search(r"all-to-all\(|all-gather\(|collective-permute\(", program)

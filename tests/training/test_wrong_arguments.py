@@ -45,15 +45,30 @@ MISTAKES = {
         lambda: make_train_step(SGD, squared_error),
         r"loss: expected a function \(params, key, batch\) -> a scalar, got an instance of GradientTransformation",
     ),
-    "a network as loss": (lambda: make_train_step(linear(), SGD), r"loss: .* got an instance of Linear"),
-    "a seed": (lambda: init_state(0, jnp.ones(2), SGD), r"key: expected a key such as jax.random.key\(0\), got 0"),
+    "a network as loss": (
+        lambda: make_train_step(linear(), SGD),
+        r"loss: .* got an instance of Linear",
+    ),
+    "a seed": (
+        lambda: init_state(0, jnp.ones(2), SGD),
+        r"key: expected a key such as jax.random.key\(0\), got 0",
+    ),
     "keys": (
         lambda: init_state(jax.random.split(jax.random.key(0)), jnp.ones(2), SGD),
         r"key: expected one key, got an array of keys of shape \(2,\)",
     ),
-    "an NNX module": (lambda: init_state(KEY_0, linear(), SGD), rf"params: .* got an instance of Linear .*{SPLIT}"),
-    "modules": (lambda: init_state(KEY_0, {"a": linear()}, SGD), r"got an instance of Linear at params\['a'\]"),
-    "a linen module": (lambda: init_state(KEY_0, linen.Dense(2), SGD), rf"got an instance of Dense at .*{SPLIT}"),
+    "an NNX module": (
+        lambda: init_state(KEY_0, linear(), SGD),
+        rf"params: .* got an instance of Linear .*{SPLIT}",
+    ),
+    "modules": (
+        lambda: init_state(KEY_0, {"a": linear()}, SGD),
+        r"got an instance of Linear at params\['a'\]",
+    ),
+    "a linen module": (
+        lambda: init_state(KEY_0, linen.Dense(2), SGD),
+        rf"got an instance of Dense at .*{SPLIT}",
+    ),
     "an Equinox module": (
         lambda: init_state(KEY_0, eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)), SGD),
         rf"got an instance of custom_jvp at params.activation; .*{SPLIT}",
@@ -87,10 +102,19 @@ MISTAKES = {
         r"state: .* got a deleted one at state.params\['w'\]: .*donate_argnums=0 .*the state that it returned",
     ),
     "a state that fit consumed": (
-        lambda: fit(donated(), make_train_step(squared_error, SGD), lambda i: regression(), 3, progress=False),
+        lambda: fit(
+            donated(),
+            make_train_step(squared_error, SGD),
+            lambda i: regression(),
+            3,
+            progress=False,
+        ),
         r"state: .* got a deleted one at state.params\['w'\]: .*the state that it returned",
     ),
-    "donated parameters": (lambda: init_state(KEY_0, donated().params, SGD), r"got a deleted one at params\['w'\]"),
+    "donated parameters": (
+        lambda: init_state(KEY_0, donated().params, SGD),
+        r"got a deleted one at params\['w'\]",
+    ),
     "a donated average": (
         lambda: merge(functional(linear())[0], donated().ema),
         r"got a deleted one at params\['w'\]",
