@@ -6,8 +6,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import apply_images, batch_norm, check_settings
-from diffjax.torch_files import load_tensors, read_tensors
+from ..networks._layers import apply_images, batch_norm, check_settings
+from ..torch_files import load_tensors, read_tensors
 
 __all__ = ["EfficientNetLite0", "efficientnet_lite0"]
 

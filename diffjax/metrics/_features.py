@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._checks import as_float, is_concrete
+from .._checks import as_float, is_concrete
 
 # of the largest array that a pass over pairs may build, unless one row of x needs more
 _ELEMENTS = 2**26

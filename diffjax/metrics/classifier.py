@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from diffjax._checks import check_that
-
+from .._checks import check_that
 from ._features import features, host_features, nan_unless_finite, pair
 
 __all__ = ["classifier_accuracy_score", "inception_score"]

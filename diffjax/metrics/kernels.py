@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from diffjax._numerics import safe_sqrt
-from diffjax._once import once
-
+from .._numerics import safe_sqrt
+from .._once import once
 from ._features import block_rows, map_distances, map_rows, pair
 
 __all__ = ["KernelDistance", "energy_distance", "kernel_distance", "mmd", "polynomial_kernel"]

@@ -5,8 +5,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._checks import as_float
-from diffjax._numerics import safe_sqrt
+from .._checks import as_float
+from .._numerics import safe_sqrt
 
 __all__ = ["curvature", "path_energy", "path_length"]
 

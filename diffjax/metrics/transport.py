@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from diffjax._checks import check_number
-
+from .._checks import check_number
 from ._features import host_features, pair
 
 __all__ = ["sliced_wasserstein", "wasserstein"]

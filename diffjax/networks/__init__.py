@@ -7,9 +7,9 @@ as it is. A network draws random numbers only for dropout, from the key of the c
 explicit axes the output is sharded as x. The guide is `docs/networks.md`.
 """
 
-from diffjax.networks._layers import Attention, ClassEmbedding
-from diffjax.networks.dit import DiT
-from diffjax.networks.mlp import MLP
-from diffjax.networks.unet import UNet
+from ._layers import Attention, ClassEmbedding
+from .dit import DiT
+from .mlp import MLP
+from .unet import UNet
 
 __all__ = ["MLP", "Attention", "ClassEmbedding", "DiT", "UNet"]

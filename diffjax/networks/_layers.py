@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
-from diffjax._checks import as_float, check_that, is_concrete
+from .._checks import as_float, check_that, is_concrete
 
 __all__ = [
     "Attention",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import (
+from ._layers import (
     Attention,
     Embedding,
     apply_flat,

@@ -12,12 +12,12 @@ at each call of a jitted function, and optax, the average and Orbax need to know
 Nothing here depends on diffusion.
 """
 
-from diffjax.training import checkpoints
-from diffjax.training.data import check_labels, in_memory
-from diffjax.training.ema import constant_ema, power_ema
-from diffjax.training.loop import fit
-from diffjax.training.modules import functional, merge
-from diffjax.training.step import TrainState, init_state, make_train_step
+from . import checkpoints
+from .data import check_labels, in_memory
+from .ema import constant_ema, power_ema
+from .loop import fit
+from .modules import functional, merge
+from .step import TrainState, init_state, make_train_step
 
 __all__ = [
     "TrainState",

@@ -24,8 +24,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from diffjax.training._fingerprint import describe, fingerprint, is_key, named, text
-from diffjax.training._processes import gather, is_main, together
+from ._fingerprint import describe, fingerprint, is_key, named, text
+from ._processes import gather, is_main, together
 
 try:
     import fcntl

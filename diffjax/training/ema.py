@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffjax._bind import bind
-from diffjax._checks import check_number, check_that
+from .._bind import bind
+from .._checks import check_number, check_that
 
 __all__ = ["constant_ema", "power_ema"]
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._checks import check_alive
-from diffjax.training import checkpoints
-from diffjax.training._fingerprint import fingerprint, named, text
-from diffjax.training._log import metrics_log, progress_bar, say
-from diffjax.training._processes import Signals, Stop, gather, is_main
+from .._checks import check_alive
+from . import checkpoints
+from ._fingerprint import fingerprint, named, text
+from ._log import metrics_log, progress_bar, say
+from ._processes import Signals, Stop, gather, is_main
 
 __all__ = ["fit"]
 

@@ -5,8 +5,8 @@ from typing import Any
 from flax import nnx
 from jax.tree_util import Partial
 
-from diffjax._bind import bind
-from diffjax._checks import check_alive, described
+from .._bind import bind
+from .._checks import check_alive, described
 
 __all__ = ["functional", "merge"]
 

@@ -13,8 +13,8 @@ import optax.contrib
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from diffjax._checks import accepted, check_alive, described
-from diffjax.training.ema import constant_ema
+from .._checks import accepted, check_alive, described
+from .ema import constant_ema
 
 __all__ = ["TrainState", "init_state", "make_train_step"]
 
