@@ -1,15 +1,16 @@
 """Diffusion models as pure functions in JAX.
 
-Every capability is a plain function; a configured capability is that function with its data bound
-(`bind`), hence a pytree that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an
-ordinary argument. Time runs from data, t = 0, to the prior, t = 1, and
-`x_t = alpha(t) x0 + sigma(t) eps`. A number such as (1.18) is that of an equation of the book
+Every capability is a plain function. A configured capability is that function with its data bound
+(`bind`), a pytree that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary
+argument. Time runs from the data, t = 0, to the prior, t = 1, and
+`x_t = alpha(t) x0 + sigma(t) eps`. A number such as (1.18) refers to an equation of the book
 chapter that this library implements; docs/equations.md lists them all.
 
-This namespace has what a first program needs. The rest is in the modules `schedules`, `grids`,
-`times`, `process`, `parametrizations`, `exact`, `dynamics`, `divergence`, `guidance`, `losses`,
-`weightings`, `samplers`, `optimal_grids`, `solve`, `likelihood`, `couplings`, and with Flax, Optax
-and Orbax `networks`, `features`, `training`, `metrics`, `torch_files`.
+The names below are enough for a first program. Everything else is in the modules `schedules`,
+`grids`, `times`, `process`, `parametrizations`, `exact`, `dynamics`, `divergence`, `guidance`,
+`losses`, `weightings`, `samplers`, `optimal_grids`, `solve` and `likelihood`. The modules
+`couplings`, `networks`, `features`, `training`, `metrics` and `torch_files` are imported on first
+use, because they need SciPy, Flax, Optax or Orbax.
 """
 
 import importlib
@@ -94,7 +95,7 @@ _LAZY = ("couplings", "features", "metrics", "networks", "torch_files", "trainin
 
 
 def __getattr__(name):
-    """Modules that import Flax, Optax, Orbax or SciPy, on first use."""
+    """Imports the modules that need Flax, Optax, Orbax or SciPy on first use."""
     if name in _LAZY:
         return importlib.import_module(f"diffjax.{name}")
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")

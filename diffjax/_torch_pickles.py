@@ -1,9 +1,9 @@
-"""State dicts in the pickles of `torch.save`, read without PyTorch and without running anything.
+"""Reads state dicts from pickles of `torch.save`, without PyTorch and without running their code.
 
-Unpickling runs whatever the file asks for. Here it may ask for what a state dict is made of (an
-ordered dict, tensors, their storages and dtypes) and for nothing else. A tensor is a strided view
-of a storage: element i lies at `offset + i . stride`. Whatever a file says, reading it takes time
-and memory linear in its size.
+Ordinary unpickling runs whatever the file asks for. Here a file may ask only for the parts of a
+state dict: an ordered dict, tensors, their storages and dtypes. A tensor is a strided view of a
+storage: element i lies at `offset + i . stride`. Reading takes time and memory linear in the size
+of the file, whatever the file says.
 """
 
 import io
@@ -21,7 +21,7 @@ import numpy as np
 
 __all__ = ["read_legacy", "read_zip"]
 
-_DTYPES = [  # numpy's and torch's name, torch's storage
+_DTYPES = [  # (name in numpy and torch, torch's storage)
     ("float64", "Double"),
     ("float32", "Float"),
     ("float16", "Half"),
@@ -39,24 +39,24 @@ _DTYPES = [  # numpy's and torch's name, torch's storage
     ("bool", "Bool"),
 ]
 _NUMPY = {name: jnp.dtype(name) for name, _ in _DTYPES}
-# The first object of a torch file of before version 1.6.
+# The first object of a file that PyTorch wrote before version 1.6.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """PREFIX/data.pkl is the pickle, PREFIX/data/KEY the bytes of a storage."""
+    """Reads a zip: PREFIX/data.pkl is the pickle, PREFIX/data/KEY the bytes of a storage."""
     length = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries = _as_dict([(entry.filename, entry) for entry in archive.infolist()])
         for name, entry in entries.items():
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{name} is compressed, and torch.save compresses nothing")
+                raise ValueError(f"{name} is compressed, which torch.save never does")
         size = sum(entry.file_size for entry in entries.values())
         if size > length:
             raise ValueError(f"its entries have {size} bytes, the file {length}")
         pickled = next((name for name in entries if name.endswith("/data.pkl")), None)
         if pickled is None:
-            raise ValueError("it is a zip archive, but not of torch.save: there is no data.pkl")
+            raise ValueError("it is a zip archive without data.pkl, not one of torch.save")
         prefix = pickled.removesuffix("data.pkl")
         if prefix + "byteorder" in entries and archive.read(prefix + "byteorder") != b"little":
             raise ValueError("it is not little-endian")
@@ -67,9 +67,9 @@ def read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Five pickles (magic number, version, platform, state dict, keys), then every storage.
+    """Reads five pickles (magic number, version, platform, state dict, keys), then all storages.
 
-    A storage is its length and its bytes.
+    A storage is its length, followed by its bytes.
     """
     data = path.read_bytes()
     file = io.BytesIO(data)
@@ -95,7 +95,7 @@ def read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 class _Dict:
-    """A dict of a pickle, as pairs: hashing the keys could take for ever."""
+    """A dict in a pickle, kept as pairs because hashing its keys could take forever."""
 
     __slots__ = ("pairs",)
 
@@ -133,7 +133,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any = Non
 
 
 def _check_sizes(name: str, sizes: Any) -> None:
-    """Checks that there are at most 64 sizes, each of 64 bits: their product is quick to compute."""
+    """Checks for at most 64 sizes of 64 bits each, so that their product is quick to compute."""
     known = isinstance(sizes, tuple | list) and len(sizes) <= 64
     if not known or any(type(n) is not int or abs(n) >= 2**63 for n in sizes):
         raise ValueError(
@@ -154,12 +154,12 @@ _ADMITTED = {  # what a pickle may ask for
 
 
 def _unpickle(file: io.BytesIO) -> Any:
-    """Reads one pickle of a torch file, from the file's position on.
+    """Reads the next pickle of a torch file.
 
     It knows the opcodes that state dicts are written with. It calls only what `_ADMITTED` holds,
     sets no attribute and hashes no object of the pickle, so time and memory are linear in its
-    length. (`pickle.Unpickler` allocates what a memo index asks for, and hashes nested tuples for
-    ever.)
+    length. (`pickle.Unpickler` allocates what a memo index asks for, and can hash nested tuples
+    forever.)
     """
     stack, marks, memo = [], [], {}
 
@@ -219,7 +219,7 @@ def _unpickle(file: io.BytesIO) -> Any:
             case "BUILD":  # an ordered dict's attributes, where torch keeps the version
                 stack.pop()
             case name:
-                raise ValueError(f"its pickle holds {name}, and a state dict's does not")
+                raise ValueError(f"its pickle holds {name}, which no state dict needs")
     return stack.pop()
 
 
@@ -228,13 +228,14 @@ def _find(module: Any, name: Any) -> Any:
     found = _ADMITTED.get(f"{module}.{name}".replace("torch.cuda.", "torch."))
     if found is None:
         raise ValueError(
-            f"it wants to load {module}.{name}, and only tensors are admitted; in PyTorch, save network.state_dict()"
+            f"it wants to load {module}.{name}, and only tensors are admitted; "
+            "in PyTorch, save network.state_dict()"
         )
     return found
 
 
 def _persistent(pid: Any) -> _Storage:
-    """The storage that a persistent id describes: dtype, key, location and size; once a view, too."""
+    """The storage that a persistent id describes: dtype, key, location, size; once also a view."""
     match pid:
         case ("storage", np.dtype() as dtype, str(key), _, _):
             return _Storage(key, dtype)
@@ -254,7 +255,7 @@ def _check_strings(keys: Any) -> None:
 
 
 def _as_dict(pairs: list) -> dict[str, Any]:
-    """A dict of the pairs. Checks that the keys are strings, and that none comes twice."""
+    """Returns the pairs as a dict. Checks that the keys are strings, and that none occurs twice."""
     _check_strings(key for key, _ in pairs)
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -271,13 +272,14 @@ def _tensors(state: Any) -> dict[str, _Tensor]:
     ]
     if others:
         raise ValueError(
-            f"expected a flat dict of tensors, but {', '.join(others[:5])}; in PyTorch, save network.state_dict()"
+            f"expected a flat dict of tensors, but {', '.join(others[:5])}; "
+            "in PyTorch, save network.state_dict()"
         )
     return tensors
 
 
 def _array(name: str, tensor: _Tensor, buffers: Mapping[str, Any]) -> np.ndarray:
-    """The view of a storage, checked to lie inside of it."""
+    """The tensor as a view of its storage. Checks that it lies inside."""
     storage, dtype, offset, shape, stride = tensor
     buffer = buffers[storage.key]
     size = len(buffer) // dtype.itemsize

@@ -212,7 +212,7 @@ VALUES = {  # (call, what the message must say)
     ),
     "bridge of shapes": (
         lambda: process.brownian_bridge(x2, x2[:, None], x2, 0.5, 1.0),
-        r"x0, x1, eps, t: expected three of one shape",
+        r"x0, x1, eps, t: expected three arrays of one shape",
     ),
     "a goal of another shape": (
         lambda: losses.flow_matching(lambda x, t: x, lambda x, t: x[:1], x2, 0.5),
