@@ -13,7 +13,7 @@ from .._numerics import phis
 from .._varying import stack, zeros_of
 from ..schedules import half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
-from ._interpolation import eps_of, places, x0_of
+from ._interpolation import predict_eps, places, predict_x0
 from ._sample import one_step
 from ._singlestep import Stages, run_stages
 
@@ -98,7 +98,7 @@ def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5)
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_2, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_eps, stages_2, (r1,)))
 
 
 def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
@@ -126,7 +126,7 @@ def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, x0_of, stages_2s, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_x0, stages_2s, (r1,)))
 
 
 def dpm_solver_3(
@@ -159,7 +159,7 @@ def dpm_solver_3(
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1, r2)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_3, (r1, r2)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_eps, stages_3, (r1, r2)))
 
 
 def _check_ratios(*ratios):

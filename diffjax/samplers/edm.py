@@ -10,7 +10,7 @@ from .._numerics import safe_sqrt
 from .._varying import stack, zeros_of
 from ..schedules import alpha_sigma, coefficients, half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
-from ._interpolation import Place, eps_of
+from ._interpolation import Place, predict_eps
 from ._sample import one_step
 from ._singlestep import Stages, run_stages
 
@@ -82,7 +82,7 @@ def _heun_step(denoise, schedule, key, x, t, s):
     )
     weights = stack([zeros_of(half_step), jnp.where(more, half_step, 0.0)])
     stages = Stages(stack([t, jnp.where(more, s, t)]), target, weights)
-    return run_stages(denoise, eps_of, x, stages)[0][0]
+    return run_stages(denoise, predict_eps, x, stages)[0][0]
 
 
 def _churned_step(denoise, schedule, churn, noise_min, noise_max, noise_scale, key, x, t, s):

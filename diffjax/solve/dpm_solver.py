@@ -16,7 +16,7 @@ from .._checks import as_float, check_that
 from .._once import once
 from .._varying import error_if, varying_carry
 from ..grids import uniform_log_snr
-from ..samplers._interpolation import eps_of
+from ..samplers._interpolation import predict_eps
 from ..samplers._singlestep import Stages, run_stages
 from ..samplers.dpm_solver import stages_1, stages_2, stages_3
 from ..samplers.kernels import towards
@@ -142,7 +142,7 @@ def _adapt(denoise, schedule, x, t, s, pair, rtol, atol, first_step, safety, max
         last = h >= end - now
         target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
         stages = pair.stages(schedule, t, target)
-        (high, start), differences = run_stages(denoise, eps_of, x, stages)
+        (high, start), differences = run_stages(denoise, predict_eps, x, stages)
         low = pair.lower(schedule, t, target, start, differences)
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))
@@ -237,7 +237,7 @@ def dpm_solver_fast(
         done = n
     stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
     first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
-    (x, _), _ = run_stages(denoise, eps_of, x, stages, first)
+    (x, _), _ = run_stages(denoise, predict_eps, x, stages, first)
     check_that(
         np.isfinite,
         "denoise: expected finite values at all times from start to end, got x={} at the end",
