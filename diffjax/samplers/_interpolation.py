@@ -267,8 +267,8 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
         known.append(jnp.isfinite(node) & (node != 0) & ~repeated)
         v.append(jnp.where(known[j], 1 / jnp.where(known[j], node, 1.0), 0.0))
     if one_node is not None and u:
-        alone = sum(k.astype(int) for k in known) == 1
-        moments = [jnp.where(alone, one_node, moments[0]), *moments[1:]]
+        single = sum(k.astype(int) for k in known) == 1
+        moments = [jnp.where(single, one_node, moments[0]), *moments[1:]]
     u = [jnp.where(known[j], node, 0.0) for j, node in enumerate(u)]
     weights = []
     for j in range(nodes.size):

@@ -94,7 +94,7 @@ def dpm_solver_adaptive(
         x: one sample at time t.
         t: the time of x; its log-SNR must be finite.
         s: the time to stop at, s < t; its log-SNR must be finite.
-        pair: DPM_SOLVER_12 (2 evaluations a step) or DPM_SOLVER_23 (3).
+        pair: DPM_SOLVER_12 (2 evaluations per step) or DPM_SOLVER_23 (3).
         rtol: the relative tolerance of a step.
         atol: the absolute tolerance of a step, in units of x.
         first_step: the first h, in nats of half log-SNR.
