@@ -214,9 +214,9 @@ VALUES = {  # (call, what the message must say)
         lambda: process.brownian_bridge(x2, x2[:, None], x2, 0.5, 1.0),
         r"x0, x1, eps, t: expected three arrays of one shape",
     ),
-    "a goal of another shape": (
+    "a target of another shape": (
         lambda: losses.flow_matching(lambda x, t: x, lambda x, t: x[:1], x2, 0.5),
-        r"expected a goal of the shape of x, \(2,\), got \(1,\)",
+        r"target: expected .* of the shape of x, \(2,\), got \(1,\)",
     ),
     "asymmetric": (
         lambda: exact.gaussian(x2, np.array([[1.0, 0.5], [0.0, 1.0]]), LINEAR),

@@ -988,8 +988,8 @@ def test_adaptive_steps_give_up(solve):
     denoise = gaussian(jnp.asarray(M), jnp.diag(jnp.asarray(V)), schedule)
     run = jax.jit(lambda x: solve(denoise, schedule, x, rtol=1e-4, atol=1e-4, max_steps=3).x)
     for x, message in (
-        (X1, "max_steps = 3"),
-        (np.nan * X1, "not finite, in x or from the denoiser"),
+        (X1, "max_steps: expected enough steps to go from t to s, got 3"),
+        (np.nan * X1, "x: expected finite values of x and the denoiser"),
     ):
         with pytest.raises(RuntimeError, match=message):
             jax.block_until_ready(run(jnp.asarray(x)))

@@ -1,7 +1,7 @@
 """Grids as JSON: their times, and the log-SNR at these times.
 
 The log-SNRs are the noise levels that a grid visits, and they define it on any path. Where two
-paths have the same log-SNR, their x differ by a factor alone, and so do the runs of DDIM or
+paths have the same log-SNR, their x differ only by a factor, and so do the runs of DDIM or
 DPM-Solver on them.
 
 JSON has no infinity. An infinite log-SNR, such as that of `linear` at t = 0, is the string "inf" or
@@ -25,7 +25,8 @@ from ..typing import Schedule
 
 __all__ = ["load_grid", "save_grid"]
 
-# Of half log-SNRs. Rounding a time to float32 changes them by less, except within 1e-4 of t = 1.
+# The tolerance of half log-SNRs. Rounding a time to float32 changes them by less, except within
+# 1e-4 of t = 1.
 _TOLERANCE = 1e-3
 
 
@@ -38,8 +39,8 @@ def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Sche
         schedule: its schedule.
 
     Raises:
-        ValueError: if ts is no vector of at least 2 times that descend within [0, 1], or if the
-            log-SNR does not increase along them.
+        ValueError: if ts is not a vector of at least 2 descending times in [0, 1], or if the
+            log-SNR does not increase along it.
         OSError: if the file cannot be written.
 
     >>> import tempfile
@@ -50,11 +51,8 @@ def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Sche
     """
     ts = _check_grid(ts)
     values = _half_log_snrs(schedule, ts)
-    check_that(
-        _increase,
-        "schedule: expected a log-SNR that increases along ts, got half log-SNRs {}",
-        values,
-    )
+    message = "schedule: expected a log-SNR that increases along ts, got half log-SNRs {}"
+    check_that(_increase, message, values)
     record = {
         "ts": ts.tolist(),
         "half_log_snr": [v if math.isfinite(v) else str(v) for v in values.tolist()],
@@ -67,19 +65,19 @@ def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+
 
     For the schedule that the grid was saved for, these are the saved times. For another schedule,
     `half_log_snr_inverse` finds them. The grid is then as good as before for samplers that depend
-    on the path through the log-SNR alone, such as `ddim` and `dpm_solver_2m`. For others, such as
+    on the path only through the log-SNR, such as `ddim` and `dpm_solver_2m`. For others, such as
     `velocity_adams` and `deis`, find a grid on the path itself.
 
     Args:
         path: the file.
-        schedule: the schedule to use it with.
+        schedule: the schedule to use the grid with.
 
     Returns:
         The grid.
 
     Raises:
-        ValueError: if the file holds no grid that `save_grid` would write, or if the schedule does
-            not reach one of the log-SNRs, for example an infinite one.
+        ValueError: if the file does not hold a grid as `save_grid` writes it, or if the schedule
+            does not reach one of the log-SNRs, for example an infinite one.
         OSError: if the file cannot be read.
 
     >>> import tempfile
@@ -114,9 +112,9 @@ def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+
     missed = ~_agree(nearest, values)
     if missed.any():
         raise ValueError(
-            f"schedule: expected one with half log-SNRs of {shown(values[missed])}, which the grid in {path} visits, got "
-            f"{shown(nearest[missed])} at the nearest times; give the schedule that the grid was saved for, or find a grid "
-            "for this one"
+            f"schedule: expected one with half log-SNRs of {shown(values[missed])}, "
+            f"which the grid in {path} visits, got {shown(nearest[missed])} at the nearest times. "
+            "Give the schedule that the grid was saved for, or find a grid for this one"
         )
     return _check_grid(found)
 

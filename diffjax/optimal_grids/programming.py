@@ -1,4 +1,4 @@
-"""The best grid of every number of steps, by dynamic programming over a table of costs."""
+"""The best grid for every number of steps, by dynamic programming over a table of costs."""
 
 from typing import NamedTuple
 
@@ -17,11 +17,9 @@ class Budgets(NamedTuple):
     """For each number of steps from 1 to K, the cheapest path through a table of costs."""
 
     costs: Float[Array, " K"]
-    """The cost of the cheapest path of k + 1 steps. It is infinite if there is no such path."""
+    """The cost of the cheapest path of k + 1 steps; infinite if there is no such path."""
     paths: Int[Array, "K K+1"]
-    """Its k + 2 candidates, from the first to the last, padded with the last. Meaningless if the
-    cost is infinite.
-    """
+    """The indices of its k + 2 candidates, padded with the last; invalid for an infinite cost."""
 
     def grid(self, ts: Float[Array, " n+1"], steps: int) -> Float[Array, " steps+1"]:
         """The times of the cheapest path.
@@ -42,8 +40,7 @@ class Budgets(NamedTuple):
 
 
 def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
-    """Finds the cheapest path from the first candidate to the last for each number of steps from 1
-    to K.
+    """Finds the cheapest path from the first to the last candidate for each number of steps to K.
 
     `C[k, j] = min_i C[k-1, i] + L[i, j]`: O(K n^2), a scan of (min, +) products.
 
@@ -77,7 +74,6 @@ def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
 
 @once
 def _cheapest(table, n, steps):
-
     def extend(costs, _):
         through = costs[:, None] + table
         best = jnp.argmin(through, axis=0)
@@ -95,9 +91,7 @@ def _cheapest(table, n, steps):
 
         last = varying_carry(lambda j: back(j, steps - 1)[0], jnp.array(n - 1))
         _, path = jax.lax.scan(back, last, jnp.arange(steps)[::-1])
-        path = jnp.concatenate(
-            [path[::-1], zeros_of(path[:1]) + n - 1]
-        )  # where the path has fewer steps its last candidate is repeated
-        return path
+        # a path of fewer steps repeats its last candidate
+        return jnp.concatenate([path[::-1], zeros_of(path[:1]) + n - 1])
 
     return Budgets(costs, jax.vmap(walk_back)(jnp.arange(steps)))

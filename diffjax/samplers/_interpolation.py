@@ -1,37 +1,37 @@
-"""The exponential integrator: what the fast solvers interpolate, and the weights that this gives.
+"""The exponential integrator: what the fast solvers interpolate, and the resulting weights.
 
 With lambda = log(alpha / sigma), u = lambda - lambda_t and h = lambda_s - lambda_t, the probability
 flow from t to s is
 
     data      x_s = sigma_s / sigma_t x_t + alpha_s int_0^h e^(u - h) x0 du
-    noise     x_s = alpha_s / alpha_t x_t - sigma_s int_0^h e^(h - u) eps du                    (1.53)
+    noise     x_s = alpha_s / alpha_t x_t - sigma_s int_0^h e^(h - u) eps du                  (1.53)
     velocity  x_s / (alpha_s + sigma_s) = x_t / (alpha_t + sigma_t) + int (eps - x0) dr,
               with r = sigma / (alpha + sigma)
 
-exactly. If the prediction p (x0, eps or eps - x0) stays what it is at t, each of the three is DDIM.
-A solver of higher order replaces p by a polynomial through the values p_j at other nodes u_j, which
-adds
+exactly. If the prediction p (x0, eps or eps - x0) keeps its value at t, each of the three is DDIM.
+A solver of higher order replaces p by a polynomial that also takes the values p_j at nodes u_j:
 
     x_s = alpha_s x0 + sigma_s eps + sum_j w_j (p_j - p),
-    sum_j w_j u_j^k = m_k,   m_k = int_0^h kernel(u) u^k du                                    (1.55)
+    sum_j w_j u_j^k = m_k,   m_k = int_0^h kernel(u) u^k du                                   (1.55)
 
-for k = 1 ... the number of nodes. So a solver is an `Interpolation`: a prediction, the variable u,
-and the moments m_k, which are phi-functions for the first two:
+for k from 1 to the number of nodes. So a solver is an `Interpolation`: a prediction, the variable
+u, and the moments m_k. For x0 and eps in the log-SNR, the moments are phi-functions:
 
     data_prediction            DPM-Solver++ (2M, 3M and SDE), UniPC, SA-Solver, data_adams
     noise_prediction           DPM-Solver's multistep form, noise_adams
     noise_prediction_in_time   DEIS
     velocity_prediction        velocity_adams
 
-The nodes are earlier predictions. A corrector has the prediction at the end of the step among them.
+The nodes are earlier predictions. A corrector also uses the prediction at the end of the step.
 
-A node at infinity (before the first step, or where alpha or sigma is 0) has the weight 0, which is
-its limit, so the lower orders of the first steps need no counting. A step of infinite h is DDIM.
+A node at infinity (before the first step, or where alpha or sigma is 0) has weight 0, its limit.
+So the first steps have lower orders without being counted. A step of infinite h is DDIM.
 
-A step that is long beside the distances of its nodes lowers its order. There a polynomial of high
-degree is extrapolated far beyond its nodes, and the w_j are large: small differences p_j - p become
-large errors. So the order is the highest at which sum_j |w_j| stays below a multiple of m_0, the
-weight of p itself (`limited_weights`). Even steps keep every order.
+A step that is long compared with the distances of its nodes takes a lower order. In such a step, a
+polynomial of high degree is extrapolated far beyond its nodes and the w_j are large, so that small
+differences p_j - p become large errors. The order is therefore the highest at which sum_j |w_j|
+stays below a multiple of m_0, the weight of p itself (`limited_weights`). Even steps keep every
+order.
 """
 
 import math
@@ -51,7 +51,7 @@ from ..typing import Estimate, Schedule, Time
 
 
 class Place(NamedTuple):
-    """A time, and what the schedule is there."""
+    """A time, and the values of the schedule there."""
 
     t: Float[Array, ""]
     alpha: Float[Array, ""]
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 
 
 def places(schedule: Schedule, *ts: Time) -> tuple[Place, ...]:
-    """The places of some times, from one call of the schedule, which keeps the program small."""
+    """The places of several times, from one call of the schedule to keep the program small."""
     times = jnp.stack([jnp.asarray(t) for t in ts])
     alphas, sigmas = jax.vmap(lambda t: alpha_sigma(schedule, t))(times)
     return tuple(map(Place, times, alphas, sigmas, log_ratio(alphas, sigmas)))
@@ -74,38 +74,38 @@ class Interpolation(NamedTuple):
     weights: Callable[..., Float[Array, " n"]]
     """`weights(t, s, nodes)`: w_j of the step from t to s, for nodes u_j relative to u at t.
 
-    `limits` replaces the limits of `limited_weights`.
+    An argument `limits` replaces the default limits of `limited_weights`.
     """
 
 
 # ---- x0 in the log-SNR: DPM-Solver++, UniPC, SA-Solver -------------------------------------------
 
-# The largest sum_j |w_j| / m_0 with one node, with two, and with three. On short even steps the
-# Adams-Bashforth methods have 1/2 and 7/4. With these limits no method is worse than its
-# first-order form from ten steps on, on any grid and any schedule of the library.
+# The largest sum_j |w_j| / m_0 with one, two and three nodes. On short even steps, the
+# Adams-Bashforth methods of order 2 and 3 have 1/2 and 7/4. With these limits and at least ten
+# steps, no method is worse than its first-order form on any grid and schedule of the library.
 DATA_LIMITS = (0.72, 2.5)
-# With noise they are divided by a power of c = 1 + tau^2: the differences contain noise, which is
-# extrapolated with them.
+# With noise, the limits are divided by this power of c = 1 + tau^2, because the differences contain
+# noise, which is extrapolated with them.
 NOISE_POWER = 1 / 16
 # A corrector interpolates: its first node is the end of the step.
 CORRECTOR_LIMITS = (1.0, 1.0, 1.0)
 
 
 def data_prediction(b: Callable | None = None, tau: float | Array = 0.0) -> Interpolation:
-    """x0 as a polynomial in lambda, under the kernel `c e^(c (u - h))`, `c = 1 + tau^2`.
+    """x0 as a polynomial in lambda, with the kernel `c e^(c (u - h))`, `c = 1 + tau^2`.
 
-    With `b`, a single difference has the weight `b h / 2` in place of its exact moment: a
-    first-order difference, taken at the middle of the step.
+    With `b`, the moment of a single node is `-b(-c h) h / 2` instead of the exact one. For `bh2`
+    this evaluates the linear extrapolation at the middle of the step.
     """
-    return Interpolation(bind(x0_of), bind(_log_snr), bind(_data_weights, b, tau))
+    return Interpolation(bind(predict_x0), bind(_half_log_snr), bind(_data_weights, b, tau))
 
 
-def x0_of(estimate: Estimate) -> Array:
+def predict_x0(estimate: Estimate) -> Array:
     """The data prediction."""
     return estimate.x0
 
 
-def _log_snr(t):
+def _half_log_snr(t):
     return t.half_log_snr
 
 
@@ -130,7 +130,7 @@ def bh1(h: Array) -> Array:
         h: a step in half log-SNR, of either sign.
 
     Returns:
-        B1.
+        `B1(h)`.
 
     Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), section 4.1.
 
@@ -143,13 +143,13 @@ def bh1(h: Array) -> Array:
 def bh2(h: Array) -> Array:
     """UniPC's `B2(h) = e^h - 1`, the integral of the kernel.
 
-    DPM-Solver-2 and DPM-Solver++(2M) weigh their difference with it.
+    DPM-Solver-2 and DPM-Solver++(2M) weight their difference with it.
 
     Args:
         h: a step in half log-SNR, of either sign.
 
     Returns:
-        B2.
+        `B2(h)`.
 
     Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), section 4.1.
 
@@ -161,16 +161,16 @@ def bh2(h: Array) -> Array:
 
 # ---- eps in the log-SNR: DPM-Solver --------------------------------------------------------------
 
-# Higher for eps in the log-SNR and for the linear velocity, which change less over a long step.
+# Higher limits: eps in the log-SNR and the linear velocity change less over a long step.
 REGULAR_LIMITS = (math.inf, 3.5)
 
 
 def noise_prediction() -> Interpolation:
-    """The noise eps as a polynomial in lambda, under the kernel `-e^(h - u)`."""
-    return Interpolation(bind(eps_of), bind(_log_snr), bind(_noise_weights))
+    """The noise eps as a polynomial in lambda, with the kernel `-e^(h - u)`."""
+    return Interpolation(bind(predict_eps), bind(_half_log_snr), bind(_noise_weights))
 
 
-def eps_of(estimate: Estimate) -> Array:
+def predict_eps(estimate: Estimate) -> Array:
     """The noise prediction."""
     return estimate.eps
 
@@ -185,14 +185,14 @@ def _noise_weights(t, s, nodes, limits=REGULAR_LIMITS):
 
 
 def noise_prediction_in_time(schedule: Schedule, points: int = 16) -> Interpolation:
-    """The noise eps as a polynomial in t, under the kernel `d(sigma / alpha)/dt`.
+    """The noise eps as a polynomial in t, with the kernel `d(sigma / alpha)/dt`.
 
-    The integral is a Gauss-Legendre rule. The weights have no limits: the grids of the library are
-    even enough in t.
+    A Gauss-Legendre rule gives the integral. The weights have no limits, because the grids of the
+    library are even enough in t.
     """
     nodes, weights = np.polynomial.legendre.leggauss(points)
     rule = jnp.asarray(0.5 * (1 + nodes)), jnp.asarray(0.5 * weights)
-    return Interpolation(bind(eps_of), bind(_time), bind(_time_weights, schedule, *rule))
+    return Interpolation(bind(predict_eps), bind(_time), bind(_time_weights, schedule, *rule))
 
 
 def _time(t):
@@ -200,8 +200,8 @@ def _time(t):
 
 
 def _time_weights(schedule, points, weights, t, s, nodes):
-    # by parts: alpha_s int_0^d v^k d(sigma/alpha) = sigma_s d^k - alpha_s int_0^d k v^(k-1)
-    # sigma/alpha dv
+    # by parts: alpha_s int_0^d v^k d(sigma / alpha)
+    #           = sigma_s d^k - alpha_s int_0^d k v^(k-1) sigma / alpha dv
     step = s.t - t.t
     points, weights = points.astype(step.dtype), weights.astype(step.dtype)
     ratios = jnp.exp(-jax.vmap(lambda p: half_log_snr(schedule, t.t + step * p))(points))
@@ -217,11 +217,11 @@ def _time_weights(schedule, points, weights, t, s, nodes):
 
 def velocity_prediction() -> Interpolation:
     """The velocity eps - x0 of the linear path, as a polynomial in r = sigma / (alpha + sigma)."""
-    return Interpolation(bind(linear_velocity_of), bind(_linear_time), bind(_velocity_weights))
+    return Interpolation(bind(predict_linear_velocity), bind(_linear_time), bind(_velocity_weights))
 
 
-def linear_velocity_of(estimate: Estimate) -> Array:
-    """The velocity on the linear path, whatever the path is."""
+def predict_linear_velocity(estimate: Estimate) -> Array:
+    """The velocity of the linear path, which is used on every path."""
     return estimate.eps - estimate.x0
 
 
@@ -241,10 +241,10 @@ def _velocity_weights(t, s, nodes, limits=REGULAR_LIMITS):
 def limited_weights(
     nodes: Float[Array, " n"], moments, limits, one_node=None
 ) -> Float[Array, " n"]:
-    """The `lagrange_weights` of the first k nodes, at the largest k that the limits allow.
+    """The `lagrange_weights` of the first k nodes, for the largest k that the limits allow.
 
     That is the largest k with `sum_j |w_j| <= limits[k - 1] |m_0|`. `moments` starts with m_0.
-    Nodes that have weight 0 in `lagrange_weights` come last, and do not count.
+    Nodes of weight 0 come last and do not count.
     """
     weights = jnp.zeros_like(nodes)
     for k, limit in zip(range(1, nodes.size + 1), limits, strict=False):
@@ -255,30 +255,25 @@ def limited_weights(
 
 
 def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float[Array, " n"]:
-    """The w with `sum_j w_j nodes_j^k = moments_k`, k = 1 ... n.
+    """The weights w with `sum_j w_j nodes_j^k = moments_k` for k = 1 ... n.
 
-    Nodes at infinity, at 0 or repeated have weight 0. `one_node` replaces the first moment where a
-    single node is left.
+    Nodes at infinity, at 0 or repeated have weight 0. `one_node` replaces the first moment if only
+    one node is left.
     """
     # Scalars: XLA compiles them to a smaller program than short vectors.
     u, v, known = list(nodes), [], []
     for j, node in enumerate(u):
-        known.append(
-            jnp.isfinite(node)
-            & (node != 0)
-            & ~sum((node == other for other in u[:j]), jnp.array(False))
-        )
+        repeated = sum((node == other for other in u[:j]), jnp.array(False))
+        known.append(jnp.isfinite(node) & (node != 0) & ~repeated)
         v.append(jnp.where(known[j], 1 / jnp.where(known[j], node, 1.0), 0.0))
     if one_node is not None and u:
-        moments = [
-            jnp.where(sum(k.astype(int) for k in known) == 1, one_node, moments[0]),
-            *moments[1:],
-        ]
+        single = sum(k.astype(int) for k in known) == 1
+        moments = [jnp.where(single, one_node, moments[0]), *moments[1:]]
     u = [jnp.where(known[j], node, 0.0) for j, node in enumerate(u)]
     weights = []
     for j in range(nodes.size):
-        # the basis polynomial u / u_j prod_i (u - u_i) / (u_j - u_i) by its coefficients of u, u^2,
-        # ...; v = 1 / u is 0 for what is no node, and its factor (1 - v_i u) / (1 - v_i u_j) is 1
+        # The coefficients of u, u^2, ... in u / u_j prod_i (u - u_i) / (u_j - u_i). A node of
+        # weight 0 has v_i = 1 / u_i = 0, so that its factor (1 - v_i u) / (1 - v_i u_j) is 1.
         basis = [v[j]]
         for i in range(nodes.size):
             if i != j:
@@ -288,20 +283,19 @@ def lagrange_weights(nodes: Float[Array, " n"], moments, one_node=None) -> Float
                     (product[k] - v[i] * product[k - 1] if k else product[0]) / gap
                     for k in range(len(product))
                 ]
-        weights.append(
-            jnp.where(known[j], sum(b * m for b, m in zip(basis, moments, strict=True)), 0.0)
-        )
+        weight = sum(b * m for b, m in zip(basis, moments, strict=True))
+        weights.append(jnp.where(known[j], weight, 0.0))
     return jnp.stack(weights) if weights else jnp.zeros_like(nodes)
 
 
 def log_snr_step(t: Place, s: Place):
-    """lambda_s - lambda_t where it is finite (1 elsewhere), and whether it is."""
+    """`lambda_s - lambda_t`, or 1 if that is infinite, and whether it is finite."""
     h = differences(s.half_log_snr, t.half_log_snr)
     finite = jnp.isfinite(h)
     return jnp.where(finite, h, 1.0), finite
 
 
 def differences(nodes, u):
-    """The distances nodes - u, infinite where either is: inf - inf would be NaN."""
+    """`nodes - u`, infinite where either is: inf - inf would be NaN."""
     finite = jnp.isfinite(nodes) & jnp.isfinite(u)
     return jnp.where(finite, jnp.where(finite, nodes, 0.0) - jnp.where(finite, u, 0.0), jnp.inf)

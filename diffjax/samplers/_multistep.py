@@ -1,6 +1,6 @@
 """The engine of the multistep methods: their memory, predictor, corrector and noise.
 
-What they interpolate, and the weights of it, are in `_interpolation`.
+What they interpolate, and with which weights, is in `_interpolation`.
 """
 
 from typing import Any, NamedTuple
@@ -24,13 +24,13 @@ class History(NamedTuple):
     """What a multistep method remembers."""
 
     values: Float[Array, "n *x"]
-    """The last predictions, as a ring: the next one takes the place `count % n`."""
+    """The last predictions, in a ring buffer: the next one is written to index `count % n`."""
     nodes: Float[Array, " n"]
-    """The variable where they were made, the newest first; infinite where there is none yet."""
+    """The variable u at each prediction, newest first; infinite where there is none yet."""
     count: Int[Array, ""]
-    """How many predictions there have been."""
+    """The number of predictions so far."""
     last_step: Any = None
-    """For a corrected method: where its last step began, and the weights of it."""
+    """For a corrected method: where its last step began, and the weights it used."""
 
 
 def multistep(
@@ -44,11 +44,10 @@ def multistep(
 ) -> Sampler:
     """The Adams-Bashforth method of an interpolation.
 
-    It sees the last `order` predictions, and makes one evaluation a step. With `tau`, the noise of
-    the reverse SDE of that amplitude is added. If `corrected`, x is improved once its own
-    prediction is known, by an Adams-Moulton step from the time before, without another evaluation.
-    With `gains`, which a corrected method does not take, the weights of every step are multiplied
-    by a row of them.
+    It uses the last `order` predictions and makes one evaluation per step. With `tau`, it adds the
+    noise of the reverse SDE of amplitude tau g. If `corrected`, it improves x once the prediction
+    at x is known, by an Adams-Moulton step from the previous time. This needs no other evaluation.
+    The rows of `gains` multiply the weights of the steps; a corrected method does not take them.
     """
     if not corrected:
         step = bind(_predictor_step, denoise, schedule, interpolation, tau, gains)
@@ -58,7 +57,7 @@ def multistep(
 
 
 def _start(empty, x, t):
-    # the length of `empty` is that of the memory: a shape, while a number would be traced
+    # `empty` has the length of the memory: a shape is static, while a number would be traced
     nodes = jnp.full(empty.shape, jnp.inf, jnp.result_type(t, 1.0))
     values = jnp.broadcast_to(zeros_of(x), (empty.size, *x.shape))
     return State(x, History(values, nodes, jnp.zeros((), jnp.int32)))
@@ -77,9 +76,8 @@ def _predictor_step(denoise, schedule, interpolation, tau, gains, key, state, t,
     weights = interpolation.weights(t, s, differences(history.nodes[1:], history.nodes[0]))
     if gains is not None:
         weights = gains[state.memory.count] * weights
-    x = _advance(key, estimate, s, *_noise(tau, t, s)) + _combine(
-        history, _of_predictions(0, weights)
-    )
+    weights = _prediction_weights(0, weights)
+    x = _advance(key, estimate, s, *_noise(tau, t, s)) + _combine(history, weights)
     return State(x, history)
 
 
@@ -88,23 +86,21 @@ def _corrected_step(denoise, schedule, interpolation, tau, key, state, t, s):
     t, s = places(schedule, t, s)
     history = _remember(state.memory, interpolation, estimate, t)
     kept, fresh = _noise(tau, t, s)
-    # x is corrected to `x + _combine(history, correction)`: the last step once more, with the new
+    # The corrected x is `x + _combine(history, correction)`: the last step is repeated with the new
     # prediction among its nodes. The correction is scaled like the noise that it belongs to.
     (before, last), nodes = state.memory.last_step, history.nodes
     others = differences(jnp.concatenate([nodes[:1], nodes[2:]]), nodes[1])
-    correction = (
-        _of_predictions(1, interpolation.weights(before, t, others, limits=CORRECTOR_LIMITS)) - last
-    )
-    weights = _of_predictions(0, interpolation.weights(t, s, differences(nodes[1:-1], nodes[0])))
-    weights = jnp.pad(weights, (0, 1))
-    x = _advance(key, estimate, s, kept, fresh) + _combine(
-        history, weights + kept / t.sigma * correction
-    )
+    again = interpolation.weights(before, t, others, limits=CORRECTOR_LIMITS)
+    correction = _prediction_weights(1, again) - last
+    weights = interpolation.weights(t, s, differences(nodes[1:-1], nodes[0]))
+    weights = jnp.pad(_prediction_weights(0, weights), (0, 1))
+    x = _advance(key, estimate, s, kept, fresh)
+    x = x + _combine(history, weights + kept / t.sigma * correction)
     return State(x, history._replace(last_step=(t, jnp.roll(weights, 1))))
 
 
 def _remember(history, interpolation, estimate, t):
-    """The newest prediction in the place of the oldest: one write a step, and no copy."""
+    """Overwrites the oldest prediction with the newest: one write per step, and no copy."""
     n, dtype = len(history.values), history.values.dtype
     prediction = interpolation.predict(estimate).astype(dtype)
     values = jax.lax.dynamic_update_index_in_dim(history.values, prediction, history.count % n, 0)
@@ -112,20 +108,23 @@ def _remember(history, interpolation, estimate, t):
     return history._replace(values=values, nodes=nodes, count=history.count + 1)
 
 
-def _of_predictions(base, weights):
-    """The weights of all predictions, given those of their differences from number `base`."""
+def _prediction_weights(base, weights):
+    """The weights of all predictions, from those of their differences to prediction `base`."""
     return jnp.concatenate([weights[:base], -jnp.sum(weights, keepdims=True), weights[base:]])
 
 
 def _combine(history, weights):
-    """sum_j w_j p_j, the weight of the newest prediction first."""
+    """`sum_j w_j p_j`, with the weight of the newest prediction first."""
     n = len(history.values)
     by_place = weights[(history.count - 1 - np.arange(n)) % n]
     return sum(weight * value for weight, value in zip(by_place, history.values, strict=True))
 
 
 def _noise(tau, t, s):
-    """The noise at s: kept is `sigma_s e^(-tau^2 h)`, new `sigma_s sqrt(1 - e^(-2 tau^2 h))`."""
+    """The std at s of the kept and of the fresh noise.
+
+    Kept: `sigma_s e^(-tau^2 h)`; fresh: `sigma_s sqrt(1 - e^(-2 tau^2 h))`.
+    """
     if tau is None:
         return s.sigma, None
     tau = as_scalar(tau, "tau")

@@ -1,12 +1,12 @@
 """The engine of the singlestep methods: a scan over the evaluations of a step.
 
-The evaluations differ by numbers alone, so a compiled sampler holds the network once. Every stage
-goes from the beginning of its step, where (x0, eps) and its prediction p are known, to a later time
-by
+The evaluations differ only in numbers, so a compiled sampler holds the network once. Every stage
+goes from the beginning of its step, where the estimate (x0, eps) and the prediction p are known, to
+a later time:
 
-    x = alpha x0 + sigma eps + w (p_now - p),
+    x = alpha x0 + sigma eps + w (p_now - p).
 
-with w = 0 for the first stage: DDIM.
+The first stage has w = 0: it is DDIM.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from .kernels import towards
 
 
 class Stages(NamedTuple):
-    """The evaluations of a step: when, where to from there, and by which w."""
+    """The evaluations of a step: the time of each, where it leads, and its weight w."""
 
     times: Float[Array, " n"]
     targets: Place
@@ -33,10 +33,10 @@ class Stages(NamedTuple):
 
 @once
 def run_stages(denoise, predict, x, stages, first=None):
-    """Runs the stages of one step or of several, which begin where `first` holds.
+    """Runs the stages of one or more steps; `first` marks the stages that begin a step.
 
-    Returns x after the last stage and the estimate at the beginning of its step, and what each
-    stage's prediction differs by from that at the beginning of its step.
+    Returns `((x, start), differences)`: x after the last stage, the estimate at the beginning of
+    its step, and the difference of each prediction from that at the beginning of its step.
     """
     if first is None:
         first = jnp.arange(stages.times.size) == 0

@@ -1,6 +1,6 @@
-"""DPM-Solver, singlestep: intermediate evaluations at free places within a step.
+"""Singlestep DPM-Solver: intermediate evaluations at freely chosen places within a step.
 
-The rows of Fig. 1.4 are the times of the stages and their w, which `_singlestep` runs.
+The rows of Fig. 1.4 give the times and the weights w of the stages, which `_singlestep` runs.
 """
 
 import jax
@@ -13,7 +13,7 @@ from .._numerics import phis
 from .._varying import stack, zeros_of
 from ..schedules import half_log_snr_inverse
 from ..typing import Denoiser, Sampler, Schedule
-from ._interpolation import eps_of, places, x0_of
+from ._interpolation import places, predict_eps, predict_x0
 from ._sample import one_step
 from ._singlestep import Stages, run_stages
 
@@ -21,10 +21,10 @@ __all__ = ["dpm_solver_2", "dpm_solver_2s", "dpm_solver_3"]
 
 
 def _stages(schedule, t, s, ratios):
-    """Returns h, the places `lambda_t + r h` followed by s, and a function from the weights w to
-    `Stages`.
+    """Returns h, the targets, and a function from the weights w to `Stages`.
 
-    If h is infinite, all inner places are t.
+    The targets are the places at `lambda_t + r h`, followed by s. If h is infinite, all of them but
+    s are t.
     """
     t, s = places(schedule, t, s)
     h = s.half_log_snr - t.half_log_snr
@@ -43,25 +43,25 @@ def _stages(schedule, t, s, ratios):
 
 
 def stages_1(schedule, t, s):
-    """DPM-Solver-1 (1.56)."""
+    """The stage of DPM-Solver-1 (1.56)."""
     (target,) = places(schedule, s)
     return jax.tree.map(lambda a: jnp.asarray(a)[None], Stages(t, target, zeros_of(t)))
 
 
 def stages_2(schedule, t, s, r1=0.5):
-    """DPM-Solver-2 (Fig. 1.4)."""
+    """The stages of DPM-Solver-2 (Fig. 1.4)."""
     h, (_, s), stages = _stages(schedule, t, s, (r1,))
     return stages([-s.sigma * jnp.expm1(h) / (2 * r1)])
 
 
 def stages_2s(schedule, t, s, r1=0.5):
-    """DPM-Solver++(2S)."""
+    """The stages of DPM-Solver++(2S)."""
     h, (_, s), stages = _stages(schedule, t, s, (r1,))
     return stages([-s.alpha * jnp.expm1(-h) / (2 * r1)])
 
 
 def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
-    """DPM-Solver-3 (Fig. 1.4)."""
+    """The stages of DPM-Solver-3 (Fig. 1.4)."""
     h, (_, u2, s), stages = _stages(schedule, t, s, (r1, r2))
     _, phi_2 = phis(2, jnp.stack([r2 * h, h]))
     return stages([-u2.sigma * r2 / r1 * r2 * h * phi_2[0], -s.sigma / r2 * h * phi_2[1]])
@@ -73,15 +73,15 @@ def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
 
 
 def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
-    """DPM-Solver-2: noise prediction, one intermediate time at `lambda_t + r1 h`. Second order; 2
-    evaluations a step.
+    """DPM-Solver-2: noise prediction with one intermediate time, at `lambda_t + r1 h`.
 
     `u = alpha_r / alpha_t x - sigma_r (e^(r1 h) - 1) eps`,
     `x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) (eps + (eps_u - eps) / (2 r1))` (Fig. 1.4).
+    Second order; 2 evaluations per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any; a step to or from an infinite log-SNR is DDIM.
+        schedule: its path; any path works. A step to or from an infinite log-SNR is DDIM.
         r1: where the intermediate time lies, in (0, 1].
 
     Returns:
@@ -98,18 +98,19 @@ def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5)
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_2, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_eps, stages_2, (r1,)))
 
 
 def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
-    """DPM-Solver++(2S): as `dpm_solver_2` with data prediction. Second order; 2 evaluations a step.
+    """DPM-Solver++(2S): data prediction with one intermediate time, at `lambda_t + r1 h`.
 
     `u = sigma_r / sigma_t x + alpha_r (1 - e^(-r1 h)) x0`,
     `x_s = sigma_s / sigma_t x + alpha_s (1 - e^-h) (x0 + (x0_u - x0) / (2 r1))`.
+    Second order; 2 evaluations per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any; a step to or from an infinite log-SNR is DDIM.
+        schedule: its path; any path works. A step to or from an infinite log-SNR is DDIM.
         r1: where the intermediate time lies, in (0, 1].
 
     Returns:
@@ -126,24 +127,27 @@ def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, x0_of, stages_2s, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_x0, stages_2s, (r1,)))
 
 
 def dpm_solver_3(
     denoise: Denoiser, schedule: Schedule, r1: float | Array = 1 / 3, r2: float | Array = 2 / 3
 ) -> Sampler:
-    """DPM-Solver-3: noise prediction, two intermediate times. Third order; 3 evaluations a step.
+    """DPM-Solver-3: noise prediction with two intermediate times.
 
-    `u1` as in `dpm_solver_2`; with `D1 = eps_u1 - eps` and `D2 = eps_u2 - eps`, `u2 = alpha_r2 /
-    alpha_t x - sigma_r2 (e^(r2 h) - 1) eps - sigma_r2 (r2 / r1) ((e^(r2 h) - 1) / (r2 h) - 1) D1`,
-    `x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) eps - (sigma_s / r2) ((e^h - 1) / h - 1) D2`
-    (Fig. 1.4).
+    With u1 as in `dpm_solver_2`, `D1 = eps_u1 - eps` and `D2 = eps_u2 - eps` (Fig. 1.4):
+
+        u2 = alpha_r2 / alpha_t x - sigma_r2 (e^(r2 h) - 1) eps
+             - sigma_r2 (r2 / r1) ((e^(r2 h) - 1) / (r2 h) - 1) D1
+        x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) eps - (sigma_s / r2) ((e^h - 1) / h - 1) D2
+
+    Third order; 3 evaluations per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any; a step to or from an infinite log-SNR is DDIM.
+        schedule: its path; any path works. A step to or from an infinite log-SNR is DDIM.
         r1: where the first intermediate time lies, in (0, 1]. Third order needs r2 = 2/3.
-        r2: where the second one lies.
+        r2: where the second one lies, in (r1, 1].
 
     Returns:
         The sampler.
@@ -159,7 +163,7 @@ def dpm_solver_3(
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1, r2)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_3, (r1, r2)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_eps, stages_3, (r1, r2)))
 
 
 def _check_ratios(*ratios):

@@ -1,4 +1,4 @@
-"""Samplers of the reverse SDE at any noise amplitude and of a bridge; Langevin corrections."""
+"""Samplers of the reverse SDE of any noise amplitude and of a bridge; Langevin corrections."""
 
 from collections.abc import Callable
 
@@ -24,12 +24,12 @@ def euler_maruyama(
     """Euler-Maruyama for the reverse SDE of any noise amplitude a (1.19).
 
     `x_s = x + (s - t) (v(x, t) - a^2 score / 2) + a sqrt(t - s) z`, z ~ N(0, I). Weak order 1; 1
-    evaluation a step.
+    evaluation per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path. On paths with alpha(1) = 0, g is infinite at t = 1: start the grid
-            below, or choose another amplitude.
+        schedule: its path. If alpha(1) = 0, g is infinite at t = 1: start the grid below 1, or
+            choose another amplitude.
         amplitude: `(schedule, t) -> a`; `diffusion` is g, Anderson's reverse SDE (1.20).
 
     Returns:
@@ -47,19 +47,19 @@ def euler_maruyama(
 
 
 def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) -> Sampler:
-    """Euler-Maruyama for the SDE of a Schrodinger bridge, from any prior to the data.
+    """Euler-Maruyama for the SDE of a Schrödinger bridge, from any prior to the data.
 
-    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I): (1.19).
+    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I) (1.19).
     Velocity and score are separate functions, because for a prior that is not Gaussian neither
-    determines the other. 1 evaluation of both a step. With amplitude 0 it is Euler's method for the
-    flow, which has the same marginals.
+    determines the other. Each step evaluates both once. With amplitude 0 it is Euler's method for
+    the flow, which has the same marginals.
 
     Args:
         velocity: `(x, t) -> v`, in increasing t, such as a network trained by
             `losses.bridge_matching`.
         score: `(x, t) -> grad log p_t(x)`.
-        amplitude: a, at least 0: that of the bridge for its own paths, any other for other paths of
-            the same marginals.
+        amplitude: a, at least 0. That of the bridge gives the paths of the bridge; any other gives
+            paths with the same marginals.
 
     Returns:
         The sampler.
@@ -79,10 +79,8 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
 
 def _bridge_kernel(velocity, score, amplitude, x, t, s):
     amplitude = as_scalar(amplitude, "amplitude")
-    drift = call_network(velocity, x, t, "velocity") - 0.5 * amplitude**2 * call_network(
-        score, x, t, "score"
-    )
-    return diffuse(x, drift, amplitude, t, s)
+    v, score_value = call_network(velocity, x, t, "velocity"), call_network(score, x, t, "score")
+    return diffuse(x, v - 0.5 * amplitude**2 * score_value, amplitude, t, s)
 
 
 def predictor_corrector(
@@ -92,28 +90,28 @@ def predictor_corrector(
     snr: float | Array = 0.16,
     corrections: int = 1,
 ) -> Sampler:
-    """A draw from a kernel, then Langevin dynamics at the new time.
+    """Draws from a kernel, then corrects x by Langevin dynamics at the new time.
 
-    1 evaluation a step, and 1 for each correction. A correction is
-    `x <- x + h score + sqrt(2 h) z`, z ~ N(0, I), with the step size `h = 2 (snr sigma)^2`. That is
-    Song's `2 (snr |z| / |score|)^2` with the norms that both have on average, so that a sample does
-    not depend on the others of its batch, nor on its own noise.
+    A correction is `x <- x + h score + sqrt(2 h) z`, z ~ N(0, I), with `h = 2 (snr sigma)^2`. That
+    is Song's `h = 2 (snr |z| / |score|)^2` with the norms that both have on average, so that a
+    sample depends neither on the others of its batch nor on the norm of its own noise. 1 evaluation
+    per step, and 1 per correction.
 
     Args:
-        denoise: the denoiser, of the predictor and of the corrections.
+        denoise: the denoiser, for the predictor and the corrections.
         schedule: its path.
-        predictor: what makes the kernel: `ddpm_kernel`, `euler_maruyama_kernel`,
-            `bind(ddim_kernel, eta=0.5)`. The kernel may evaluate the denoiser at its own x and t
-            alone.
+        predictor: makes the kernel, such as `ddpm_kernel`, `euler_maruyama_kernel` or
+            `bind(ddim_kernel, eta=0.5)`. The kernel may evaluate the denoiser only at its own x and
+            t.
         snr: the signal-to-noise ratio of a correction, dimensionless.
-        corrections: how many there are in a step, at least 1.
+        corrections: the number of corrections per step, at least 1.
 
     Returns:
         The sampler.
 
     Raises:
         ValueError: if a concrete snr is negative or not finite, or corrections < 1; and at the
-            first step if the predictor evaluates the denoiser elsewhere.
+            first step, if the predictor evaluates the denoiser elsewhere.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), algorithms 1, 4 and 5.
 
@@ -126,31 +124,30 @@ def predictor_corrector(
     check_number(snr, "snr", 0)
     if corrections < 1:
         raise ValueError(f"corrections: expected at least 1, got {corrections}")
-    return one_step(
-        bind(_predictor_corrector, denoise, schedule, predictor, snr, jnp.zeros(corrections))
-    )
+    empty = jnp.zeros(corrections)  # a shape is static, while a number would be traced
+    return one_step(bind(_predictor_corrector, denoise, schedule, predictor, snr, empty))
 
 
-def _predictor_corrector(denoise, schedule, predictor, snr, corrections, key, x, t, s):
-    # the number of corrections is a shape: a number would be traced
+def _predictor_corrector(denoise, schedule, predictor, snr, empty, key, x, t, s):
     sigma, snr = alpha_sigma(schedule, s)[1], as_scalar(snr, "snr")
 
     def stage(x, i):  # a scan, so that a compiled sampler holds the network once
         first = i == 0
-        time = jnp.where(first | (sigma == 0), t, s)  # at sigma = 0 eps may have no value
+        time = jnp.where(first | (sigma == 0), t, s)  # at sigma = 0, eps may be undefined
         estimate = call_denoiser(denoise, x, time)
-        predicted = predictor(bind(_known, estimate, x), schedule)(x, t, s)
+        predicted = predictor(bind(_reuse, estimate, x), schedule)(x, t, s)
         # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0
         corrected = x - 2 * snr**2 * sigma * estimate.eps, 2 * snr * sigma
         mean, std = (jnp.where(first, p, c) for p, c in zip(predicted, corrected, strict=True))
         return mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype), None
 
-    return varying_scan(stage, x, jnp.arange(1 + corrections.size))[0]
+    return varying_scan(stage, x, jnp.arange(1 + empty.size))[0]
 
 
-def _known(estimate, x, at, t):
+def _reuse(estimate, x, at, t):
     if at is not x:
         raise ValueError(
-            "predictor: expected a kernel that evaluates the denoiser at its own x and t alone"
+            "predictor: expected a kernel that evaluates the denoiser only at its own x and t, "
+            "got one that evaluates it elsewhere. Choose another, such as ddpm_kernel"
         )
     return estimate
