@@ -133,7 +133,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any = Non
 
 
 def _check_sizes(name: str, sizes: Any) -> None:
-    """Checks that there are at most 64 sizes, each of 64 bits: their product is quick to compute."""
+    """Checks that there are at most 64 sizes of 64 bits, whose product is quick to compute."""
     known = isinstance(sizes, tuple | list) and len(sizes) <= 64
     if not known or any(type(n) is not int or abs(n) >= 2**63 for n in sizes):
         raise ValueError(
@@ -228,13 +228,14 @@ def _find(module: Any, name: Any) -> Any:
     found = _ADMITTED.get(f"{module}.{name}".replace("torch.cuda.", "torch."))
     if found is None:
         raise ValueError(
-            f"it wants to load {module}.{name}, and only tensors are admitted; in PyTorch, save network.state_dict()"
+            f"it wants to load {module}.{name}, and only tensors are admitted; "
+            f"in PyTorch, save network.state_dict()"
         )
     return found
 
 
 def _persistent(pid: Any) -> _Storage:
-    """The storage that a persistent id describes: dtype, key, location and size; once a view, too."""
+    """The storage that a persistent id describes: dtype, key, location, size, and an old view."""
     match pid:
         case ("storage", np.dtype() as dtype, str(key), _, _):
             return _Storage(key, dtype)
@@ -271,7 +272,8 @@ def _tensors(state: Any) -> dict[str, _Tensor]:
     ]
     if others:
         raise ValueError(
-            f"expected a flat dict of tensors, but {', '.join(others[:5])}; in PyTorch, save network.state_dict()"
+            f"expected a flat dict of tensors, but {', '.join(others[:5])}; "
+            f"in PyTorch, save network.state_dict()"
         )
     return tensors
 
