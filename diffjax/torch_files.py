@@ -1,6 +1,4 @@
-"""Published weights: tensors from files of PyTorch or safetensors into NNX networks, without
-PyTorch.
-"""
+"""Published weights: files of PyTorch or safetensors into NNX networks, without PyTorch."""
 
 import pathlib
 from collections.abc import Mapping
@@ -24,16 +22,16 @@ _FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a file: safetensors, or a state dict that `torch.save` wrote.
 
-    Reading runs no code that the file brings. The `safetensors` package maps its files to memory.
-    A file of `torch.save` is a pickle, in a zip archive or in the older form; only opcodes and
+    Reading never runs code from the file. The `safetensors` package maps its files to memory. A
+    file of `torch.save` is a pickle, in a zip archive or in the older form. Only the opcodes and
     classes of state dicts are admitted.
 
     Args:
         path: the file; its content tells the format.
 
     Returns:
-        The tensors by name, in their own dtypes. Those of a state dict are read-only, and share
-        memory where they share a storage.
+        The tensors by name, with the dtypes of the file. Those of a state dict are read-only, and
+        share memory where they share a storage.
 
     Raises:
         ValueError: if the file is truncated, malformed or of another kind; if it wants to load
@@ -62,36 +60,35 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"path: expected a file of safetensors or a state dict of torch.save, got {path}, which cannot be read: {reason}"
+            f"path: expected a file of safetensors or a state dict of torch.save, "
+            f"got {path}, which cannot be read: {reason}"
         ) from error
 
 
 def _read_safetensors(path):
     with safe_open(path, framework="numpy") as file:
         codes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-        tensors = {
-            name: file.get_tensor(name) for name, code in codes.items() if code not in _FLOAT8
-        }
+        others = [name for name, code in codes.items() if code not in _FLOAT8]
+        tensors = {name: file.get_tensor(name) for name in others}
     if len(tensors) < len(codes):
         # safe_open cannot give float8: https://github.com/safetensors/safetensors/issues/682
         for name, raw in deserialize(path.read_bytes()):
             if name not in tensors:
-                tensors[name] = np.frombuffer(raw["data"], _FLOAT8[codes[name]]).reshape(
-                    raw["shape"]
-                )
+                flat = np.frombuffer(raw["data"], _FLOAT8[codes[name]])
+                tensors[name] = flat.reshape(raw["shape"])
     return tensors
 
 
 def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     """A network with the tensors of a PyTorch state dict as its parameters.
 
-    The network's attributes must bear the names of the state dict. Within a layer, torch's `weight`
-    is NNX's `kernel`, with its axes (out, in, ...) moved to (..., in, out), or a norm's `scale`;
-    `running_mean` and `running_var` are `mean` and `var`. `num_batches_tracked`, which only
-    training uses, is left out.
+    The network's attributes must have the names of the state dict. Within a layer, torch's `weight`
+    is NNX's `kernel`, with its axes (out, in, ...) moved to (..., in, out), or the `scale` of a
+    norm. `running_mean` and `running_var` are `mean` and `var`. `num_batches_tracked`, which only
+    training uses, is ignored.
 
     Args:
-        network: an NNX network, or its structure alone, as `nnx.eval_shape` gives it.
+        network: an NNX network, or its structure alone, the result of `nnx.eval_shape`.
         tensors: arrays by name.
 
     Returns:
@@ -102,7 +99,8 @@ def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
 
     >>> from flax import nnx
     >>> linear = nnx.eval_shape(lambda: nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
-    >>> load_tensors(linear, {"weight": np.array([[1.0, 2.0]], "f4"), "bias": np.array([0.5], "f4")})(jnp.ones(2))
+    >>> tensors = {"weight": np.array([[1.0, 2.0]], "f4"), "bias": np.array([0.5], "f4")}
+    >>> load_tensors(linear, tensors)(jnp.ones(2))
     Array([3.5], dtype=float32)
     >>> load_tensors(linear, {"weight": np.zeros((2, 1)), "scale": np.ones(1)})
     Traceback (most recent call last):
@@ -116,11 +114,8 @@ def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     expected = {}
     for (name, transpose), (_, leaf) in zip(places, leaves, strict=True):
         expected[name] = (*leaf.shape[:-3:-1], *leaf.shape[:-2]) if transpose else leaf.shape
-    got = {
-        name: t.shape
-        for name, t in tensors.items()
-        if name.rpartition(".")[2] != "num_batches_tracked"
-    }
+    used = [name for name in tensors if name.rpartition(".")[2] != "num_batches_tracked"]
+    got = {name: tensors[name].shape for name in used}
     differ = [
         f"  {name}: expected {expected.get(name, 'none')}, got {got.get(name, 'none')}"
         for name in sorted(expected.keys() | got.keys())
@@ -136,11 +131,8 @@ def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
 
 def _place(path) -> tuple[str, bool]:
     """A parameter's name in a state dict, and whether it is a kernel."""
-    module, dot, name = (
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        .removesuffix(".value")
-        .rpartition(".")
-    )
+    place = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+    module, dot, name = place.rpartition(".")
     return module + dot + _PARAMETERS.get(name, name), name == "kernel"
 
 

@@ -11,7 +11,7 @@ from ..torch_files import load_tensors, read_tensors
 
 __all__ = ["EfficientNetLite0", "efficientnet_lite0"]
 
-_STAGES = [  # blocks, kernel, stride of the first, expansion, channels: Tan & Le 2019, table 1
+_STAGES = [  # blocks, kernel, stride of the first, expansion, channels: Tan and Le 2019, table 1
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -51,13 +51,12 @@ def efficientnet_lite0(path: str | pathlib.Path, *, size: int = 96) -> "Efficien
 
 
 class EfficientNetLite0(nnx.Module):
-    """EfficientNet-Lite0 for inference: EfficientNet-B0 without squeeze-and-excitation, and with
-    ReLU6.
+    """EfficientNet-Lite0 for inference: EfficientNet-B0 with ReLU6, without squeeze-and-excitation.
 
-    A Fréchet distance of its features compares models of small images at a thirtieth of the work of
+    A Fréchet distance of its features compares models of small images at a thirtieth of the cost of
     Inception-v3. It is not an FID, and should be reported with the network's name and `size`. Batch
-    norms use their running statistics; images of any size are resized to `size` x `size`,
-    bilinearly without antialiasing; convolutions run in full float32 precision.
+    norms use their running statistics. Images of any size are resized to `size` x `size`,
+    bilinearly without antialiasing. Convolutions run in full float32 precision.
 
     Args:
         size: the height and width to resize to. The network was trained at 224.
@@ -71,14 +70,14 @@ class EfficientNetLite0(nnx.Module):
     average pool.
 
     Raises:
-        ValueError: on another shape, a dtype that is not floating-point, or values outside [0, 1]
-            (checked unless traced).
+        ValueError: if x has another shape, the dtype is not floating-point, or values are outside
+            [0, 1] (checked unless traced).
 
-    Reference: Tan & Le 2019 (arXiv 1905.11946), for EfficientNet-B0.
+    Reference: Tan and Le 2019 (arXiv 1905.11946), for EfficientNet-B0.
 
     >>> import jax.numpy as jnp
     >>> network = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))  # its structure alone
-    >>> jax.eval_shape(lambda network, x: network(x), network, jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)).shape
+    >>> jax.eval_shape(lambda network: network(jnp.ones((8, 32, 32, 3))), network).shape
     (8, 1280)
     """
 
@@ -109,8 +108,10 @@ class EfficientNetLite0(nnx.Module):
 
 
 class Block(nnx.Module):
-    """An inverted residual: 1 x 1 to `expansion` times the channels, depthwise, and 1 x 1 back
-    without activation.
+    """An inverted residual.
+
+    A 1 x 1 convolution to `expansion` times the channels, a depthwise one, and a 1 x 1 without
+    activation.
     """
 
     def __init__(
@@ -124,10 +125,8 @@ class Block(nnx.Module):
             width, width, kernel, strides=stride, feature_group_count=width, rngs=rngs
         )
         self.bn1 = batch_norm(width, rngs=rngs)
-        self.project_conv, self.bn2 = (
-            _conv(width, outputs, 1, rngs=rngs),
-            batch_norm(outputs, rngs=rngs),
-        )
+        self.project_conv = _conv(width, outputs, 1, rngs=rngs)
+        self.bn2 = batch_norm(outputs, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """(n, height, width, inputs) -> (n, height / stride, width / stride, outputs)."""

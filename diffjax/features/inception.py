@@ -14,8 +14,9 @@ __all__ = ["InceptionV3", "inception_v3"]
 
 
 def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
-    """The `InceptionV3` with the weights of a file, such as the FID's published
-    `pt_inception-2015-12-05-6726825d.pth`.
+    """The `InceptionV3` with the weights of a file.
+
+    The FID's published file is `pt_inception-2015-12-05-6726825d.pth`.
 
     Args:
         path: a state dict, safetensors or torch's.
@@ -38,11 +39,11 @@ def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
 class InceptionV3(nnx.Module):
     """Inception-v3 as the FID uses it, for inference.
 
-    It is the graph of 2015 on which the FID is defined. It differs from the paper's: 1008 classes,
-    average pools that leave the padding out of the count, and a max pool in the last block. Batch
-    norms use their running statistics. Images of any size are resized to 299 x 299, bilinearly
-    without antialiasing, and scaled to [-1, 1]. Convolutions run in full float32 precision on every
-    device, since an FID is compared across them.
+    It is the network of 2015 on which the FID is defined. It differs from the paper's in three
+    places: it has 1008 classes, average pools that do not count the padding, and a max pool in the
+    last block. Batch norms use their running statistics. Images of any size are resized to
+    299 x 299, bilinearly without antialiasing, and scaled to [-1, 1]. Convolutions run in full
+    float32 precision, so that an FID can be compared across devices.
 
     Args:
         rngs: the source of the initial parameters; the published ones come with `inception_v3`.
@@ -55,14 +56,14 @@ class InceptionV3(nnx.Module):
     average pool.
 
     Raises:
-        ValueError: on another shape, a dtype that is not floating-point, or values outside [0, 1]
-            (checked unless traced).
+        ValueError: if x has another shape, the dtype is not floating-point, or values are outside
+            [0, 1] (checked unless traced).
 
     Reference: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500) for the
     FID.
 
     >>> network = nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0)))  # its structure alone
-    >>> jax.eval_shape(lambda network, x: network(x), network, jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)).shape
+    >>> jax.eval_shape(lambda network: network(jnp.ones((8, 32, 32, 3))), network).shape
     (8, 2048)
     """
 
@@ -120,7 +121,7 @@ class ConvNorm(nnx.Module):
 
 
 class BlockA(nnx.Module):
-    """1 x 1, 5 x 5, two 3 x 3, and a pool, side by side: 224 + `pooled` channels."""
+    """Parallel branches of 1 x 1, 5 x 5, two 3 x 3, and a pool: 224 + `pooled` channels."""
 
     def __init__(self, inputs: int, pooled: int, *, rngs: nnx.Rngs):
         self.branch1x1 = ConvNorm(inputs, 64, 1, rngs=rngs)
@@ -143,7 +144,7 @@ class BlockA(nnx.Module):
 
 
 class BlockB(nnx.Module):
-    """Halves the size: 3 x 3, two 3 x 3, and a max pool, side by side: 480 channels more."""
+    """Halves the size by parallel 3 x 3, two 3 x 3, and a max pool; adds 480 channels."""
 
     def __init__(self, inputs: int, *, rngs: nnx.Rngs):
         self.branch3x3 = ConvNorm(inputs, 384, 3, strides=2, padding="VALID", rngs=rngs)
@@ -158,8 +159,9 @@ class BlockB(nnx.Module):
 
 
 class BlockC(nnx.Module):
-    """7 x 7 factored into 1 x 7 and 7 x 1 of `width` channels, once and twice, 1 x 1, and a pool:
-    768 channels.
+    """Parallel branches of 1 x 1, one and two 7 x 7, and a pool: 768 channels.
+
+    A 7 x 7 convolution is factored into 1 x 7 and 7 x 1 of `width` channels.
     """
 
     def __init__(self, inputs: int, width: int, *, rngs: nnx.Rngs):
@@ -187,7 +189,7 @@ class BlockC(nnx.Module):
 
 
 class BlockD(nnx.Module):
-    """Halves the size: 3 x 3, 7 x 7 with 3 x 3, and a max pool, side by side: 512 channels more."""
+    """Halves the size by parallel 3 x 3, 7 x 7 with 3 x 3, and a max pool; adds 512 channels."""
 
     def __init__(self, inputs: int, *, rngs: nnx.Rngs):
         self.branch3x3_1 = ConvNorm(inputs, 192, 1, rngs=rngs)

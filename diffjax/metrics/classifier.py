@@ -1,4 +1,4 @@
-"""Classifier-based scores: how it judges samples, and how well it learns from them."""
+"""Scores by a classifier: its probabilities of samples, and its accuracy after training on them."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
 
     Raises:
         ValueError: if the rank is not 2, there is no sample, the dtype is not floating-point, or
-            rows are not probabilities.
+            a row is not a probability distribution.
 
     Reference: Salimans et al. 2016 (arXiv 1606.03498), section 4.
 
@@ -42,7 +42,10 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
             f"probabilities: expected shape (n, classes), got {jnp.shape(probabilities)}"
         )
     p = features(probabilities, "probabilities")
-    message = "probabilities: expected numbers in [0, 1] whose rows sum to 1 (to within 1e-2); of logits, give the softmax"
+    message = (
+        "probabilities: expected numbers in [0, 1] whose rows sum to 1 (to within 1e-2); "
+        "for logits, give the softmax"
+    )
     check_that(lambda p: (p >= 0) & (abs(p.sum(1, keepdims=True) - 1) < 1e-2), message, p)
     return _inception_score(p)
 
@@ -50,9 +53,8 @@ def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""
 @jax.jit
 def _inception_score(p):
     marginal = jnp.mean(p, axis=0, keepdims=True)
-    return nan_unless_finite(
-        jnp.exp(jnp.mean(jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1))), p
-    )
+    divergences = jnp.sum(jax.scipy.special.rel_entr(p, marginal), axis=1)
+    return nan_unless_finite(jnp.exp(jnp.mean(divergences)), p)
 
 
 def classifier_accuracy_score(
@@ -62,17 +64,16 @@ def classifier_accuracy_score(
     real: ArrayLike,
     real_labels: ArrayLike,
 ) -> float:
-    """The classification accuracy score (CAS): accuracy on real data of a classifier trained on
-    generated samples alone.
+    """The classification accuracy score (CAS) of generated samples.
 
-    For comparison, call it with real training samples: that is the accuracy after training on real
-    data.
+    It is the accuracy on real data of a classifier trained on generated samples alone. For
+    comparison, call it with real training samples in place of the generated ones.
 
     Args:
-        classifier: an object with scikit-learn's `fit(x, labels)` and `predict(x)`; it is fitted in
+        classifier: an object with scikit-learn's `fit(x, labels)` and `predict(x)`. It is fitted in
             place.
         generated: samples (n, ...), flattened to (n, d) for the classifier.
-        generated_labels: the classes they were asked for, (n,).
+        generated_labels: the classes for which they were generated, (n,).
         real: held-out data (m, ...).
         real_labels: their classes, (m,).
 
@@ -80,14 +81,15 @@ def classifier_accuracy_score(
         The share of real data whose class is predicted, in [0, 1].
 
     Raises:
-        ValueError: on no samples, other trailing shapes, values that are not finite, or labels of
-            another shape.
+        ValueError: if there are no samples, trailing shapes differ, values are not finite, or
+            labels have another shape.
 
-    Reference: Ravuri & Vinyals 2019 (arXiv 1905.10887).
+    Reference: Ravuri and Vinyals 2019 (arXiv 1905.10887).
 
     >>> from sklearn.neighbors import KNeighborsClassifier
-    >>> nearest = KNeighborsClassifier(1)
-    >>> classifier_accuracy_score(nearest, [[0.0], [1.0]], ["a", "b"], [[0.1], [0.2], [0.8], [0.9]], ["a", "b", "b", "b"])
+    >>> generated, real = [[0.0], [1.0]], [[0.1], [0.2], [0.8], [0.9]]
+    >>> nearest, labels = KNeighborsClassifier(1), ["a", "b", "b", "b"]
+    >>> classifier_accuracy_score(nearest, generated, ["a", "b"], real, labels)
     0.75
     """
     generated, real = pair(generated, real, ("generated", "real"), to=host_features)

@@ -1,5 +1,6 @@
-"""How long and how bent the paths of a sampler are: one trajectory's `x_t` at a grid of times;
-`vmap` for many.
+"""Length and curvature of the paths of a sampler.
+
+A path is the `x_t` of one trajectory at a grid of times; `vmap` for many.
 """
 
 import jax.numpy as jnp
@@ -12,13 +13,13 @@ __all__ = ["curvature", "path_energy", "path_length"]
 
 
 def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
-    """The length of a polygon, `sum_k |x_{k+1} - x_k|`.
+    """The length of a path, `int |dx/dt| dt = sum_k |x_{k+1} - x_k|`.
 
     Args:
         xs: one trajectory, see `samplers.trajectory`, of shape (times, *x).
 
     Returns:
-        The length, in units of x: at least the distance of its ends.
+        The length, in units of x: at least the distance between its ends.
 
     Raises:
         ValueError: if there are fewer than two points.
@@ -32,8 +33,8 @@ def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
 def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
     """The energy of a path, `int |dx/dt|^2 dt = sum_k |x_{k+1} - x_k|^2 / |t_{k+1} - t_k|`.
 
-    On average over the data it is at least the squared 2-Wasserstein distance between the ends'
-    distributions, over the time it takes (Benamou and Brenier).
+    Its mean over the data is at least the squared 2-Wasserstein distance between the distributions
+    at the two ends, divided by the time between them.
 
     Args:
         ts: the times, ascending or descending.
@@ -56,13 +57,13 @@ def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array
 
 
 def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
-    """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`, 0 for what one
+    """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`.
+
+    It is the energy minus that of the straight line between the ends. It is 0 for a path that one
     Euler step can follow.
 
-    It is the energy less that of the straight line between the ends.
-
     Args:
-        ts: the times, ascending or descending; T is what they span.
+        ts: the times, ascending or descending. T is the time between the first and the last.
         xs: one trajectory, of shape (times, *x).
 
     Returns:

@@ -1,6 +1,4 @@
-"""Wasserstein distances between samples: exact on the host, and of projections on random lines in
-jax.
-"""
+"""Wasserstein distances between samples: exact on the host, or of random projections in jax."""
 
 import functools
 
@@ -19,12 +17,12 @@ __all__ = ["sliced_wasserstein", "wasserstein"]
 
 
 def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
-    """The Wasserstein distance between two sets of as many samples, exactly.
+    """The exact Wasserstein distance between two sets of equally many samples.
 
         min over permutations s of (mean_i |x_i - y_{s(i)}|^p)^{1/p}
 
-    By optimal assignment, in O(n^3) time and O(n^2) memory: for n up to some thousands. From n
-    samples of one distribution it shrinks only as n^{-1/d}.
+    Optimal assignment finds it in O(n^3) time and O(n^2) memory, for n up to some thousands. For
+    two sets from one distribution in d dimensions it decreases only as n^{-1/d}.
 
     Args:
         x: samples (n, ...).
@@ -35,9 +33,9 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
         The distance, in the units of the features.
 
     Raises:
-        ValueError: on no samples, other shapes, values that are not finite, or p < 1.
+        ValueError: if there are no samples, shapes differ, values are not finite, or p < 1.
 
-    Reference: Peyré & Cuturi 2019 (arXiv 1803.00567), eq. 2.2 and proposition 2.1.
+    Reference: Peyré and Cuturi 2019 (arXiv 1803.00567), eq. 2.2 and proposition 2.1.
 
     >>> wasserstein([[0.0], [1.0]], [[5.0], [3.0]], p=1)
     3.5
@@ -60,26 +58,26 @@ def sliced_wasserstein(
 ) -> Float[Array, ""]:
     """The Wasserstein distance of projections on random lines.
 
-        (mean over theta of int_0^1 |F_x^-1(u) - F_y^-1(u)|^p du)^{1/p},  theta uniform on the sphere,
+        (mean over theta of int_0^1 |F_x^-1(u) - F_y^-1(u)|^p du)^{1/p}
 
-    where F_x is the distribution function of the `theta.x_i`. In one dimension transport is
-    monotone, so that each integral is exact, for sets of different sizes as well. As a loss it has
-    a finite gradient, zero at distance zero.
+    F_x is the distribution function of the `theta.x_i`, with theta uniform on the sphere. In one
+    dimension transport is monotone, so each integral is exact, also for sets of different sizes. As
+    a loss it has a finite gradient, which is zero at distance zero.
 
     Args:
         key: the key of the directions.
         x: samples (n, ...).
         y: samples (m, ...).
-        projections: how many directions.
+        projections: the number of directions.
         p: the power, at least 1.
 
     Returns:
-        The distance, in the units of the features (of a translation by v: about `|v| / sqrt(d)` for
-        p = 2).
+        The distance, in the units of the features. For a translation by v and p = 2 it is about
+        `|v| / sqrt(d)`.
 
     Raises:
-        ValueError: on no samples, other trailing shapes, a dtype that is not floating-point, values
-            that are not finite, no projection, or p < 1.
+        ValueError: if there are no samples, trailing shapes differ, the dtype is not
+            floating-point, values are not finite, there is no projection, or p < 1.
 
     Reference: Bonneel et al. 2015 (J. Math. Imaging Vis. 51).
 
@@ -98,7 +96,7 @@ def sliced_wasserstein(
 def _sliced_wasserstein(key, x, y, projections, p):
     directions = jax.random.normal(key, (x.shape[1], projections), jnp.result_type(x, y))
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
-    # the distance does not depend on it
+    # the distance does not depend on the origin
     origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
     on_x, on_y = (
         jnp.sort(jnp.matmul(a - origin, directions, precision="highest"), axis=0) for a in (x, y)
@@ -109,8 +107,9 @@ def _sliced_wasserstein(key, x, y, projections, p):
 
 
 def _monotone_cost(x, y, p):
-    """`int |F_x^-1 - F_y^-1|^p du` of sorted columns: both are constant between the multiples of
-    1/n and of 1/m.
+    """`int |F_x^-1 - F_y^-1|^p du` of sorted columns.
+
+    Both are constant between the multiples of 1/n and of 1/m.
     """
     n, m = len(x), len(y)
     # in units of 1 / (n m): exact

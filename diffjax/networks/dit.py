@@ -34,8 +34,8 @@ class DiT(nnx.Module):
         h = h + gate1 attention(LN(h) (1 + scale1) + shift1)
         h = h + gate2 mlp(LN(h) (1 + scale2) + shift2)
 
-    with gates, scales and shifts linear in the embedding of (t, cond), through a layer that starts
-    at zero: a new block is the identity, and a new network returns zero.
+    Gates, scales and shifts are linear in the embedding of (t, cond). This linear layer starts at
+    zero, so a new block is the identity, and a new network returns zero.
 
     Args:
         shape: (height, width, channels) of one image.
@@ -46,12 +46,12 @@ class DiT(nnx.Module):
         expansion: hidden units of a block's MLP, in units of `width`.
         num_classes: the number K of class labels; None for no labels.
         condition: instead of num_classes, a function or module that embeds any pytree:
-            `condition(cond)` of shape (width,), or (..., width) for a batch. It also says what
+            `condition(cond)` of shape (width,), or (..., width) for a batch. It also decides what
             cond=None means.
-        dropout: the probability with which each hidden unit of a block is set to zero, in a call
-            with a `key`.
-        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters
-            are float32.
+        dropout: the probability with which a call with a `key` sets each hidden unit of a block to
+            zero.
+        dtype: the dtype in which the layers compute, such as `jnp.bfloat16`; None for that of x.
+            Parameters, and the embedding of t and cond, are float32.
         rngs: the source of the initial parameters.
 
     Attributes:
@@ -62,15 +62,15 @@ class DiT(nnx.Module):
     array of the shape of x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
-    deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
-    traces cannot raise an error; the outputs with this label are NaN.
+    deterministic. The parameters hold no random state. A label outside [0, K] that jax traces
+    cannot raise an error; its output is NaN.
 
     Raises:
-        ValueError: if a setting is out of its range, a size does not divide as said, or `rngs` is a
-            key; if x, t or cond has another shape; if a label is outside [0, K], or the network has
-            no classes; if `key` is not one key.
+        ValueError: if a setting is out of its range, patch or heads is not the divisor that it
+            should be, or `rngs` is a key; if x, t or cond has another shape; if a label is outside
+            [0, K], or the network has no classes; if `key` is not one key.
 
-    Reference: Peebles & Xie 2023 (DiT, arXiv 2212.09748).
+    Reference: Peebles and Xie 2023 (DiT, arXiv 2212.09748).
 
     >>> network = DiT((8, 8, 1), width=16, depth=1, heads=2, num_classes=10, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), 0.5, cond=jnp.array([1, 7, network.null])).shape
@@ -124,9 +124,8 @@ class DiT(nnx.Module):
         for block, key_i in zip(self.blocks, keys_from(key), strict=False):
             h = block(h, embedding, key_i)
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
-        return unpatchify(
-            self.outputs(modulate(self.norm(h), scale, shift)), self.patch, self.shape
-        )
+        tokens = self.outputs(modulate(self.norm(h), scale, shift))
+        return unpatchify(tokens, self.patch, self.shape)
 
 
 class Block(nnx.Module):

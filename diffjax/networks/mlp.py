@@ -36,12 +36,12 @@ class MLP(nnx.Module):
         expansion: hidden units of a block, in units of `width`.
         num_classes: the number K of class labels; None for no labels.
         condition: instead of num_classes, a function or module that embeds any pytree:
-            `condition(cond)` of shape (width,), or (..., width) for a batch. It also says what
+            `condition(cond)` of shape (width,), or (..., width) for a batch. It also decides what
             cond=None means.
-        dropout: the probability with which each hidden unit of a block is set to zero, in a call
-            with a `key`.
-        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters
-            are float32.
+        dropout: the probability with which a call with a `key` sets each hidden unit of a block to
+            zero.
+        dtype: the dtype in which the layers compute, such as `jnp.bfloat16`; None for that of x.
+            Parameters, and the embedding of t and cond, are float32.
         rngs: the source of the initial parameters.
 
     Attributes:
@@ -52,15 +52,15 @@ class MLP(nnx.Module):
     least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
-    deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
-    traces cannot raise an error; the outputs with this label are NaN.
+    deterministic. The parameters hold no random state. A label outside [0, K] that jax traces
+    cannot raise an error; its output is NaN.
 
     Raises:
         ValueError: if a setting is out of its range, or `rngs` is a key; if x, t or cond has
             another shape; if a label is outside [0, K], or the network has no classes; if `key` is
             not one key.
 
-    Reference: Perez et al. 2018 (FiLM, arXiv 1709.07871); Peebles & Xie 2023 (DiT, arXiv
+    Reference: Perez et al. 2018 (FiLM, arXiv 1709.07871); Peebles and Xie 2023 (DiT, arXiv
     2212.09748).
 
     >>> network = MLP(2, width=16, num_classes=10, rngs=nnx.Rngs(0))
@@ -118,9 +118,7 @@ class Block(nnx.Module):
         self.out = zero_linear(expansion * width, width, rngs=rngs)
 
     def __call__(self, h: Array, embedding: Array, key: Array | None = None) -> Array:
-        """One residual step of h (..., width) given the embedding, whose leading axes may have
-        length 1.
-        """
+        """One residual step of h (..., width). The embedding's leading axes may have length 1."""
         scale, shift = jnp.split(self.modulation(embedding), 2, axis=-1)
         hidden = jax.nn.silu(self.hidden(modulate(self.norm(h), scale, shift)))
         return h + self.out(dropout(hidden, self.dropout, key))

@@ -46,12 +46,12 @@ class UNet(nnx.Module):
         head_width: channels of an attention head, where the level has as many.
         num_classes: the number K of class labels; None for no labels.
         condition: instead of num_classes, a function or module that embeds any pytree:
-            `condition(cond)` of shape (width,), or (..., width) for a batch. It also says what
+            `condition(cond)` of shape (width,), or (..., width) for a batch. It also decides what
             cond=None means.
-        dropout: the probability with which each hidden unit of a block is set to zero, in a call
-            with a `key`.
-        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters
-            are float32.
+        dropout: the probability with which a call with a `key` sets each hidden unit of a block to
+            zero.
+        dtype: the dtype in which the layers compute, such as `jnp.bfloat16`; None for that of x.
+            Parameters, and the embedding of t and cond, are float32.
         rngs: the source of the initial parameters.
 
     Attributes:
@@ -62,17 +62,18 @@ class UNet(nnx.Module):
     x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
-    deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
-    traces cannot raise an error; the outputs with this label are NaN.
+    deterministic. The parameters hold no random state. A label outside [0, K] that jax traces
+    cannot raise an error; its output is NaN.
 
     Raises:
         ValueError: if a setting is out of its range, the channels come first, no level has a
             resolution in `attention`, or `rngs` is a key; if x, t or cond has another shape; if a
             label is outside [0, K], or the network has no classes; if `key` is not one key.
 
-    Reference: Dhariwal & Nichol 2021 (ADM, arXiv 2105.05233).
+    Reference: Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233).
 
-    >>> network = UNet((8, 8, 1), width=8, multipliers=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0))
+    >>> settings = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}
+    >>> network = UNet((8, 8, 1), **settings, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), jnp.array([0.1, 0.5, 0.9])).shape
     (3, 8, 8, 1)
     """

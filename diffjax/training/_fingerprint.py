@@ -29,7 +29,8 @@ def named(tree: Any, part: str | None = None) -> dict[str, Any]:
     names = {".".join([*start, *map(_quoted, path)]) or "%": leaf for path, leaf in leaves}
     if len(names) < len(leaves):
         raise ValueError(
-            f"state: expected leaves with different names, got {len(leaves)} leaves and {len(names)} names"
+            f"state: expected leaves with different names, "
+            f"got {len(leaves)} leaves and {len(names)} names"
         )
     return names
 
@@ -58,7 +59,7 @@ def text(shape: list[int], dtype: str) -> str:
 
 
 def fingerprint(leaves: dict[str, Any]) -> dict[str, list]:
-    """`{name: [shape, dtype, checksum]}`. It is None for Python objects and deleted arrays.
+    """`{name: [shape, dtype, checksum]}`. The checksum of objects and deleted arrays is None.
 
     >>> import numpy as np
     >>> fingerprint({"w": np.ones(2, np.float32)}) == fingerprint({"w": jax.numpy.ones(2)})
@@ -92,9 +93,10 @@ def _host_words(array: np.ndarray) -> np.ndarray | None:
 
 @jax.jit
 def _sum(x: jax.Array) -> jax.Array:
-    """The sum modulo 2^32 of all words, each of them mixed with its place.
+    """The sum modulo 2^32 of all words, each mixed with its position.
 
-    A sum has no order, so every shard can add its part. The mixing is that of MurmurHash3.
+    The order of a sum does not matter, so every shard can add its part. The mixing is that of
+    MurmurHash3.
     """
     words = _words(x).astype(jnp.uint32)
     place = jnp.zeros(words.shape, jnp.uint32)

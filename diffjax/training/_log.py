@@ -1,4 +1,4 @@
-"""What a training run writes for people: `metrics.jsonl`, TensorBoard's files and a progress bar."""
+"""The logs of a training run: `metrics.jsonl`, TensorBoard's files and a progress bar."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ logger = logging.getLogger("diffjax")
 
 
 def say(message: str, show: bool) -> None:
-    """Logs a message, and prints it if there is a progress bar, too."""
+    """Logs a message, and prints it if there is a progress bar."""
     logger.info(message)
     if show:
         from tqdm import tqdm
@@ -27,7 +27,7 @@ def say(message: str, show: bool) -> None:
 def metrics_log(
     directory: pathlib.Path | None, start: int, tensorboard: bool
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A function `write(step, record)`. Lines of a stopped run beyond the step it resumes from go."""
+    """A function `write(step, record)`. It removes the lines of steps that will be run again."""
     if directory is None:
         yield lambda step, record: None
         return
@@ -71,7 +71,7 @@ def _drop_lines_after(path: pathlib.Path, start: int) -> None:
             kept.append(line + b"\n")
     if broken:
         logger.warning(
-            "%s: dropped what is no JSON object with a step, in lines %s", path, ", ".join(broken)
+            "%s: dropped lines that are not JSON objects with a step: %s", path, ", ".join(broken)
         )
     if (cleaned := b"".join(kept)) != content:
         temporary = path.with_name(f"{path.name}.tmp")

@@ -12,23 +12,22 @@ __all__ = ["check_labels", "in_memory"]
 
 
 def in_memory(arrays: Any, batch_size: int, *, seed: int = 0) -> Callable[[int], Any]:
-    """Batches of a data set that fits in memory, as a pure function of the step; so resuming needs
-    no iterator state.
+    """Batches of a data set that fits in memory, as a pure function of the step.
 
-    Each epoch is a new permutation of the examples. Epochs follow on one another without a gap: a
-    batch may hold the end of one and the start of the next, and no example is dropped.
+    So resuming needs no iterator state. Each epoch is a new permutation of the examples. A batch
+    may hold the end of one epoch and the start of the next, and no example is dropped.
 
     Args:
-        arrays: a pytree of arrays (images and labels, say) with the same leading size n.
-        batch_size: examples a batch, from 1 to n.
+        arrays: a pytree of arrays, such as images and labels, with the same leading size n.
+        batch_size: the number of examples in a batch, from 1 to n.
         seed: the seed of the permutations.
 
     Returns:
         `step -> batch`, of the structure of `arrays`, as numpy arrays.
 
     Raises:
-        ValueError: on an empty data set, leading sizes that differ, values that are not finite or
-            not numbers, or a batch_size outside [1, n].
+        ValueError: if the data set is empty, leading sizes differ, values are not finite or not
+            numbers, or batch_size is outside [1, n].
 
     >>> batches = in_memory({"x": np.arange(5)}, 3)
     >>> sorted(np.concatenate([batches(i)["x"] for i in range(5)]).tolist())

@@ -33,8 +33,9 @@ def _move(weight, average, params, step):
 
 
 def power_ema(gamma: float = 6.94) -> Partial:
-    """The power-function average, whose weights grow as step^gamma and so stretch with the length
-    of the run.
+    """The power-function average, whose weights grow as step^gamma.
+
+    The weights stretch with the length of the run.
 
     `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)`. The weights'
     standard deviation relative to the run's length is

@@ -12,20 +12,21 @@ __all__ = ["functional", "merge"]
 
 
 def functional(module: nnx.Module) -> tuple[Partial, dict]:
-    """Splits a Flax NNX module into a pure function and its parameters:
+    """Splits a Flax NNX module into a pure function and its parameters.
+
     `apply(params, *args) = module(*args)`.
 
     Args:
-        module: a module all of whose arrays are `nnx.Param`.
+        module: a module whose arrays are all `nnx.Param`.
 
     Returns:
         `apply`, and `params`, a nested dict of arrays. `bind(apply, params)` is a network like the
         module.
 
     Raises:
-        ValueError: if it is no NNX module, or holds other variables, which a pure function cannot
-            update: batch statistics, or the keys of a dropout layer that was made with `rngs`. A
-            layer made without, `nnx.Dropout(rate)`, gets its key when it is called.
+        ValueError: if it is not an NNX module, or if it holds other variables, which a pure
+            function cannot update: batch statistics, or the keys of a dropout layer that was made
+            with `rngs`. `nnx.Dropout(rate)`, made without them, takes its key at each call.
 
     >>> module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     >>> apply, params = functional(module)
@@ -37,8 +38,8 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
     """
     if not isinstance(module, nnx.Module):
         raise ValueError(
-            f"module: expected an nnx.Module, got {described(module)}; of Equinox, use "
-            f"eqx.partition(module, eqx.is_inexact_array), of linen module.apply and module.init"
+            f"module: expected an nnx.Module, got {described(module)}; for Equinox use "
+            f"eqx.partition(module, eqx.is_inexact_array), for linen module.apply and module.init"
         )
     graph, state, rest = nnx.split(module, nnx.Param, ...)
     if rest:
@@ -47,14 +48,14 @@ def functional(module: nnx.Module) -> tuple[Partial, dict]:
             for path, leaf in nnx.to_flat_state(rest)
         ]
         raise ValueError(
-            f"module: expected every variable to be an nnx.Param, got {', '.join(names)}; construct "
-            f"dropout layers without rngs, and give the key at the call"
+            f"module: expected every variable to be an nnx.Param, got {', '.join(names)}; "
+            f"construct dropout layers without rngs, and give the key at the call"
         )
     return bind(_apply, graph), nnx.to_pure_dict(state)
 
 
 def merge(apply: Partial, params: Any) -> nnx.Module:
-    """The way back from `functional`: the module with these parameters.
+    """The inverse of `functional`: the module with these parameters.
 
     Args:
         apply: the function that `functional(module)` returned.
@@ -80,7 +81,8 @@ def merge(apply: Partial, params: Any) -> nnx.Module:
         return nnx.merge(apply.args[0], params)
     except ValueError as error:
         raise ValueError(
-            f"params: expected the parameters of the module, such as state.ema, got {described(params)}"
+            f"params: expected the parameters of the module, such as state.ema, "
+            f"got {described(params)}"
         ) from error
 
 

@@ -398,7 +398,7 @@ def test_a_stopped_run_ends_bitwise_as_one_never_stopped(tmp_path):
 def test_a_full_disk_is_named_and_harms_no_earlier_checkpoint(tmp_path):
     err = finish(start(tmp_path, "full"), 1)  # from step 25 on, no file may exceed 100 kB
     assert f"OSError: could not save a checkpoint in {tmp_path / 'checkpoints'}" in err
-    assert "complete are: [10, 20]" in err
+    assert "the complete ones are [10, 20]" in err
     assert steps_in(tmp_path) == [10, 20]
     with jax.enable_x64(False):
         assert checkpoints.restore(tmp_path / "checkpoints", train_worker.new()[0]).step == 20

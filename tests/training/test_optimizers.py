@@ -146,11 +146,11 @@ REFUSALS = {
     ),
     "lookahead": (
         optax.lookahead(SGD, 2, 0.5),
-        r"LookaheadState: it wants the gradient of `params.fast` alone",
+        r"LookaheadState: it needs the gradient of `params.fast` alone",
     ),
     "private": (
         optax.contrib.differentially_private_aggregate(1.0, 1.0, key=jax.random.key(0)),
-        "DifferentiallyPrivateAggregateState: it wants the gradient of each example",
+        "DifferentiallyPrivateAggregateState: it needs the gradient of each example",
     ),
 }
 
