@@ -21,7 +21,7 @@ Features are arrays (n, ...), flattened to (n, d).
 The Fréchet distances, `wasserstein` and `classifier_accuracy_score` are computed on the host, in
 float64. The others are pure jax functions, in the precision of the features but at least float32. A
 mean over pairs needs no array of pairs: a few rows of x at a time are compared with all of y, by
-differences. The matrix product `|x|^2 + |y|^2 - 2 x.y` would lose `eps |x|^2` of every distance: all
+differences. The matrix product `|x|^2 + |y|^2 - 2 x.y` would lose `eps |x|^2` of each distance: all
 of it for features with a large common offset, and for close neighbours even without one.
 """
 

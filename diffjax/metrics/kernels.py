@@ -170,7 +170,7 @@ def _mmd(kernel, x, y, rows=None):
 
 
 def _mean_within(kernel, x, rows):
-    """The mean over i != j. Kernels are symmetric, so each sample in a circle meets the next half."""
+    """The mean over i != j. Kernels are symmetric: each sample in a circle meets the next half."""
     n = len(x)
     rows = min(-(-n // 8), block_rows(x, rows))
     circle = x[np.arange(n + rows + n // 2) % n]

@@ -398,7 +398,7 @@ class Attention(nnx.Module):
         return jnp.split(x.reshape(n, tokens, heads, channels // heads), parts, axis=2)
 
 
-def _check_tokens(name: str, tokens: Array, channels: int) -> None:
+def _check_tokens(name: str, tokens: Array, channels: int | None) -> None:
     if tokens.ndim != 3 or tokens.shape[-1] != channels:
         raise ValueError(f"{name}: expected shape (n, tokens, {channels}), got {tokens.shape}")
 
