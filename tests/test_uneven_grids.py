@@ -79,8 +79,9 @@ def network():
         return jax.tree.map(np.asarray, schedules.init_monotone(jax.random.key(0)))
 
 
+@jax.jit
 def any_path(which, t):
-    """The path of that number."""
+    """The path of that number. Jitted, it is traced once and not at each of its calls."""
     branches = [
         lambda t, make=make: jnp.stack(make()(t)).astype(t.dtype) for make in PATHS.values()
     ]
