@@ -199,6 +199,10 @@ VALUES = {  # (call, what the message must say)
     "eta": (lambda: samplers.ddim(None, LINEAR, 1.5), r"eta.*\[0, 1\], got 1.5"),
     "churn": (lambda: samplers.edm_sampler(None, LINEAR, -0.1), r"churn.*got -0.1"),
     "snr": (lambda: samplers.predictor_corrector(None, LINEAR, snr=nan), r"snr.*got nan"),
+    "corrections": (
+        lambda: samplers.predictor_corrector(None, LINEAR, corrections=0),
+        r"corrections: .* 1, got 0",
+    ),
     "sigma_data": (lambda: edm_preconditioning(0.0), r"sigma_data.*got 0.0"),
     "gamma": (lambda: weightings.min_snr(-5.0), r"gamma.*got -5.0"),
     "times": (lambda: times.uniform_times(KEY, 3, 0.9, 0.1), r"low=0.9, high=0.1"),

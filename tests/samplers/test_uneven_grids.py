@@ -28,7 +28,7 @@ from diffjax.samplers import (
     unipc,
     velocity_adams,
 )
-from diffjax.samplers._interpolation import data_prediction, lagrange_weights, limited_weights
+from diffjax.samplers._interpolation import data_prediction
 from diffjax.samplers._multistep import multistep
 
 partial = functools.partial
@@ -342,26 +342,6 @@ def test_good_grids_lose_nothing(method):
             ours,
             exact,
         )
-
-
-def test_the_order_falls_where_a_step_is_too_long():
-    moments = [1.0, 0.5, 1 / 3]  # of a step of length 1 under an even kernel
-    even = jnp.array([-1.0, -2.0])
-    np.testing.assert_allclose(limited_weights(even, moments, (0.75, 2.625)), [-4 / 3, 5 / 12])
-    one = limited_weights(jnp.array([-0.7, -0.9]), moments, (0.75, 2.625))
-    np.testing.assert_allclose(one, [-0.5 / 0.7, 0.0])
-    np.testing.assert_array_equal(
-        limited_weights(jnp.array([-0.6, -2.0]), moments, (0.75, 1.0)), 0.0
-    )
-    # what is no node does not count: a memory that is not full
-    np.testing.assert_allclose(
-        limited_weights(jnp.array([-1.0, -jnp.inf]), moments, (0.75, 9.0)), [-0.5, 0.0]
-    )
-    np.testing.assert_array_equal(
-        limited_weights(jnp.array([-0.5, -jnp.inf]), moments, (0.75, 9.0)), 0.0
-    )
-    everything = limited_weights(jnp.array([-0.1, -0.2]), moments, (np.inf, np.inf))
-    np.testing.assert_allclose(everything, lagrange_weights(jnp.array([-0.1, -0.2]), moments[1:]))
 
 
 # ---- no NaN inside -------------------------------------------------------------------------------
