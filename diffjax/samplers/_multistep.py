@@ -76,9 +76,8 @@ def _predictor_step(denoise, schedule, interpolation, tau, gains, key, state, t,
     weights = interpolation.weights(t, s, differences(history.nodes[1:], history.nodes[0]))
     if gains is not None:
         weights = gains[state.memory.count] * weights
-    weights = _prediction_weights(0, weights)
-    x = _advance(key, estimate, s, *_noise(tau, t, s)) + _combine(history, weights)
-    return State(x, history)
+    x = _advance(key, estimate, s, *_noise(tau, t, s))
+    return State(x + _combine(history, _prediction_weights(0, weights)), history)
 
 
 def _corrected_step(denoise, schedule, interpolation, tau, key, state, t, s):

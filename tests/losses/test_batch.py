@@ -54,7 +54,7 @@ def test_what_over_batch_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             over_batch(jax.random.key(0), loss, *arguments)
-    with pytest.raises(ValueError, match="drop, null: expected both or none.*got drop, cond"):
+    with pytest.raises(ValueError, match=r"drop, null: expected both or none.*got drop, cond"):
         over_batch(jax.random.key(0), loss, jnp.zeros(3), jnp.zeros(3), drop=0.1)
     with pytest.raises(ValueError, match=r"drop: expected a finite number in \[0, 1\], got 1.5"):
         over_batch(jax.random.key(0), loss, jnp.zeros(3), jnp.zeros(3), drop=1.5, null=1)
