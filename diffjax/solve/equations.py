@@ -76,7 +76,7 @@ def integrate(
         y, last, steps, result = _integrate(
             terms, y, start, end, solver, stepsize_controller, adjoint, dt0, max_steps
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # TypeError, ValueError or ShardingTypeError, by the version of jax
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.manual_axes or mesh.explicit_axes:
             error.add_note(

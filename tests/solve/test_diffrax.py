@@ -115,8 +115,5 @@ def test_what_diffrax_refuses_of_a_mesh_names_the_way_out(name):
         run = jax.shard_map(
             run, mesh=mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch")
         )
-    with (
-        jax.set_mesh(mesh),
-        pytest.raises((TypeError, ValueError), match=r"check_vma=False, .*AxisType\.Auto"),
-    ):
+    with jax.set_mesh(mesh), pytest.raises(Exception, match=r"check_vma=False, .*AxisType\.Auto"):
         jax.jit(run)(jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, PartitionSpec("batch"))))
