@@ -19,9 +19,8 @@ def build(kind, num_classes=CLASSES, dtype=None, dropout=0.0):
     if kind is MLP:
         return MLP(5, depth=2, **settings, rngs=rngs)
     if kind is UNet:
-        return UNet(
-            SHAPES[UNet], multipliers=(1, 2), blocks=1, attention=(4,), **settings, rngs=rngs
-        )
+        # the middle has attention
+        return UNet(SHAPES[UNet], multipliers=(1, 2), blocks=1, **settings, rngs=rngs)
     return DiT(SHAPES[DiT], depth=2, heads=2, **settings, rngs=rngs)
 
 

@@ -310,6 +310,8 @@ def test_dpm_solver_fast_goes_from_pure_noise_to_the_data(schedule):
 ENDS = [(1.0, 0.0), (1.0, 0.02), (0.98, 0.0), (0.98, 0.02)]
 
 
+# Jitted, so that it is traced once and not at each of its calls.
+@jax.jit
 def switched_schedule(i, t):
     return jax.lax.switch(
         i, [lambda t, s=s: tuple(jnp.asarray(c, t.dtype) for c in s(t)) for s in PATHS.values()], t
@@ -395,10 +397,10 @@ SLOPES = {  # d target / d eps at a given x, where x0 moves by -sigma / alpha
 
 @pytest.mark.parametrize("path", PATHS)
 def test_weightings_have_their_limits_at_the_ends(path):
+    schedule = jax.jit(PATHS[path])  # traced once, and not in each of its calls
+
     def weights(t):
-        return {
-            (w, k): WEIGHTINGS[w][0](PATHS[path], KINDS[k], t) for w in WEIGHTINGS for k in KINDS
-        }
+        return {(w, k): WEIGHTINGS[w][0](schedule, KINDS[k], t) for w in WEIGHTINGS for k in KINDS}
 
     ts = [0.0, 0.3, 1.0]
     for dtype in (np.float32, np.float64):
