@@ -11,6 +11,7 @@ import pytest
 import diffjax as dj
 
 PAGES = sorted((pathlib.Path(__file__).parent.parent / "docs").glob("*.md"))
+SLOW = {"networks.md", "training.md"}
 
 
 def run(page):
@@ -26,7 +27,13 @@ def _as_a_user_runs():
         yield
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in SLOW))
+        for page in PAGES
+    ],
+)
 def test_the_blocks_of_a_page_run(page):
     names = run(page)
     checks = {

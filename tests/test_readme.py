@@ -25,10 +25,13 @@ def composed():
     return names
 
 
+@pytest.mark.slow
 def test_the_program_for_own_images_trains_samples_resumes_and_scores(
     tmp_path, monkeypatch, capsys
 ):
-    """At a small size: 8x8 images of two classes, a U-Net of width 32, and a few steps."""
+    """At a small size: 8x8 images of two classes, a U-Net of width 32, and a few steps of training
+    and sampling.
+    """
     lines = [line for line in PROGRAMS[0].strip().splitlines() if line]
     assert len(lines) <= 30
     labels = np.arange(80) % 2
@@ -42,6 +45,8 @@ def test_the_program_for_own_images_trains_samples_resumes_and_scores(
     text = PROGRAMS[0].replace(
         "=classes, rngs", "=classes, width=32, multipliers=(1,), blocks=1, rngs"
     )
+    text = text.replace("uniform_log_snr(schedule, 20,", "uniform_log_snr(schedule, 4,")
+    text = text.replace("batch_size=64", "batch_size=16")
     for steps in (4, 6):
         names = {}
         exec(

@@ -54,7 +54,9 @@ def test_antithetic_times_cancel_what_is_odd():
 @pytest.mark.parametrize("path", ["linear_vp", "edm", "linear"])
 def test_log_snr_times_have_a_uniform_log_snr_and_weigh_as_uniform_times(path):
     schedule, n, low, high = getattr(schedules, path)(), 1000, 0.02, 0.97
-    ts, weights = log_snr_times(jax.random.key(0), n, schedule, low, high)
+    ts, weights = map(
+        np.asarray, jax.jit(lambda: log_snr_times(jax.random.key(0), n, schedule, low, high))()
+    )
     alpha, sigma = np.array([oracles.alpha_sigma(path, float(t)) for t in ts]).T
     a, b = (np.log(np.divide(*oracles.alpha_sigma(path, t))) for t in (low, high))
     np.testing.assert_array_equal(np.floor((np.log(alpha / sigma) - b) / (a - b) * n), np.arange(n))
@@ -64,7 +66,7 @@ def test_log_snr_times_have_a_uniform_log_snr_and_weigh_as_uniform_times(path):
         exact = (high ** (power + 1) - low ** (power + 1)) / ((power + 1) * (high - low))
         np.testing.assert_allclose(np.mean(weights * ts**power), exact, rtol=2e-3)
     # and with the likelihood weighting on the noise's error every time weighs the same
-    weighed = weights * jax.vmap(lambda t: likelihood(schedule, EPS, t))(ts)
+    weighed = weights * jax.jit(jax.vmap(lambda t: likelihood(schedule, EPS, t)))(ts)
     np.testing.assert_allclose(weighed, 2 * (a - b) / (high - low), rtol=1e-9)
 
 

@@ -39,9 +39,8 @@ def new():
         hidden = jax.nn.silu(jax.nn.silu((batch + noise) @ params["w1"]) @ params["w2"])
         return jnp.mean((hidden @ params["w3"] - noise) ** 2)
 
-    batches = iter(
-        grain.MapDataset.source(DATA).seed(3).shuffle().repeat().batch(8).to_iter_dataset()
-    )
+    data = grain.MapDataset.source(DATA).seed(3).shuffle().repeat().batch(8)
+    batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
     return (
         init_state(jax.random.key(2), params, optimizer),
         make_train_step(loss, optimizer, ema=power_ema()),
@@ -72,8 +71,7 @@ def interfere(how: str, directory: pathlib.Path):
     return callback
 
 
-if __name__ == "__main__":
-    directory, how = pathlib.Path(sys.argv[1]), sys.argv[2]
+def run(directory: pathlib.Path, how: str):
     state, step, batches = new()
     settings = {
         "checkpoint_every": EVERY,
@@ -90,3 +88,7 @@ if __name__ == "__main__":
         progress=False,
         **settings,
     )
+
+
+if __name__ == "__main__":
+    run(pathlib.Path(sys.argv[1]), sys.argv[2])

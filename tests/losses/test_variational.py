@@ -84,7 +84,9 @@ def test_a_wrong_denoiser_pays_for_its_error():
         estimate = right(x, t)
         return estimate._replace(eps=estimate.eps + c * schedule(t)[1])
 
-    each = [expected_bound(schedule, denoise, START, END) for denoise in (right, wrong)]
+    each = jax.jit(
+        lambda: [expected_bound(schedule, denoise, START, END) for denoise in (right, wrong)]
+    )()
     beta = oracles.TABLE["linear_vp"][3]
     extra = c**2 / 2 * float(oracles.mp.quad(beta, [START, END]))
     np.testing.assert_allclose(each[1] - each[0], extra, rtol=1e-8)
@@ -126,7 +128,7 @@ def test_importance_weighted_times_give_the_same_bound(monkeypatch, path):
     """
     schedule = getattr(schedules, path)()
     denoise = exact.gaussian(jnp.array([MEAN]), VARIANCE * jnp.eye(1), schedule)
-    ts, weights = log_snr_times(jax.random.key(0), 400, schedule, START, END)
+    ts, weights = jax.jit(lambda: log_snr_times(jax.random.key(0), 400, schedule, START, END))()
     monkeypatch.setattr(jax.random, "split", lambda key: (key, key))
     monkeypatch.setattr(
         jax.random, "normal", lambda key, shape, dtype=float: jnp.broadcast_to(key, shape)
@@ -139,13 +141,10 @@ def test_importance_weighted_times_give_the_same_bound(monkeypatch, path):
         )
 
     over_noise = jax.vmap(jax.vmap(one, (None, None, None, 0)), (None, None, 0, None))
-    values = jax.vmap(over_noise, (0, 0, None, None))(
-        ts, weights, jnp.asarray(NODES), jnp.asarray(NODES)
-    )
-    by_importance = jnp.mean(values @ WEIGHTS @ WEIGHTS)
-    np.testing.assert_allclose(
-        by_importance, expected_bound(schedule, denoise, START, END), rtol=1e-3
-    )
+    values = jax.jit(jax.vmap(over_noise, (0, 0, None, None)))(ts, weights, NODES, NODES)
+    by_importance = np.mean(values @ WEIGHTS @ WEIGHTS)
+    expected = jax.jit(lambda: expected_bound(schedule, denoise, START, END))()
+    np.testing.assert_allclose(by_importance, expected, rtol=1e-3)
 
 
 @pytest.mark.usefixtures("_noise_is_its_key")

@@ -147,9 +147,14 @@ def test_ctrl_c_saves_the_step_that_was_taken(tmp_path):
 
 
 def numbers(seed=0, size=4, n=12):
-    data = np.random.default_rng(0).normal(size=(n, 3))
+    data = (
+        grain.MapDataset.source(np.random.default_rng(0).normal(size=(n, 3)))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+    )
     return iter(
-        grain.MapDataset.source(data).seed(seed).shuffle().repeat().batch(size).to_iter_dataset()
+        data.batch(size).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     )
 
 

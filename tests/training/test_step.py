@@ -256,6 +256,7 @@ def on_devices():
     return json.loads(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "placed", ["data 2", "data 8", "fsdp 8", "data 2, model 4", "micro data 8"]
 )
