@@ -49,7 +49,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def _strict(request):
-    """x64 and jax's own checkers, except for the doctests, which show what a user's session shows."""
+    """x64 and jax's own checkers. Not for the doctests, which show what a user's session shows."""
     doctest = type(request.node).__name__ == "DoctestItem"
     with (
         jax.enable_x64(not doctest),

@@ -93,7 +93,7 @@ def warm(step, sampler, times, key=None):
 
 
 def check_exact_step(make, kind, points):
-    """A step is exact on the polynomial through that many points, and not on one of a degree more."""
+    """A step is exact on the polynomial through that many points, and not on a higher degree."""
     path, schedule, (t, s) = "linear_vp", linear_vp(), TIMES[-2:]
     for degree in (points - 1, points):
         sampler = make(polynomial_denoiser(kind, degree, schedule), schedule)

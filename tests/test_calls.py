@@ -34,7 +34,10 @@ def run(make):
     return lambda denoise: samplers.sample(KEY, make(denoise), X, uniform(4, end=0.1))
 
 
-MAKERS = "ddim ddpm euler heun edm_sampler euler_maruyama dpm_solver_2 dpm_solver_2s dpm_solver_3 dpm_solver_2m "
+MAKERS = (
+    "ddim ddpm euler heun edm_sampler euler_maruyama dpm_solver_2 dpm_solver_2s "
+    "dpm_solver_3 dpm_solver_2m "
+)
 MAKERS += (
     "dpm_solver_3m sde_dpm_solver_2m sa_solver unipc deis data_adams noise_adams velocity_adams"
 )
@@ -119,7 +122,10 @@ TAKES_A_NETWORK = {
 @pytest.mark.parametrize("name", TAKES_A_NETWORK)
 def test_a_network_that_returns_more_than_an_array_is_an_error(name):
     kind = name.partition(", ")[2] if name.startswith("bridge_sampler") else "network"
-    message = rf"(?s)^{kind}: expected.*got tuple\(an array of shape \(2,\), dict\).*returns the array alone"
+    message = (
+        rf"(?s)^{kind}: expected.*got tuple\(an array of shape \(2,\), dict\).*returns "
+        rf"the array alone"
+    )
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: TAKES_A_NETWORK[name](lambda x, t: (x, {})))
     with pytest.raises(ValueError, match=rf"^{kind}: it returned \(1,\) for x of shape \(2,\)"):

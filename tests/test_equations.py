@@ -1,4 +1,4 @@
-"""docs/equations.md lists every equation that the tree cites, and names only functions that exist."""
+"""docs/equations.md lists every equation that the tree cites. Its functions exist."""
 
 import importlib
 import pathlib

@@ -90,7 +90,8 @@ VALUES = {  # (call, what the message must say)
     "betas of nan": (lambda: schedules.from_betas(np.array([0.1, nan])), r"betas"),
     "a schedule that is not called": (
         lambda: schedules.half_log_snr(schedules.linear_vp, 0.5),
-        r"schedule: expected a schedule, got linear_vp, the function that makes one; call it, as in linear_vp\(\)",
+        r"schedule: expected a schedule, got linear_vp, the function that makes one; call it, "
+        r"as in linear_vp\(\)",
     ),
     "bound, and at its end": (
         lambda: samplers.sample(
@@ -104,7 +105,8 @@ VALUES = {  # (call, what the message must say)
     ),
     "a sampler that is not called": (
         lambda: samplers.sample(KEY, samplers.ddim, x2, grids.uniform(2)),
-        r"sampler: expected a Sampler\(init, step\), such as the result of ddim\(denoise, schedule\), got ddim",
+        r"sampler: expected a Sampler\(init, step\), such as the result of ddim\(denoise, "
+        r"schedule\), got ddim",
     ),
     "a parametrization by name": (
         lambda: as_denoiser(lambda x, t: x, LINEAR, "eps"),

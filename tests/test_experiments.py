@@ -73,8 +73,8 @@ def test_a_report_explains_its_scores_and_shows_tables_and_figures(tmp_path):
     write_report(tmp_path, "Title", record, explained, tables, {"a.png": "A figure."})
     text = (tmp_path / "report.md").read_text()
     assert (
-        "- **NLL** (nats): Minus the log density. Lower is better.\n- **of data**: To compare with.\n"
-        in text
+        "- **NLL** (nats): Minus the log density. Lower is better.\n- **of data**: To compare "
+        "with.\n" in text
     )
     assert (
         "| score | value |\n| --- | --- |\n| NLL | 1.25 |" in text and "![A figure.](a.png)" in text
@@ -259,7 +259,10 @@ def test_a_report_is_continued_only_with_its_own_settings(tmp_path):
     )
     with pytest.raises(
         ValueError,
-        match=r"result.json: it was begun with another value of steps, efficientnet; choose another --out",
+        match=(
+            r"result.json: it was begun with another value of steps, efficientnet; choose "
+            r"another --out"
+        ),
     ):
         begin_or_continue(dataclasses.replace(settings, steps=7, efficientnet=tmp_path))
 

@@ -166,8 +166,12 @@ def test_edm_sampler_starts_from_pure_noise_with_a_step_of_ddim(path, churn):
 MAKERS = {
     **{
         name: getattr(samplers, name)
-        for name in "ddim ddpm euler heun edm_sampler euler_maruyama dpm_solver_2 dpm_solver_2s dpm_solver_3 "
-        "dpm_solver_2m dpm_solver_3m sde_dpm_solver_2m sa_solver unipc deis data_adams noise_adams velocity_adams".split()
+        for name in (
+            *("ddim", "ddpm", "euler", "heun", "edm_sampler", "euler_maruyama"),
+            *("dpm_solver_2", "dpm_solver_2s", "dpm_solver_3", "dpm_solver_2m", "dpm_solver_3m"),
+            *("sde_dpm_solver_2m", "sa_solver", "unipc", "deis"),
+            *("data_adams", "noise_adams", "velocity_adams"),
+        )
     },
     "edm_sampler, churn": lambda d, s: samplers.edm_sampler(d, s, 0.4),
     "predictor_corrector": samplers.predictor_corrector,

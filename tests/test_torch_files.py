@@ -93,7 +93,10 @@ class Bomb:
 def test_safetensors_of_every_dtype(tmp_path):
     """What the package reads, and float8, which it does not."""
     bits = bytes(range(200, 216))
-    names = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint64 uint32 uint16 uint8"
+    names = (
+        "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 "
+        "int8 uint64 uint32 uint16 uint8"
+    )
     codes = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U64 U32 U16 U8"
     dtypes = {
         code: jnp.dtype(name) for code, name in zip(codes.split(), names.split(), strict=True)

@@ -1,4 +1,4 @@
-"""Likelihoods against closed-form densities: the model's density is known wherever its flow map is."""
+"""Likelihoods against closed-form densities, which are known wherever the flow map is."""
 
 import diffrax
 import jax
@@ -110,7 +110,8 @@ def test_log_density_on_every_path(path):
             np.testing.assert_allclose(value, density + bias, atol=TOLERANCE)
             # Hutchinson over all signs is the trace
             np.testing.assert_allclose(of_signs.mean(), value, atol=TOLERANCE)
-            # sigma(1) = 1 and alpha(1) = 0 make the prior the marginal; elsewhere it is off by at most
+            # sigma(1) = 1 and alpha(1) = 0 make the prior the marginal. Elsewhere it is off by at
+            # most
             # |x1| |alpha m| / sigma^2, 2 / 50 on VE, and a small second order
             assert abs(bias) < (0.06 if path in ("ve", "edm", "linear_vp", "sub_vp") else 1e-9)
     # The Gaussian's flow and each single probe are known: J = sum_i u_i u_i^T d log(std_i) / dt.

@@ -34,9 +34,10 @@ def test_each_example_has_a_key_and_conditions_drop_on_their_own():
     assert abs(over_batch(jax.random.key(0), noise, jnp.zeros(n)) - 1) < 5 * np.sqrt(2 / n)
     cond = {"label": jnp.arange(n) % 3, "text": jnp.ones((n, 2))}
     null = {"label": 3, "text": jnp.zeros(2)}
-    both = lambda key, x, t, c: jnp.where(
-        c["label"] == 3, 1.0 - c["text"].sum(), c["text"].sum() - 2
-    )  # noqa: E731
+
+    def both(key, x, t, c):
+        return jnp.where(c["label"] == 3, 1.0 - c["text"].sum(), c["text"].sum() - 2)
+
     # the leaves of a condition drop together: a kept one counts 0, a dropped one 1
     for drop in (rate, jnp.asarray(rate)):
         value = over_batch(jax.random.key(1), both, jnp.zeros(n), cond, drop=drop, null=null)

@@ -93,9 +93,11 @@ def test_score_matching_losses_differ_by_their_constants():
 
 def test_slices_over_all_signs_are_the_trace():
     x, t = jnp.array([0.3, -1.2, 0.8]), 0.5
-    network = lambda x, t: jnp.tanh(
-        jnp.array([[1.0, 2.0, -1.0], [0.5, -0.3, 0.2], [-0.7, 0.1, 1.1]]) @ x
-    )  # noqa: E731
+    weights = jnp.array([[1.0, 2.0, -1.0], [0.5, -0.3, 0.2], [-0.7, 0.1, 1.1]])
+
+    def network(x, t):
+        return jnp.tanh(weights @ x)
+
     # the mean of z z^T is 1 exactly
     signs = jnp.asarray(np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), -1).reshape(-1, 3))
     by_trace = implicit_score_matching(network, x, t, exact_probes(None, x))

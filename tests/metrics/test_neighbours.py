@@ -69,7 +69,7 @@ def test_coverage_and_density_of_equal_distributions():
 
 @pytest.mark.parametrize("k", [1, 3, 16, 17, 40])
 def test_radii_reach_to_the_kth_neighbour_for_small_and_large_k(k):
-    """Balls in scikit-learn's words; integer points, so that there are many ties and no roundings."""
+    """Balls by scikit-learn. Integer points have many ties and no roundings."""
     real, generated = (
         np.random.default_rng(seed).integers(-3, 4, (60, 3)).astype(float) for seed in (0, 1)
     )

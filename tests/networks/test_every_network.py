@@ -192,7 +192,10 @@ def test_refusals(kind):
         jax.eval_shape(network, x, t[0])
     with pytest.raises(
         ValueError,
-        match=r"cond: expected that of one sample or of x's leading shape \(2, 3\), got one of shape \(2,\)",
+        match=(
+            r"cond: expected that of one sample or of x's leading shape \(2, 3\), got one "
+            r"of shape \(2,\)"
+        ),
     ):
         jax.eval_shape(network, x, t, cond[:, 0])
     with pytest.raises(ValueError, match="cond: expected integer labels, got dtype float"):
@@ -358,12 +361,14 @@ def test_shapes_and_sizes_that_are_refused():
         (
             (3, 32, 32),
             {},
-            r"channels last, .* got \(3, 32, 32\), which looks like channels first; give \(32, 32, 3\)",
+            r"channels last, .* got \(3, 32, 32\), which looks like channels first; give "
+            r"\(32, 32, 3\)",
         ),
         (
             (2, 2, 2, 2, 2),
             {},
-            r"shape: expected positive integers \(length, channels\) or \(height, width, channels\) or",
+            r"shape: expected positive integers \(length, channels\) or \(height, width, "
+            r"channels\) or",
         ),
         (
             (8, 8, 1),

@@ -1,4 +1,4 @@
-"""The files that `make package` builds, and a first program in an environment that has only them."""
+"""The files that `make package` builds, and a program in an environment that has only them."""
 
 import os
 import pathlib

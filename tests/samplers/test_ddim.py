@@ -1,4 +1,4 @@
-"""DDIM and DDPM on Gaussian data: order, limit, the formulas they are said to be, and their noise."""
+"""DDIM and DDPM on Gaussian data: order, limit, equivalent formulas, and noise."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""diffrax on the equations of a path, against the exact flow map, and the moments of a reverse SDE."""
+"""diffrax on the equations of a path: the exact flow map, and the moments of a reverse SDE."""
 
 import jax
 import jax.numpy as jnp

@@ -127,7 +127,10 @@ def test_small_trees(tmp_path, tree):
 
 
 def test_every_dtype_returns(tmp_path):
-    names = "bool int4 int8 uint16 int32 int64 float16 bfloat16 float8_e4m3fn float32 float64 complex64 complex128"
+    names = (
+        "bool int4 int8 uint16 int32 int64 float16 bfloat16 float8_e4m3fn float32 float64 "
+        "complex64 complex128"
+    )
     tree = {name: jnp.asarray([0, 1, 1, 0]).astype(name) for name in names.split()}
     with checkpoints.manager(tmp_path) as manager:
         checkpoints.save(manager, 1, tree)
@@ -203,10 +206,16 @@ def test_any_mesh_restores_what_any_other_saved(tmp_path):
         "keys": keys,
         "n": jnp.int8(3),
     }
-    meshes = [jax.make_mesh(shape, tuple("ab"[: len(shape)]), devices=jax.devices()[: np.prod(shape)])
-              for shape in [(4,), (2, 2), (2,), (1,)]]  # fmt: skip
-    like = [jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(mesh, tree))
-            for mesh in meshes]  # fmt: skip
+
+    def make_mesh(shape):
+        devices = jax.devices()[: np.prod(shape)]
+        return jax.make_mesh(shape, tuple("ab"[: len(shape)]), devices=devices)
+
+    def target(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    meshes = [make_mesh(shape) for shape in [(4,), (2, 2), (2,), (1,)]]
+    like = [jax.tree.map(target, tree, shardings(mesh, tree)) for mesh in meshes]
     placed = jax.device_put(tree, shardings(meshes[0], tree))
     with checkpoints.manager(tmp_path) as manager:
         for i, target in enumerate([*like[1:], like[0]]):
@@ -254,7 +263,8 @@ def test_structs_without_a_sharding_return_on_the_default_device(two):
 def hold(folder):
     """A process that holds the folder, and says so."""
     code = (
-        "import sys, time; from diffjax.training import checkpoints; m = checkpoints.manager(sys.argv[1]);"
+        "import sys, time; from diffjax.training import checkpoints; m = "
+        "checkpoints.manager(sys.argv[1]);"
         "print('held', flush=True); time.sleep(60)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

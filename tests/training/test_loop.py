@@ -403,7 +403,8 @@ def test_the_log_has_means_and_no_line_twice_after_resuming(tmp_path):
     called = []
     fit(
         new_state(optimizer), step, batches, 20, directory=tmp_path, tensorboard=True,
-        callback=lambda number, state: called.append((number, int(state.step))), callback_every=8, **settings,
+        callback=lambda number, state: called.append((number, int(state.step))), callback_every=8,
+        **settings,
     )  # fmt: skip
     logged = {line["step"]: line["loss"] for line in lines(tmp_path)}
     assert logged == {4: 1.5, 8: 5.5, 10: 8.5, 12: 10.5, 16: 13.5, 20: 17.5}  # loss k - 1 at step k

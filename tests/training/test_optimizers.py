@@ -86,9 +86,7 @@ def constructors():
             signature = inspect.signature(constructor)
             if name in UNANNOTATED or "GradientTransformation" in str(signature.return_annotation):
                 required = [p.name for p in signature.parameters.values() if p.default is p.empty]
-                default = lambda c=constructor, r=required: c(
-                    **{name: ARGUMENTS[name] for name in r}
-                )  # noqa: E731
+                default = functools.partial(constructor, **{n: ARGUMENTS[n] for n in required})
                 yield name, COMPOSED.get(name, default)
 
 

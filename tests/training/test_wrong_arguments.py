@@ -23,11 +23,15 @@ def donated():
 
 SGD = optax.sgd(0.1)
 KEY_0 = jax.random.key(0)
-SPLIT = r"functional\(module\) for Flax NNX, .*eqx.partition.* for Equinox, .*module.init\(\.\.\.\) for linen"
+SPLIT = (
+    r"functional\(module\) for Flax NNX, .*eqx.partition.* for Equinox, "
+    r".*module.init\(\.\.\.\) for linen"
+)
 MISTAKES = {
     "a decay": (
         lambda: make_train_step(squared_error, SGD, ema=0.999),
-        r"ema: expected a function \(average, params, step\) .* such as constant_ema\(0.999\), got 0.999",
+        r"ema: expected a function \(average, params, step\) .* such as "
+        r"constant_ema\(0.999\), got 0.999",
     ),
     "an average that is not called": (
         lambda: make_train_step(squared_error, SGD, ema=power_ema),
@@ -39,11 +43,13 @@ MISTAKES = {
     ),
     "an optimizer that is not called": (
         lambda: init_state(KEY_0, jnp.ones(2), optax.adam),
-        r"optimizer: expected an optax transformation such as optax.adam\(1e-3\), got the function adam\(learning_rate,",
+        r"optimizer: expected an optax transformation such as optax.adam\(1e-3\), got the "
+        r"function adam\(learning_rate,",
     ),
     "loss and optimizer swapped": (
         lambda: make_train_step(SGD, squared_error),
-        r"loss: expected a function \(params, key, batch\) -> a scalar, got an instance of GradientTransformation",
+        r"loss: expected a function \(params, key, batch\) -> a scalar, got an instance of "
+        r"GradientTransformation",
     ),
     "a network as loss": (
         lambda: make_train_step(linear(), SGD),
@@ -83,7 +89,8 @@ MISTAKES = {
     ),
     "dropout with its own keys": (
         lambda: functional(nnx.Dropout(0.1, rngs=nnx.Rngs(0))),
-        r"got rngs.count: RngCount, rngs.key: RngKey; construct dropout layers without rngs, and give the key",
+        r"got rngs.count: RngCount, rngs.key: RngKey; construct dropout layers without rngs, "
+        r"and give the key",
     ),
     "params and apply swapped": (
         lambda: merge({"w": jnp.ones(2)}, functional(linear())[0]),
@@ -91,7 +98,8 @@ MISTAKES = {
     ),
     "a state as params": (
         lambda: merge(functional(linear())[0], new_state(SGD)),
-        r"params: expected the parameters of the module, such as state.ema, got an instance of TrainState",
+        r"params: expected the parameters of the module, such as state.ema, got an instance "
+        r"of TrainState",
     ),
     "batch and state swapped": (
         lambda: make_train_step(squared_error, SGD)(regression(), new_state(SGD)),
@@ -99,7 +107,8 @@ MISTAKES = {
     ),
     "a donated state": (
         lambda: make_train_step(squared_error, SGD)(donated(), regression()),
-        r"state: .* got a deleted one at state.params\['w'\]: .*donate_argnums=0 .*the state that it returned",
+        r"state: .* got a deleted one at state.params\['w'\]: .*donate_argnums=0 .*the state "
+        r"that it returned",
     ),
     "a state that fit consumed": (
         lambda: fit(
