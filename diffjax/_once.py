@@ -110,6 +110,10 @@ def _state(value: Any, inside: tuple) -> Hashable:
     if isinstance(value, types.FunctionType | type) and value in inside:  # it refers to itself
         return _Same(value)
     if isinstance(value, types.FunctionType):
+        if (
+            value.__globals__.get("__name__") == "jaxtyping._decorator"
+        ):  # it checks types, and its closure cannot change
+            return _Same(value), _state(value.__wrapped__, (*inside, value))
         return _Same(value), *(_state(v, (*inside, value)) for v in _reads(value))
     if isinstance(value, type):
         return _Same(value), *(_state(v, (*inside, value)) for v in _members(value))

@@ -30,7 +30,7 @@ from .typing import Coupling
 __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_distances"]
 
 
-def independent(key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]) -> Float[Array, "n *x"]:
+def independent(key: PRNGKeyArray | None, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]) -> Float[Array, "n *x"]:
     """The independent coupling: x1 as it was drawn.
 
     Args:
@@ -196,7 +196,10 @@ class Plan(NamedTuple):
 
 
 def sinkhorn(
-    cost: Float[Array, "n m"], epsilon: float | Array, tolerance: float | Array = 1e-3, max_iterations: int = 1000
+    cost: Float[Array, "n m"],
+    epsilon: float | Array,
+    tolerance: float | Array = 1e-3,
+    max_iterations: int | Array = 1000,
 ) -> Plan:
     """The plan of entropic optimal transport between uniform weights: `argmin_pi <pi, C> + eps KL(pi || 1/(n m))`.
 

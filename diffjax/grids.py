@@ -33,7 +33,7 @@ __all__ = ["karras", "quadratic", "uniform", "uniform_log_snr"]
 _INSIDE = 1e-3  # how far from an end with an infinite log-SNR the spacing of a grid begins
 
 
-def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
+def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+1"]:
     """Uniform in time: `t_i = start + (end - start) i / n`.
 
     Good for `ddim`, and for `deis` and `velocity_adams` on `linear` and `gvp`. Its last step is long in the log-SNR, where
@@ -56,7 +56,7 @@ def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
     return _interpolate(n, start, end, lambda t: t, lambda t: t)
 
 
-def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
+def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+1"]:
     """Uniform in the square root of time, so finer towards the data: `t_i = (sqrt(start) + (...) i / n)^2`.
 
     Good for `deis` and `velocity_adams` on variance-preserving paths.
@@ -80,7 +80,7 @@ def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"
     return _interpolate(n, start, end, jnp.sqrt, jnp.square)
 
 
-def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3) -> Float[Array, " n+1"]:
+def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3) -> Float[Array, " {n}+1"]:
     """Uniform in the log-SNR: `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n` (Fig. 1.4).
 
     Good for every sampler that interpolates in the log-SNR (DPM-Solver, UniPC, SA-Solver, `data_adams`, `noise_adams`), and
@@ -114,7 +114,7 @@ def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1
 
 def karras(
     schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3, rho: float | Array = 7.0
-) -> Float[Array, " n+1"]:
+) -> Float[Array, " {n}+1"]:
     """Karras' grid, uniform in `(sigma / alpha)^(1 / rho)` from start to end in n - 1 steps, and from there to t = 0.
 
     Made for `edm_sampler`. Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. For his values on

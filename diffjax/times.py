@@ -18,7 +18,7 @@ __all__ = ["antithetic_times", "log_normal_times", "log_snr_times", "stratified_
 
 def uniform_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n independent times, uniform on [low, high).
 
     Args:
@@ -43,7 +43,7 @@ def uniform_times(
 
 def stratified_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on average, with less variance.
 
     Args:
@@ -70,7 +70,7 @@ def stratified_times(
 
 def antithetic_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times in mirrored pairs, t and low + high - t: uniform on average, and what is odd about the middle cancels.
 
     Args:
@@ -98,7 +98,7 @@ def antithetic_times(
 
 def log_snr_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times whose log-SNR is uniform and stratified, and their importance weights against uniform times.
 
     The density is proportional to `-lambda' = g^2 / (2 sigma^2)`: the factor that the likelihood weighting puts on the
@@ -136,7 +136,7 @@ def log_snr_times(
 
 def log_normal_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, mean: float | Array = -1.2, std: float | Array = 1.2
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
 
     Args:

@@ -41,13 +41,13 @@ Amplitude: TypeAlias = Callable[[Schedule, Time], Array]
 Weighting: TypeAlias = Callable[[Schedule, Any, Time], Array]
 """`weighting(schedule, parametrization, t) -> w`: the weight of the loss of a network with that parametrization."""
 
-Coupling: TypeAlias = Callable[[PRNGKeyArray, Array, Array], Array]
+Coupling: TypeAlias = Callable[[Any, Array, Array], Array]
 """`coupling(key, x0, x1) -> x1`: the n points of x1 in the order in which they are the partners of those of x0."""
 
-Probes: TypeAlias = Callable[[PRNGKeyArray, Array], Array]
+Probes: TypeAlias = Callable[[Any, Array], Array]
 """`probes(key, x) -> vs`, of shape (n, *x.shape): the vectors of a trace estimate, with E v v^T = I."""
 
-Reconstruction: TypeAlias = Callable[[PRNGKeyArray, Array, Array, Array], Array]
+Reconstruction: TypeAlias = Callable[[Any, Array, Array, Array], Array]
 """`reconstruction(key, x0, alpha, sigma) -> nats`: the reconstruction term of a variational bound."""
 
 Times: TypeAlias = Callable[[PRNGKeyArray, int], tuple[Array, Array]]

@@ -22,6 +22,7 @@ for flag in FLAGS:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
 import jax
+import jaxtyping
 import pytest
 
 
@@ -35,6 +36,14 @@ def _forgets():
     """A worker does not keep the compiled programs of a module that is done."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def without_type_checks():
+    """The library as users run it: its own error, and not jaxtyping's, refuses a wrong argument."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

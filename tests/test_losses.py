@@ -35,6 +35,7 @@ def bent(params, x, t):
     return params[0] * jnp.tanh(params[1] * x + t) + params[2] * x
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 def test_score_matching_losses_differ_by_their_constants():
     # Data of two Gaussians in 1-D, t = 0.4 on linear VP, a network that is no score. Expectations by trapezoids over x, and
     # over x0 and eps, in steps of a tenth of a deviation or less: exact to rounding for such functions.
@@ -104,6 +105,7 @@ def test_slices_over_all_signs_are_the_trace():
     np.testing.assert_allclose(sliced_score_matching(network, x, t, one), expected, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 def test_the_flow_and_score_of_a_mixture_of_bridges(monkeypatch):
     """Gaussian pairs: p_t is N(m_t, V_t), whose score is -(x - m_t) / V_t and whose flow m_t' + V_t' / (2 V_t) (x - m_t).
 
@@ -155,6 +157,7 @@ def test_denoising_a_velocity_on_the_linear_path_is_flow_matching():
     np.testing.assert_allclose(flow_matching(network, lambda x, t: -x, jnp.ones(3), t), 1.1**2, rtol=1e-13)
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 @pytest.mark.parametrize("path", ["linear_vp", "linear", "edm"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_exact_denoiser_minimises_the_expected_loss(monkeypatch, name, path):

@@ -533,6 +533,7 @@ def test_no_array_of_all_differences_is_built(name):
 X = normal(0, 6, 3)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("use", "message"),
     [
@@ -601,6 +602,7 @@ def test_a_path_that_rests_has_a_finite_gradient():
     assert np.isfinite(jax.grad(path_length)(still)).all()
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_paths_refuse():
     with pytest.raises(ValueError, match=r"xs: expected at least two points \(times, \*x\), got shape \(1, 2\)"):
         path_length(jnp.ones((1, 2)))

@@ -10,6 +10,7 @@ Data of k levels are bins of the density: with x = 2 (value + u) / k - 1 and any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import as_float, check_that
@@ -17,7 +18,7 @@ from .._checks import as_float, check_that
 __all__ = ["bits_per_dim", "dequantize", "importance_weighted_bound", "quantize", "variational_dequantize"]
 
 
-def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Array:
+def bits_per_dim(log_density: ArrayLike, dims: int, levels: int | None = None) -> Array:
     """Bits per dimension, `-log p / (d log 2)` (1.21); with `levels`, those of the discrete data behind dequantized ones.
 
     Data of k levels scaled to [-1, 1] by `dequantize` gain `log2(k / 2)` bits: 7 for 8-bit data.
@@ -43,10 +44,10 @@ def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Ar
         raise ValueError(f"dims: expected at least 1, got {dims}")
     if levels is not None and levels < 2:
         raise ValueError(f"levels: expected at least 2, got {levels}")
-    return -log_density / (dims * jnp.log(2.0)) + (0.0 if levels is None else jnp.log2(levels / 2))
+    return -jnp.asarray(log_density) / (dims * jnp.log(2.0)) + (0.0 if levels is None else jnp.log2(levels / 2))
 
 
-def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Float[Array, "..."]:
+def dequantize(key: PRNGKeyArray, values: Int[ArrayLike, "*x"], levels: int) -> Float[Array, "*x"]:
     """Uniform dequantization of discrete data to [-1, 1): `2 (value + u) / levels - 1`, u ~ U[0, 1).
 
     Args:
@@ -70,7 +71,7 @@ def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Flo
     return _in_bins(values, jax.random.uniform(key, values.shape), levels)
 
 
-def quantize(x: Float[Array, "..."], levels: int) -> Int[Array, "..."]:
+def quantize(x: Float[ArrayLike, "*x"], levels: int) -> Int[Array, "*x"]:
     """The way back from `dequantize`: `floor(levels (x + 1) / 2)`, clipped to [0, levels).
 
     Args:
@@ -92,8 +93,12 @@ def quantize(x: Float[Array, "..."], levels: int) -> Int[Array, "..."]:
 
 
 def variational_dequantize(
-    key: PRNGKeyArray, values: Int[Array, "..."], levels: int, mean: float | Array, scale: float | Array
-) -> tuple[Float[Array, "..."], Float[Array, ""]]:
+    key: PRNGKeyArray,
+    values: Int[ArrayLike, "*x"],
+    levels: int,
+    mean: Float[ArrayLike, "..."],
+    scale: Float[ArrayLike, "..."],
+) -> tuple[Float[Array, "*x"], Float[Array, ""]]:
     """Dequantization by a logit-normal q, `x = 2 (value + u) / levels - 1` with `u = sigmoid(mean + scale eps)`.
 
     `log p(x) - log q(u)` bounds the log probability of the values as the log density of `dequantize`'s x does, and has the
@@ -134,7 +139,7 @@ def variational_dequantize(
     return _in_bins(values, jax.nn.sigmoid(logit), levels), log_q
 
 
-def importance_weighted_bound(log_weights: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+def importance_weighted_bound(log_weights: Float[ArrayLike, "k *batch"]) -> Float[Array, "*batch"]:
     """The multi-sample bound on a log probability, `log (1/K) sum_k w_k`, from K independent `log w_k`.
 
     For discrete data `log w_k = log p(x_k) - log q(u_k)` over K dequantizations of one example (log q = 0 of the uniform

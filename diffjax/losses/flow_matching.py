@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_float
@@ -46,7 +47,9 @@ def flow_matching(network: Network, velocity: Callable[[Array, Time], Array], x:
     return mean_squared_error(network, velocity(x, t), x, t)
 
 
-def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -> Float[Array, ""]:
+def conditional_flow_matching(
+    network: Network, x0: Float[ArrayLike, "*x"], x1: Float[ArrayLike, "*x"], t: Time
+) -> Float[Array, ""]:
     """The conditional flow-matching loss of one pair: `|v_theta(x_t, t) - (x1 - x0)|^2`, `x_t = (1 - t) x0 + t x1` (1.17).
 
     Any prior and any coupling: the pair is given. With independent Gaussian x1 it is `denoising` with VELOCITY on the
@@ -75,7 +78,13 @@ def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -
 
 
 def bridge_matching(
-    key: PRNGKeyArray, velocity: Network, score: Network, x0: Array, x1: Array, t: Time, amplitude: float | Array
+    key: PRNGKeyArray,
+    velocity: Network,
+    score: Network,
+    x0: Float[ArrayLike, "*x"],
+    x1: Float[ArrayLike, "*x"],
+    t: Time,
+    amplitude: float | Array,
 ) -> Float[Array, ""]:
     """The loss of simulation-free score and flow matching ([SF]2M) of one pair, at one point of the bridge between them.
 

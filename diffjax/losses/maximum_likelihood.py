@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
@@ -54,9 +55,9 @@ def standard_normal(x: Array) -> Float[Array, ""]:
 
 
 def maximum_likelihood(
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None,
     network: Network,
-    x: Array,
+    x: Float[ArrayLike, "*x"],
     *,
     kinetic_weight: float | Array = 0.0,
     jacobian_weight: float | Array = 0.0,

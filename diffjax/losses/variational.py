@@ -11,6 +11,7 @@ its two ends.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
@@ -23,7 +24,9 @@ from ..typing import Denoiser, Reconstruction, Schedule, Time
 __all__ = ["discrete_reconstruction", "gaussian_reconstruction", "variational_bound"]
 
 
-def gaussian_reconstruction(key: PRNGKeyArray, x0: Array, alpha: Array, sigma: Array) -> Float[Array, ""]:
+def gaussian_reconstruction(
+    key: PRNGKeyArray | None, x0: Array, alpha: float | Array, sigma: float | Array
+) -> Float[Array, ""]:
     """`E_eps[-log p(x0 | x_s)]` of the decoder `p(x0 | x_s) = N(x_s / alpha, (sigma / alpha)^2 I)`, in closed form.
 
     `d/2 log(2 pi e sigma^2 / alpha^2)`: it bounds the density of continuous data.
@@ -91,7 +94,7 @@ def variational_bound(
     key: PRNGKeyArray,
     denoise: Denoiser,
     schedule: Schedule,
-    x0: Array,
+    x0: Float[ArrayLike, "*x"],
     t: Time,
     *,
     start: Time = 1e-5,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ._features import map_distances, nan_unless_finite, pair
@@ -37,7 +38,9 @@ class DensityCoverage(NamedTuple):
     """The share of real balls that hold a generated sample: diversity. `1 - 2^-k` for equal distributions, large n = m."""
 
 
-def precision_recall(real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 3) -> PrecisionRecall:
+def precision_recall(
+    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 3
+) -> PrecisionRecall:
     """Improved precision and recall.
 
         precision = mean_j [g_j in union_i B(r_i, k)],    recall = mean_i [r_i in union_j B(g_j, k)]
@@ -70,7 +73,9 @@ def precision_recall(real: Float[Array, "n *x"], generated: Float[Array, "m *x"]
     return nan_unless_finite(both, real, generated)
 
 
-def density_coverage(real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 5) -> DensityCoverage:
+def density_coverage(
+    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 5
+) -> DensityCoverage:
     """Density and coverage: as precision and recall, with balls around the real samples alone.
 
         density = 1 / (k m) sum_ij [g_j in B(r_i, k)],    coverage = mean_i [some g_j in B(r_i, k)]

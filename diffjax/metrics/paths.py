@@ -1,6 +1,7 @@
 """How long and how bent the paths of a sampler are: one trajectory's `x_t` at a grid of times; `vmap` for many."""
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from diffjax._checks import as_float
@@ -9,7 +10,7 @@ from diffjax._numerics import safe_sqrt
 __all__ = ["curvature", "path_energy", "path_length"]
 
 
-def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def path_length(xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """The length of a polygon, `sum_k |x_{k+1} - x_k|`.
 
     Args:
@@ -27,7 +28,7 @@ def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
     return jnp.sum(safe_sqrt(jnp.sum(_steps(xs) ** 2, 1)))
 
 
-def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def path_energy(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """The energy of a path, `int |dx/dt|^2 dt = sum_k |x_{k+1} - x_k|^2 / |t_{k+1} - t_k|`.
 
     On average over the data it is at least the squared 2-Wasserstein distance between the ends' distributions, over the
@@ -52,7 +53,7 @@ def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array
     return jnp.sum(jnp.sum(steps**2, 1) / jnp.abs(dts))
 
 
-def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def curvature(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`, 0 for what one Euler step can follow.
 
     It is the energy less that of the straight line between the ends.

@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -17,7 +18,7 @@ from ._features import host_features, pair
 __all__ = ["sliced_wasserstein", "wasserstein"]
 
 
-def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
+def wasserstein(x: npt.ArrayLike, y: npt.ArrayLike, p: float = 2) -> float:
     """The Wasserstein distance between two sets of as many samples, exactly.
 
         min over permutations s of (mean_i |x_i - y_{s(i)}|^p)^{1/p}
@@ -50,7 +51,12 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
 
 
 def sliced_wasserstein(
-    key: PRNGKeyArray, x: Float[Array, "n *x"], y: Float[Array, "m *x"], *, projections: int = 100, p: float = 2
+    key: PRNGKeyArray,
+    x: Float[ArrayLike, "n *x"],
+    y: Float[ArrayLike, "m *x"],
+    *,
+    projections: int = 100,
+    p: float | Array = 2,
 ) -> Float[Array, ""]:
     """The Wasserstein distance of projections on random lines.
 

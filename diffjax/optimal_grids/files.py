@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._checks import check_that
@@ -22,7 +23,7 @@ from ..typing import Schedule
 __all__ = ["load_grid", "save_grid"]
 
 
-def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Schedule) -> None:
+def save_grid(path: str | pathlib.Path, ts: Float[ArrayLike, " times"], schedule: Schedule) -> None:
     """Writes a grid as JSON, with the name and numbers of the schedule it was found for, and its log-SNR at the times.
 
     Args:
@@ -50,7 +51,7 @@ def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Sche
     pathlib.Path(path).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+1"]:
+def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " times"]:
     """Reads a grid of `save_grid`, for the schedule that it was found for.
 
     Args:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._calls import call_denoiser
@@ -19,8 +20,8 @@ def elbo_table(
     key: PRNGKeyArray,
     denoise: Denoiser,
     schedule: Schedule,
-    ts: Float[Array, " n"],
-    x0: Float[Array, "batch *event"],
+    ts: Float[ArrayLike, " n"],
+    x0: Float[ArrayLike, "batch *event"],
 ) -> Float[Array, "n n"]:
     """The terms of the evidence lower bound between any two times, in nats an example (1.58).
 
@@ -79,8 +80,8 @@ def klub_table(
     key: PRNGKeyArray,
     denoise: Denoiser,
     schedule: Schedule,
-    ts: Float[Array, " n"],
-    x0: Float[Array, "batch *event"],
+    ts: Float[ArrayLike, " n"],
+    x0: Float[ArrayLike, "batch *event"],
 ) -> Float[Array, "n n"]:
     """The bound on the KL divergence that one step of the discretised reverse SDE adds: the objective of Align Your Steps.
 
@@ -140,7 +141,7 @@ def _klub(key, denoise, schedule, ts, lambdas, x0):
 
 
 def solver_error_table(
-    sampler: Sampler, schedule: Schedule, ts: Float[Array, " n"], xs: Float[Array, "n batch *event"]
+    sampler: Sampler, schedule: Schedule, ts: Float[ArrayLike, " n"], xs: Float[Array, "n batch *event"]
 ) -> Float[Array, "n n"]:
     """The error of one step of a solver from any candidate to any later one, against an accurate trajectory.
 

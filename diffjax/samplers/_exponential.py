@@ -151,7 +151,7 @@ def linear_velocity_of(estimate: Estimate) -> Array:
     return estimate.eps - estimate.x0
 
 
-def bh1(h: Array) -> Array:
+def bh1(h: float | Array) -> float | Array:
     """UniPC's `B1(h) = h`, for `unipc(denoise, schedule, 2, bh1)`.
 
     Args:
@@ -168,7 +168,7 @@ def bh1(h: Array) -> Array:
     return h
 
 
-def bh2(h: Array) -> Array:
+def bh2(h: float | Array) -> Array:
     """UniPC's `B2(h) = e^h - 1`, the integral of the kernel; DPM-Solver-2 and DPM-Solver++(2M) weigh their difference so.
 
     Args:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
@@ -21,8 +22,12 @@ __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_s
 
 
 def sample(
-    key: PRNGKeyArray, sampler: Sampler, x: Array, ts: Float[Array, " n+1"], scan: Callable = jax.lax.scan
-) -> Array:
+    key: PRNGKeyArray,
+    sampler: Sampler,
+    x: Float[ArrayLike, "*x"],
+    ts: Float[ArrayLike, " times"],
+    scan: Callable = jax.lax.scan,
+) -> Float[Array, "*x"]:
     """Runs a sampler over a time grid, and returns the last x.
 
     Step i of n goes from `ts[i]` to `ts[i + 1]` with the key `fold_in(key, i)`. For many samples either give a batch as
@@ -55,8 +60,12 @@ def sample(
 
 
 def trajectory(
-    key: PRNGKeyArray, sampler: Sampler, x: Array, ts: Float[Array, " n+1"], scan: Callable = jax.lax.scan
-) -> Array:
+    key: PRNGKeyArray,
+    sampler: Sampler,
+    x: Float[ArrayLike, "*x"],
+    ts: Float[ArrayLike, " times"],
+    scan: Callable = jax.lax.scan,
+) -> Float[Array, "times *x"]:
     """Runs a sampler over a time grid, and returns x at all of its times.
 
     Args:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._bind import bind
@@ -13,7 +14,7 @@ from ..typing import Schedule
 __all__ = ["from_betas", "from_sde", "to_betas"]
 
 
-def from_betas(betas: Float[Array, " n"]) -> Schedule:
+def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
     """DDPM's discrete chain as a path in continuous time, exact at its n points t = i / n (1.31-1.33).
 
     `log alpha` is linear between the points `1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and 0 at t = 0; VP. So
@@ -63,7 +64,7 @@ def _from_betas(starts, steps, t):
     return jnp.exp(log_alpha), safe_sqrt(-jnp.expm1(2 * log_alpha))
 
 
-def to_betas(schedule: Schedule, n: int) -> Float[Array, " n"]:
+def to_betas(schedule: Schedule, n: int) -> Float[Array, " {n}"]:
     """The n steps of the discrete chain that a variance-preserving path is at t = i / n: the inverse of `from_betas`.
 
     `beta_i = 1 - (alpha(t_i) / alpha(t_{i-1}))^2` (1.31).

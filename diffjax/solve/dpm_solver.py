@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from .._checks import as_float, check_that
 from .._once import once
@@ -67,7 +68,7 @@ DPM_SOLVER_23 = EmbeddedPair(3, stages_3, _lower_2)
 def dpm_solver_adaptive(
     denoise: Denoiser,
     schedule: Schedule,
-    x: Array,
+    x: Float[ArrayLike, "*x"],
     t: Time = 1.0,
     s: Time = 1e-3,
     pair: EmbeddedPair = DPM_SOLVER_23,
@@ -161,8 +162,13 @@ def _check_adaptive(schedule, t, s, rtol, atol, first_step):
 
 
 def dpm_solver_fast(
-    denoise: Denoiser, schedule: Schedule, x: Array, evaluations: int, start: Time = 1.0, end: Time = 1e-3
-) -> Array:
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Float[ArrayLike, "*x"],
+    evaluations: int,
+    start: Time = 1.0,
+    end: Time = 1e-3,
+) -> Float[Array, "*x"]:
     """DPM-Solver-fast: exactly K evaluations, in steps of order 3 and, for the rest of K, of order 2 and 1.
 
     K mod 3 = 0: K/3 - 1 steps of order 3, one of 2, one of 1; 1: floor(K/3) of order 3, one of 1; 2: floor(K/3) of order 3,
@@ -192,7 +198,6 @@ def dpm_solver_fast(
     """
     if evaluations < 1:
         raise ValueError(f"evaluations: expected at least 1, got {evaluations}")
-    x = as_float(x, "x")
     threes, rest = divmod(evaluations, 3)
     orders = [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
     outer = uniform_log_snr(schedule, len(orders), start, end)
@@ -205,6 +210,6 @@ def dpm_solver_fast(
         done = n
     stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
     first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
-    (x, _), _ = run_stages(denoise, eps_of, x, stages, first)
-    check_that(np.isfinite, "denoise: expected finite values at all times from start to end, got x={} at the end", x)
-    return x
+    (last, _), _ = run_stages(denoise, eps_of, as_float(x, "x"), stages, first)
+    check_that(np.isfinite, "denoise: expected finite values at all times from start to end, got x={} at the end", last)
+    return last
