@@ -295,6 +295,7 @@ def test_micro_batches_need_less_memory():
     assert memory[1].temp_size_in_bytes < memory[0].temp_size_in_bytes / 4
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_a_batch_that_cannot_be_split_is_refused():
     optimizer = optax.sgd(0.1)
     for accumulate in (0, -1, 2.0, None):
@@ -520,6 +521,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_wrong_argument_is_named(name):
     call, message = MISTAKES[name]
@@ -651,6 +653,7 @@ def test_sigterm_saves_where_it_came_and_the_old_handler_returns(tmp_path):
     assert seen in ([6, 7, 8], [7, 8])  # the signal may be seen one step later
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_batches_that_cannot_be_resumed_or_end_early(tmp_path):
     optimizer = optax.sgd(0.01)
     step = jax.jit(make_train_step(squared_error, optimizer))

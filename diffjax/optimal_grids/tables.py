@@ -141,7 +141,7 @@ def _klub(key, denoise, schedule, ts, lambdas, x0):
 
 
 def solver_error_table(
-    sampler: Sampler, schedule: Schedule, ts: Float[ArrayLike, " n"], xs: Float[Array, "n batch *event"]
+    sampler: Sampler, schedule: Schedule, ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n batch *event"]
 ) -> Float[Array, "n n"]:
     """The error of one step of a solver from any candidate to any later one, against an accurate trajectory.
 
