@@ -288,7 +288,7 @@ def multistep(
     order: int,
     tau: float | Array | None = None,
     corrector: Interpolation | None = None,
-    gains: Float[Array, "steps order-1"] | None = None,
+    gains: Float[Array, "steps {order}-1"] | None = None,
 ) -> Sampler:
     """The Adams-Bashforth method of an interpolation: the last `order` predictions, one evaluation a step.
 

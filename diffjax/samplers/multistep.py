@@ -254,7 +254,7 @@ def noise_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sample
 
 
 def velocity_adams(
-    denoise: Denoiser, schedule: Schedule, order: int = 3, gains: Float[Array, "n order-1"] | None = None
+    denoise: Denoiser, schedule: Schedule, order: int = 3, gains: Float[Array, "n {order}-1"] | None = None
 ) -> Sampler:
     """Adams-Bashforth on the velocity eps - x0 of the linear path, in its coordinates; regular at both ends of any path.
 
