@@ -1,14 +1,28 @@
 # Each target alone, on a fresh clone with Python >= 3.11 and make, sets up .venv and does its job.
 PYTHON ?= python3
+# The Python of test-newest: jax's newest releases do not support the oldest Pythons that diffjax supports.
+NEWEST_PYTHON ?= $(PYTHON)
+# What test-oldest and test-newest run: files, or all tests if empty.
+TESTS ?=
 BIN := .venv/bin
 
-.PHONY: demo test parity lint notebooks bench clean
+.PHONY: demo test test-oldest test-newest parity lint notebooks bench package clean
 
 demo: .venv/.installed
-	$(BIN)/python -m experiments.digits
+	$(BIN)/python -m experiments.image_models.digits
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-oldest: .venv/.installed
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[experiments,test]'
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+test-newest: .venv/.installed
+	$(BIN)/uv venv --quiet --clear --python $(NEWEST_PYTHON) .venv-newest
+	$(BIN)/uv pip install --quiet --python .venv-newest --editable '.[experiments,test]'
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 parity: .venv/.parity
 	$(BIN)/python -m pytest tests/parity
@@ -18,6 +32,12 @@ lint: .venv/.installed
 
 notebooks: .venv/.installed
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks/
+
+package: .venv/.installed
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist/tree
+	$(BIN)/python -m pytest tests/package
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.overhead
@@ -35,4 +55,4 @@ bench: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .cache build *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest .cache build dist *.egg-info

@@ -2,13 +2,14 @@
 
     python -m benchmarks.likelihood [--points 64 16] [--output benchmarks/results/likelihood.json]
 
-Data are Gaussian mixtures in 2 and in 64 dimensions with their exact denoiser, points are drawn from them, and the solver is
-what `log_likelihood` uses by default, in float32, at tolerances rtol = atol. The truth is the density of the *model*, the
-prior N(0, sigma(1)^2 I) pushed through the flow:
+Data are Gaussian mixtures in 2 and in 64 dimensions with their exact denoiser, points are drawn
+from them, and the solver is what `log_likelihood` uses by default, in float32, at tolerances rtol =
+atol. The truth is the density of the *model*, the prior N(0, sigma(1)^2 I) pushed through the flow:
 
     log p(x) = log p_start(x) - log p_1(x1) + log N(x1; 0, sigma(1)^2 I)
 
-with the mixture's own marginals p_t and the end x1 of the flow in float64 at a tolerance of 1e-10. Errors are in bits/dim:
+with the mixture's own marginals p_t and the end x1 of the flow in float64 at a tolerance of 1e-10.
+Errors are in bits/dim:
 
     evaluations    of the denoiser for one point, a mean over the points (each with its product for the divergence).
     exact          root mean square error over the points, exact trace.
@@ -19,10 +20,10 @@ with the mixture's own marginals p_t and the end x1 of the flow in float64 at a 
 """
 
 import dataclasses
-import datetime
 import functools
+import os
 import pathlib
-import platform
+import time
 
 import diffrax
 import jax
@@ -38,9 +39,16 @@ from diffjax.exact import gaussian_mixture
 from diffjax.likelihood import bits_per_dim, log_likelihood, standard_errors
 from diffjax.process import log_prior
 from diffjax.solve import solve_flow
-from experiments.results import write_results
 
-PATHS = {"linear_vp": linear_vp, "sub_vp": sub_vp, "ve": ve, "edm": edm, "linear": linear, "gvp": gvp, "cosine": cosine}
+PATHS = {
+    "linear_vp": linear_vp,
+    "sub_vp": sub_vp,
+    "ve": ve,
+    "edm": edm,
+    "linear": linear,
+    "gvp": gvp,
+    "cosine": cosine,
+}
 START = 1e-5
 
 
@@ -56,11 +64,11 @@ class Settings:
     """rtol = atol of the controller"""
     paths: tuple[str, ...] = tuple(PATHS)
     """schedules"""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "likelihood.json"
+    output: pathlib.Path = pathlib.Path("benchmarks/results/likelihood.json")
     """where to write the rows"""
 
 
-# ---- the data --------------------------------------------------------------------------------------------------------
+# ---- the data ------------------------------------------------------------------------------------
 
 
 def mixture(dim: int, components: int = 8):
@@ -69,7 +77,11 @@ def mixture(dim: int, components: int = 8):
     rotations = np.linalg.qr(rng.normal(size=(components, dim, dim)))[0]
     variances = rng.uniform(0.05, 0.3, (components, 1, dim)) ** 2
     covs = (rotations * variances) @ rotations.swapaxes(1, 2)
-    return rng.dirichlet(np.full(components, 5.0)), rng.normal(size=(components, dim)), (covs + covs.swapaxes(1, 2)) / 2
+    return (
+        rng.dirichlet(np.full(components, 5.0)),
+        rng.normal(size=(components, dim)),
+        (covs + covs.swapaxes(1, 2)) / 2,
+    )
 
 
 def draw(data, alpha, sigma, n: int):
@@ -85,7 +97,9 @@ def log_marginal(data, alpha, sigma, x):
     """The log density of the marginal at one x."""
     weights, means, covs = data
     total = alpha**2 * covs + sigma**2 * jnp.eye(x.size)
-    logs = jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, in_axes=(None, 0, 0))(x, alpha * means, total)
+    logs = jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, in_axes=(None, 0, 0))(
+        x, alpha * means, total
+    )
     return jax.nn.logsumexp(logs + jnp.log(weights))
 
 
@@ -94,24 +108,30 @@ def truth(data, x, path: str):
     """The model's log density at one x."""
     schedule = PATHS[path]()
     precise = diffrax.PIDController(rtol=1e-10, atol=1e-10)
-    x1 = solve_flow(gaussian_mixture(*data, schedule), schedule, x, START, 1.0, stepsize_controller=precise)
+    x1 = solve_flow(
+        gaussian_mixture(*data, schedule), schedule, x, START, 1.0, stepsize_controller=precise
+    )
     start, end = schedule(START), schedule(1.0)
     return log_marginal(data, *start, x) - log_marginal(data, *end, x1) + log_prior(schedule, x1)
 
 
-# ---- the estimates ---------------------------------------------------------------------------------------------------
+# ---- the estimates -------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames=("path", "probes"))
 def estimates(data, keys, xs, tolerance, path: str, probes):
-    """Log densities and evaluations: what `log_likelihood` computes, with the statistics of the solver."""
+    """Log densities and evaluations: what `log_likelihood` computes, with the statistics of the
+    solver.
+    """
     schedule = PATHS[path]()
     flow = probability_flow(gaussian_mixture(*data, schedule), schedule)
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
 
     def one(key, x):
         z = probes(key, x)
-        terms = diffrax.ODETerm(lambda t, state, args: divergence(lambda x: flow(t, x, args), state[0], z))
+        terms = diffrax.ODETerm(
+            lambda t, state, args: divergence(lambda x: flow(t, x, args), state[0], z)
+        )
         start, end = jnp.asarray(START, float), jnp.asarray(1.0, float)
         state = x, jnp.zeros((), x.dtype)
         with jax.default_matmul_precision("highest"):
@@ -119,7 +139,8 @@ def estimates(data, keys, xs, tolerance, path: str, probes):
                 terms, diffrax.Tsit5(), start, end, None, state, stepsize_controller=controller
             )
         x1, integral = jax.tree.map(lambda y: y[-1], solution.ys)
-        evaluations = 6 * solution.stats["num_steps"] + 1  # the last of a step's seven stages is the first of the next
+        # the last of a step's seven stages is the first of the next
+        evaluations = 6 * solution.stats["num_steps"] + 1
         return log_prior(schedule, x1) + integral, evaluations
 
     return jax.vmap(one)(keys, xs)
@@ -131,17 +152,21 @@ def check(data, x, path: str) -> None:
     theirs, _ = estimates(data, key[None], x[None], 1e-5, path, rademacher_probes)
     ours = log_likelihood(key, gaussian_mixture(*data, schedule), schedule, x, start=START)
     if not abs(ours - theirs[0]) < 1e-3 * x.size:
-        raise RuntimeError(f"{path}: log_likelihood gives {ours}, the program that counts {theirs[0]}")
+        raise RuntimeError(
+            f"{path}: log_likelihood gives {ours}, the program that counts {theirs[0]}"
+        )
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 def rows(path: str, dim: int, points: int, settings: Settings) -> list[dict]:
     """The rows of one path in one dimension, printed as they come."""
     with jax.enable_x64(True):
         xs = draw(mixture(dim), *map(float, PATHS[path]()(START)), points)
-        true = np.asarray(jax.vmap(functools.partial(truth, mixture(dim), path=path))(jnp.asarray(xs)))
+        true = np.asarray(
+            jax.vmap(functools.partial(truth, mixture(dim), path=path))(jnp.asarray(xs))
+        )
     data, xs = tuple(map(jnp.asarray, mixture(dim))), jnp.asarray(xs)
     check(data, xs[0], path)
     keys = jax.random.split(jax.random.key(0), (settings.probes, points))
@@ -150,7 +175,9 @@ def rows(path: str, dim: int, points: int, settings: Settings) -> list[dict]:
         run = functools.partial(estimates, data, xs=xs, tolerance=jnp.asarray(tolerance), path=path)
         log_densities, counts = run(keys=keys[0], probes=exact_probes)
         hutchinson = np.stack([run(keys=k, probes=rademacher_probes)[0] for k in keys], 1)
-        exact, probed, truly = (np.asarray(bits_per_dim(a, dim)) for a in (log_densities, hutchinson, true))
+        exact, probed, truly = (
+            np.asarray(bits_per_dim(a, dim)) for a in (log_densities, hutchinson, true)
+        )
         of_probes = float(standard_errors(jnp.asarray(probed)).of_probes)
         row = {
             "path": path,
@@ -183,21 +210,13 @@ def show(row: dict) -> str:
 
 
 def main(settings: Settings) -> None:
+    load, start = os.getloadavg()[0], time.perf_counter()
     print(HEADER)
     table = []
     for dim, points in zip(settings.dims, settings.points, strict=True):
         for path in settings.paths:
             table += rows(path, dim, points, settings)
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "cpu": overhead.cpu_name(),
-        "python": platform.python_version(),
-        "versions": {"jax": jax.__version__, "diffrax": diffrax.__version__},
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "output"},
-        "rows": table,
-    }
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    write_results(settings.output, report)
+    overhead.write_rows(settings, table, load, start)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,23 @@
     pip install POT        # "ot": Python Optimal Transport; the other libraries come with the extra `dev`
     python -m benchmarks.metrics [--repeats 5] [--only optimal] [--output benchmarks/results/metrics.json]
 
-Every row has the median seconds of one call, timed in turns in one process on the same float32 numbers:
+Every row has the median seconds of one call, timed in turns in one process on the same float32
+numbers:
 
     jit         ours, compiled by `jax.jit` (not for the metrics on the host)
     plain       ours, called as it is
     theirs      the other library
 
-The aim is at most the time of the other library, of both. Each pair of results is compared before it is timed.
+The aim is at most the time of the other library, of both. Each pair of results is compared before
+it is timed.
 """
 
 import dataclasses
 import functools
 import os
 import pathlib
-import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -26,7 +28,6 @@ import numpy as np
 import ot  # pyright: ignore[reportMissingImports]
 import scipy.linalg
 import scipy.stats
-import sklearn
 import tyro
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -34,9 +35,8 @@ from sklearn.metrics import pairwise_distances
 from sklearn.metrics.pairwise import polynomial_kernel as sklearn_polynomial
 from sklearn.metrics.pairwise import rbf_kernel
 
-from benchmarks.overhead import cpu_name, seconds
+from benchmarks.overhead import seconds, write_rows
 from diffjax import couplings, metrics
-from experiments.results import write_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Settings:
     """rounds of every row"""
     only: str = ""
     """measure only the rows whose names hold this"""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "metrics.json"
+    output: pathlib.Path = pathlib.Path("benchmarks/results/metrics.json")
     """where to write the rows"""
 
 
@@ -71,42 +71,119 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 def cases() -> Iterator[Case]:
     x, y = normal(0, 2000, 64), normal(1, 2000, 64) + 0.1
     images = normal(0, 256, 32, 32, 3), normal(1, 256, 32, 32, 3)
-    yield Case("squared_distances, 256 x 3072", couplings.squared_distances, "scipy", scipy_squared_distances, images)
+    yield Case(
+        "squared_distances, 256 x 3072",
+        couplings.squared_distances,
+        "scipy",
+        scipy_squared_distances,
+        images,
+    )
     yield Case("optimal, 256 x 3072", couplings.optimal, "scipy", scipy_optimal, images, key=True)
-    yield Case("optimal, 1024 x 64", couplings.optimal, "scipy", scipy_optimal, (x[:1024], y[:1024]), key=True)
+    yield Case(
+        "optimal, 1024 x 64",
+        couplings.optimal,
+        "scipy",
+        scipy_optimal,
+        (x[:1024], y[:1024]),
+        key=True,
+    )
     cost = cdist(x[:512], y[:512], "sqeuclidean").astype(np.float32)
-    yield Case("sinkhorn, 512 x 512, 100 iterations", our_plan, "POT, log domain", pot_plan, (cost,), rtol=1e-2)
-    yield Case("entropic, 512 x 64", our_entropic, "POT, log domain", pot_entropic, (x[:512], y[:512]), True, rtol=None)
-    yield Case("mmd, Gaussian kernel, 2000 x 64", our_mmd, "scikit-learn", sklearn_mmd, (x, y), rtol=1e-2)
+    yield Case(
+        "sinkhorn, 512 x 512, 100 iterations",
+        our_plan,
+        "POT, log domain",
+        pot_plan,
+        (cost,),
+        rtol=1e-2,
+    )
+    yield Case(
+        "entropic, 512 x 64",
+        our_entropic,
+        "POT, log domain",
+        pot_entropic,
+        (x[:512], y[:512]),
+        True,
+        rtol=None,
+    )
+    yield Case(
+        "mmd, Gaussian kernel, 2000 x 64", our_mmd, "scikit-learn", sklearn_mmd, (x, y), rtol=1e-2
+    )
     large = normal(0, 2000, 2048), normal(1, 2000, 2048) + 0.1
     one_block = functools.partial(metrics.kernel_distance, size=2000)
     yield Case(
-        "kernel_distance, 2000 x 2048", one_block, "scikit-learn", sklearn_kernel_distance, large, True, rtol=0.05
+        "kernel_distance, 2000 x 2048",
+        one_block,
+        "scikit-learn",
+        sklearn_kernel_distance,
+        large,
+        True,
+        rtol=0.05,
     )
-    yield Case("energy_distance, 2000 x 64", metrics.energy_distance, "scipy", scipy_energy_distance, (x, y), rtol=0.05)
-    yield Case("wasserstein, 1000 x 64", metrics.wasserstein, "POT", pot_wasserstein, (x[:1000], y[:1000]), host=True)
+    yield Case(
+        "energy_distance, 2000 x 64",
+        metrics.energy_distance,
+        "scipy",
+        scipy_energy_distance,
+        (x, y),
+        rtol=0.05,
+    )
+    yield Case(
+        "wasserstein, 1000 x 64",
+        metrics.wasserstein,
+        "POT",
+        pot_wasserstein,
+        (x[:1000], y[:1000]),
+        host=True,
+    )
     sliced = functools.partial(metrics.sliced_wasserstein, projections=100)
-    yield Case("sliced_wasserstein, 2000 x 64, 100 lines", sliced, "POT", pot_sliced, (x, y), True, rtol=None)
+    yield Case(
+        "sliced_wasserstein, 2000 x 64, 100 lines",
+        sliced,
+        "POT",
+        pot_sliced,
+        (x, y),
+        True,
+        rtol=None,
+    )
     many = normal(0, 10_000, 64), normal(1, 10_000, 64) + 0.1
     yield Case(
-        "precision_recall, 10,000 x 64", metrics.precision_recall, "scikit-learn", sklearn_precision_recall, many
+        "precision_recall, 10,000 x 64",
+        metrics.precision_recall,
+        "scikit-learn",
+        sklearn_precision_recall,
+        many,
     )
     wide = normal(0, 2000, 2048), normal(1, 2000, 2048) + 0.02
     yield Case(
-        "precision_recall, 2000 x 2048", metrics.precision_recall, "scikit-learn", sklearn_precision_recall, wide
+        "precision_recall, 2000 x 2048",
+        metrics.precision_recall,
+        "scikit-learn",
+        sklearn_precision_recall,
+        wide,
     )
     yield Case(
-        "density_coverage, 10,000 x 64", metrics.density_coverage, "scikit-learn", sklearn_density_coverage, many
+        "density_coverage, 10,000 x 64",
+        metrics.density_coverage,
+        "scikit-learn",
+        sklearn_density_coverage,
+        many,
     )
     features = normal(0, 2000, 512), normal(1, 2000, 512) + 0.1
     yield Case(
-        "frechet_distance, 2000 x 512", metrics.frechet_distance, "scipy", scipy_frechet_distance, features, host=True
+        "frechet_distance, 2000 x 512",
+        metrics.frechet_distance,
+        "scipy",
+        scipy_frechet_distance,
+        features,
+        host=True,
     )
     logits = (5 * normal(0, 10_000, 100),)
-    yield Case("inception_score, 10,000 x 100", our_inception_score, "scipy", scipy_inception_score, logits)
+    yield Case(
+        "inception_score, 10,000 x 100", our_inception_score, "scipy", scipy_inception_score, logits
+    )
 
 
-# ---- ours, where the other library's default differs -----------------------------------------------------------------
+# ---- ours, where the other library's default differs ---------------------------------------------
 
 
 def our_plan(cost):
@@ -129,7 +206,7 @@ def our_inception_score(logits):
     return metrics.inception_score(jax.nn.softmax(logits))
 
 
-# ---- the other libraries' --------------------------------------------------------------------------------------------
+# ---- the other libraries' ------------------------------------------------------------------------
 
 
 def scipy_squared_distances(x, y):
@@ -142,7 +219,9 @@ def scipy_optimal(x, y):
 
 def pot_plan(cost):
     weights = np.full(len(cost), 1 / len(cost), cost.dtype)
-    return ot.sinkhorn(weights, weights, cost, 5.0, "sinkhorn_log", numItermax=100, stopThr=0.0, warn=False)
+    return ot.sinkhorn(
+        weights, weights, cost, 5.0, "sinkhorn_log", numItermax=100, stopThr=0.0, warn=False
+    )
 
 
 def pot_entropic(x, y):
@@ -196,7 +275,9 @@ def sklearn_density_coverage(real, generated):
 
 
 def scipy_frechet_distance(x, y):
-    """As the usual implementations of the FID: a matrix square root of the covariances' product, in float64."""
+    """As the usual implementations of the FID: a matrix square root of the covariances' product, in
+    float64.
+    """
     x, y = (a.astype(np.float64) for a in (x, y))
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     root = np.real(scipy.linalg.sqrtm(cov_x @ cov_y))
@@ -208,19 +289,27 @@ def scipy_inception_score(logits):
     return np.exp(scipy.stats.entropy(p, p.mean(0, keepdims=True), axis=1).mean())
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 def measure(case: Case, repeats: int) -> dict:
     arrays = case.args if case.host else tuple(map(jnp.asarray, case.args))
     ours = (jax.random.key(0), *arrays) if case.key else arrays
-    calls = {"plain": functools.partial(case.ours, *ours), "theirs": functools.partial(case.theirs, *case.args)}
+    calls = {
+        "plain": functools.partial(case.ours, *ours),
+        "theirs": functools.partial(case.theirs, *case.args),
+    }
     if not case.host:
         calls = {"jit": functools.partial(jax.jit(case.ours), *ours)} | calls
-    results = {name: jax.tree.leaves(call())[0] for name, call in calls.items()}  # this compiles, too
+    # this compiles, too
+    results = {name: jax.tree.leaves(call())[0] for name, call in calls.items()}
     for name, result in results.items():
-        if case.rtol is not None and not np.allclose(result, results["theirs"], case.rtol, case.rtol * 1e-3):
-            raise RuntimeError(f"{case.name}: {name} gives {result}, {case.library} {results['theirs']}")
+        if case.rtol is not None and not np.allclose(
+            result, results["theirs"], case.rtol, case.rtol * 1e-3
+        ):
+            raise RuntimeError(
+                f"{case.name}: {name} gives {result}, {case.library} {results['theirs']}"
+            )
     times = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -231,30 +320,20 @@ def measure(case: Case, repeats: int) -> dict:
 
 
 def main(settings: Settings) -> None:
-    load, rows = os.getloadavg()[0], []
+    load, start, rows = os.getloadavg()[0], time.perf_counter(), []
     print(f"{'':<42} {'library':<16} {'jit':>8} {'plain':>8} {'theirs':>8}   aim: 1")
     for case in cases():
         if settings.only in case.name:
             rows.append(measure(case, settings.repeats))
             times = " ".join(
-                f"{rows[-1]['seconds'].get(name, float('nan')):8.4f}" for name in ("jit", "plain", "theirs")
+                f"{rows[-1]['seconds'].get(name, float('nan')):8.4f}"
+                for name in ("jit", "plain", "theirs")
             )
             ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in rows[-1]["ratios"].items())
             missed = " MISSED" * (max(rows[-1]["ratios"].values()) > 1)
             print(f"{case.name:<42} {case.library:<16} {times}   {ratios}{missed}", flush=True)
-    modules = (jax, np, scipy, sklearn, ot)
-    report = {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before_and_after": [load, os.getloadavg()[0]],
-        "python": platform.python_version(),
-        "versions": {module.__name__: module.__version__ for module in modules},
-        "settings": {"repeats": settings.repeats},
-        "rows": rows,
-    }
     if not settings.only:
-        settings.output.parent.mkdir(parents=True, exist_ok=True)
-        write_results(settings.output, report)
+        write_rows(settings, rows, load, start, ("numpy", "scipy", "scikit-learn", "POT"))
 
 
 if __name__ == "__main__":

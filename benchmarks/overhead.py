@@ -2,51 +2,66 @@
 
     python -m benchmarks.overhead [--repeats 25] [--output benchmarks/results/overhead.json]
 
-Every row but two is a ratio of two programs that do the same mathematics, timed in turns in one process:
+Every row but two is a ratio of two programs that do the same mathematics, timed in turns in one
+process:
 
     measured     the median over rounds of the ratio within a round: the aim is for it. Quartiles beside it.
     best         the ratio of the shortest times: what to trust on a machine that has other work (see its load).
     operations   the ratio of the floating-point operations that XLA counts, without noise.
 
-`A against A` is the hand-written scan against itself, hence the error of the method. The hand-written programs:
+`A against A` is the hand-written scan against itself, hence the error of the method. The
+hand-written programs:
 
     sampling     one `lax.scan` of DDIM's step (1.56), batched, with alpha and sigma of (1.35) at t and s computed in the
-                 step from beta_min and beta_max, both arguments. No key, no `Estimate`, no derivative of the schedule.
+                 step from beta_min and beta_max, both arguments. No key, no `Estimate`, no
+                 derivative of the schedule.
     training     the batched loss |network(x_t, t) - eps|^2 with one time an example, `value_and_grad`, `optimizer.update`,
-                 `apply_updates`; it draws its noise and times with a folded key. No average of the parameters, no metrics.
-                 The second row adds the average and the gradient norm to it: then both do the same work.
+                 `apply_updates`; it draws its noise and times with a folded key. No average of the
+                 parameters, no metrics. The second row adds the average and the gradient norm to
+                 it: then both do the same work.
     Hutchinson   one forward pass of the network on the same batch.
 
-Both sides get the parameters as the same dict of arrays, and each call waits for its result. No compilation cache is used.
+Both sides get the parameters as the same dict of arrays, and each call waits for its result. No
+compilation cache is used.
 """
 
 import dataclasses
-import datetime
 import functools
 import math
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
 import tyro
 from flax import nnx
 
-from diffjax import EPS, VELOCITY, as_denoiser, bind, cfg, ddim, denoising, linear, linear_vp, sample, uniform
+from diffjax import (
+    EPS,
+    VELOCITY,
+    as_denoiser,
+    bind,
+    cfg,
+    ddim,
+    denoising,
+    linear,
+    linear_vp,
+    sample,
+    uniform,
+)
 from diffjax.divergence import divergence, rademacher_probes
 from diffjax.dynamics import probability_flow
 from diffjax.networks import MLP, UNet
 from diffjax.times import uniform_times
 from diffjax.training import functional, init_state, make_train_step
-from experiments.results import write_results
+from experiments.results import write_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Settings:
     """sampling steps of the U-Net, about 1M parameters at batch 16"""
     mlp_steps: int = 50
     """sampling steps of the MLP, 64 dimensions and 64 wide at batch 256"""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "overhead.json"
+    output: pathlib.Path = pathlib.Path("benchmarks/results/overhead.json")
     """where to write the rows"""
 
 
@@ -91,8 +106,12 @@ class Case:
             params
         )  # the output layer starts at zero: replace, so that nothing is trivial
         keys = jax.random.split(jax.random.key(1), len(leaves))
-        draw = [0.02 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-        self.params = jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, draw, strict=True)])
+        draw = [
+            0.02 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        self.params = jax.tree.unflatten(
+            structure, [a + b for a, b in zip(leaves, draw, strict=True)]
+        )
         event = getattr(network, "shape", None) or (network.dim,)
         self.x = jax.random.normal(jax.random.key(2), (batch, *event))
         self.ts = uniform(steps, end=1e-3)
@@ -105,7 +124,7 @@ def cases(settings: Settings) -> dict[str, Case]:
     return {"U-Net": Case(unet, 16, settings.unet_steps), "MLP": Case(mlp, 256, settings.mlp_steps)}
 
 
-# ---- the hand-written programs ---------------------------------------------------------------------------------------
+# ---- the hand-written programs -------------------------------------------------------------------
 
 
 def marginal(betas, t):
@@ -144,7 +163,7 @@ def bare_train_step(loss, optimizer, same_work, state, batch):
     return type(state)(params, ema, opt_state, step + 1, key), (value, norm)
 
 
-# ---- the same with the library ---------------------------------------------------------------------------------------
+# ---- the same with the library -------------------------------------------------------------------
 
 
 def ddim_of(apply, params, beta_min=0.1, beta_max=20.0):
@@ -165,11 +184,15 @@ def hutchinson(apply, params, x, probes):
     return jax.vmap(lambda x, z: divergence(lambda x: flow(0.5, x, None), x, z))(x, probes)
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
-def in_turns(name: str, aim: float | None, ours: Callable, theirs: Callable, repeats: int, **more) -> Row:
-    """The ratio of the seconds that two functions return, called in turns, the order changing from round to round."""
+def in_turns(
+    name: str, aim: float | None, ours: Callable, theirs: Callable, repeats: int, **more
+) -> Row:
+    """The ratio of the seconds that two functions return, called in turns, the order changing from
+    round to round.
+    """
     pairs = []
     for i in range(repeats):
         pairs.append((ours(), theirs()) if i % 2 else (theirs(), ours())[::-1])
@@ -195,7 +218,9 @@ def compile_seconds(fn: Callable, args: tuple) -> float:
 
 
 def run_ratio(name: str, aim: float | None, ours: tuple, theirs: tuple, repeats: int) -> Row:
-    """The ratio of the running times of two programs (fn, args), both called often enough to last 30 ms."""
+    """The ratio of the running times of two programs (fn, args), both called often enough to last
+    30 ms.
+    """
     calls = [functools.partial(jax.jit(fn), *args) for fn, args in (ours, theirs)]
     loops = max(1, math.ceil(0.03 / min(seconds(call) for call in calls * 2)))
     counts = [call.func.lower(*call.args).compile().cost_analysis().get("flops") for call in calls]
@@ -207,7 +232,11 @@ def run_ratio(name: str, aim: float | None, ours: tuple, theirs: tuple, repeats:
 def compile_ratio(name: str, aim: float, ours: tuple, theirs: tuple, repeats: int) -> Row:
     """The ratio of the compile times of two programs (fn, args)."""
     return in_turns(
-        name, aim, functools.partial(compile_seconds, *ours), functools.partial(compile_seconds, *theirs), repeats
+        name,
+        aim,
+        functools.partial(compile_seconds, *ours),
+        functools.partial(compile_seconds, *theirs),
+        repeats,
     )
 
 
@@ -227,7 +256,9 @@ def sampling(name: str, case: Case, aim: float, settings: Settings) -> list[Row]
 
 
 def traces(case: Case) -> Row:
-    """How often `sample` is traced while weights, guidance scale, schedule, times, noise and key change."""
+    """How often `sample` is traced while weights, guidance scale, schedule, times, noise and key
+    change.
+    """
     count = 0
 
     def counted(*args):
@@ -248,7 +279,12 @@ def traces(case: Case) -> Row:
 
 def more_steps(case: Case, settings: Settings) -> Row:
     def program(n):
-        return sample, (jax.random.key(0), ddim_of(case.apply, case.params), case.x, uniform(n, end=1e-3))
+        return sample, (
+            jax.random.key(0),
+            ddim_of(case.apply, case.params),
+            case.x,
+            uniform(n, end=1e-3),
+        )
 
     name = "compile time of sample MLP: N = 1000 against 10"
     return compile_ratio(name, 1.2, program(1000), program(10), settings.compilations)
@@ -260,15 +296,31 @@ def training(name: str, case: Case, settings: Settings) -> list[Row]:
     batch = case.x  # the values do not matter
     step = make_train_step(functools.partial(library_loss, case.apply), optimizer)
     bare = functools.partial(bare_train_step, functools.partial(bare_loss, case.apply), optimizer)
-    shared = functools.partial(bare_train_step, functools.partial(library_loss, case.apply), optimizer)
+    shared = functools.partial(
+        bare_train_step, functools.partial(library_loss, case.apply), optimizer
+    )
     ours = (step, (state, batch))
     return [
         run_ratio(
-            f"train step {name}: no average by hand", 1.05, ours, (_with(bare, False), ours[1]), settings.repeats
+            f"train step {name}: no average by hand",
+            1.05,
+            ours,
+            (_with(bare, False), ours[1]),
+            settings.repeats,
         ),
-        run_ratio(f"train step {name}: average by hand", None, ours, (_with(bare, True), ours[1]), settings.repeats),
         run_ratio(
-            f"train step {name}: same loss, average", None, ours, (_with(shared, True), ours[1]), settings.repeats
+            f"train step {name}: average by hand",
+            None,
+            ours,
+            (_with(bare, True), ours[1]),
+            settings.repeats,
+        ),
+        run_ratio(
+            f"train step {name}: same loss, average",
+            None,
+            ours,
+            (_with(shared, True), ours[1]),
+            settings.repeats,
         ),
     ]
 
@@ -291,24 +343,21 @@ def right_hand_sides(name: str, case: Case, settings: Settings) -> list[Row]:
 
 
 def import_time(settings: Settings) -> Row:
-    program = (
-        "import time, jax, diffrax; start = time.perf_counter(); import diffjax; print(time.perf_counter() - start)"
-    )
+    program = "import time, jax, diffrax; start = time.perf_counter(); import diffjax; print(time.perf_counter() - start)"
     times = []
     for _ in range(settings.imports):
-        times.append(float(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout))
+        times.append(
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", program], capture_output=True, check=True
+                ).stdout
+            )
+        )
     low, middle, high = statistics.quantiles(times, n=4)
     return Row("import diffjax, after jax and diffrax", middle, 0.3, "s", low, high)
 
 
-# ---- the report ------------------------------------------------------------------------------------------------------
-
-
-def cpu_name() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+# ---- the report ----------------------------------------------------------------------------------
 
 
 HEADER = f"{'':<56} {'measured':>8}   {'quartiles':<14} {'best':>6} {'operations':>10}  aim"
@@ -321,11 +370,11 @@ def show(row: Row) -> str:
     return f"{row.name:<56} {row.measured:8.3f} {row.unit:<1} {spread:<14} {best:>6} {operations:>10}  {aim}"
 
 
-class Record:
-    """The rows as they come, printed and written with what they were measured on."""
+class Rows:
+    """The rows as they come, printed, and the load of the machine before them."""
 
-    def __init__(self, settings):
-        self.settings, self.rows, self.load = settings, [], os.getloadavg()[0]
+    def __init__(self) -> None:
+        self.rows, self.load, self.start = [], os.getloadavg()[0], time.perf_counter()
         print(HEADER)
 
     def add(self, *rows: Row) -> None:
@@ -334,36 +383,34 @@ class Record:
             print(show(row), flush=True)
             self.rows.append({**dataclasses.asdict(row), "met": row.met})
 
-    def write(self) -> None:
+    def write(self, settings: Any) -> None:
         """Writes the JSON file that the settings name."""
-        report = {
-            "date": datetime.date.today().isoformat(),
-            "device": jax.devices()[0].device_kind,
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "load_before_and_after": [self.load, os.getloadavg()[0]],
-            "python": platform.python_version(),
-            "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__},
-            "settings": {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "output"},
-            "rows": self.rows,
-        }
-        self.settings.output.parent.mkdir(parents=True, exist_ok=True)
-        write_results(self.settings.output, report)
+        write_rows(settings, self.rows, self.load, self.start)
+
+
+def write_rows(
+    settings: Any, rows: list[dict], load: float, start: float, packages: Iterable[str] = ()
+) -> None:
+    """The record of a benchmark: its rows, and the load of the machine before and after."""
+    scores = {"rows": rows, "load_before_and_after": [load, os.getloadavg()[0]]}
+    write_record(settings.output, settings, scores, time.perf_counter() - start, packages)
 
 
 def main(settings: Settings) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     networks = cases(settings)
     unet, mlp = networks["U-Net"], networks["MLP"]
-    print(f"U-Net {unet.size:,} parameters, batch {len(unet.x)}; MLP {mlp.size:,}, batch {len(mlp.x)}")
-    record = Record(settings)
+    print(
+        f"U-Net {unet.size:,} parameters, batch {len(unet.x)}; MLP {mlp.size:,}, batch {len(mlp.x)}"
+    )
+    record = Rows()
     record.add(*sampling("U-Net", unet, 1.03, settings))
     record.add(*sampling("MLP", mlp, 1.1, settings))
     record.add(traces(mlp), more_steps(mlp, settings))
     record.add(*training("U-Net", unet, settings))
     record.add(*right_hand_sides("U-Net", unet, settings), *right_hand_sides("MLP", mlp, settings))
     record.add(import_time(settings))
-    record.write()
+    record.write(settings)
 
 
 if __name__ == "__main__":

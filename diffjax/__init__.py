@@ -1,14 +1,16 @@
 """Diffusion models as pure functions in JAX.
 
-Every capability is a plain function; a configured capability is that function with its data bound (`bind`), hence a pytree
-that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary argument. Time runs from data, t = 0, to
-the prior, t = 1, and `x_t = alpha(t) x0 + sigma(t) eps`. A number such as (1.18) is that of an equation of the book chapter
-that this library implements; docs/equations.md lists them all.
+Every capability is a plain function. A configured capability is that function with its data bound
+(`bind`), a pytree that crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary
+argument. Time runs from the data, t = 0, to the prior, t = 1, and
+`x_t = alpha(t) x0 + sigma(t) eps`. A number such as (1.18) refers to an equation of the book
+chapter that this library implements; docs/equations.md lists them all.
 
-This namespace has what a first program needs. The rest is in the modules `schedules`, `grids`, `times`, `process`,
-`parametrizations`, `exact`, `dynamics`, `divergence`, `guidance`, `losses`, `weightings`, `samplers`, `optimal_grids`,
-`solve`, `likelihood`, `couplings`, and with Flax, Optax and Orbax `networks`, `features`, `training`, `metrics`,
-`torch_files`.
+The names below are enough for a first program. Everything else is in the modules `schedules`,
+`grids`, `times`, `process`, `parametrizations`, `exact`, `dynamics`, `divergence`, `guidance`,
+`losses`, `weightings`, `samplers`, `optimal_grids`, `solve` and `likelihood`. The modules
+`couplings`, `networks`, `features`, `training`, `metrics` and `torch_files` are imported on first
+use, because they need SciPy, Flax, Optax or Orbax.
 """
 
 import importlib
@@ -36,7 +38,18 @@ from .grids import karras, quadratic, uniform, uniform_log_snr
 from .guidance import cfg, clip_x0, conditional_cfg
 from .likelihood import bits_per_dim, log_likelihood
 from .losses import conditional_flow_matching, denoising
-from .parametrizations import EPS, SCORE, VELOCITY, X0, V, as_denoiser, edm_preconditioning, reschedule, score, velocity
+from .parametrizations import (
+    EPS,
+    SCORE,
+    VELOCITY,
+    X0,
+    V,
+    as_denoiser,
+    edm_preconditioning,
+    reschedule,
+    score,
+    velocity,
+)
 from .process import perturb, sample_prior
 from .samplers import (
     ddim,
@@ -82,7 +95,7 @@ _LAZY = ("couplings", "features", "metrics", "networks", "torch_files", "trainin
 
 
 def __getattr__(name):
-    """Modules that import Flax, Optax, Orbax or SciPy, on first use."""
+    """Imports the modules that need Flax, Optax, Orbax or SciPy on first use."""
     if name in _LAZY:
         return importlib.import_module(f"diffjax.{name}")
     raise AttributeError(f"module 'diffjax' has no attribute {name!r}")

@@ -11,18 +11,20 @@ __all__ = ["bind"]
 
 
 def bind(fn: Callable, /, *args: Any, **kwargs: Any) -> Partial:
-    """Binds the first arguments of a function, and returns a function that is a pytree of what was bound.
+    """Binds arguments to a function. The result is a callable pytree of what was bound.
 
-    `bind(f, a, k=b)(x) = f(a, x, k=b)`. The bound arrays and numbers are the leaves of the result, so a configured
-    schedule, denoiser or sampler crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and `shard_map` as an ordinary argument.
+    `bind(f, a, k=b)(x) = f(a, x, k=b)`. The bound arrays and numbers are the leaves of the result,
+    so a configured schedule, denoiser or sampler crosses `jit`, `vmap`, `grad`, `scan`, `pmap` and
+    `shard_map` as an ordinary argument.
 
-    It differs from `jax.tree_util.Partial` where that class would hide data from jax, so that gradients silently
-    vanish. Binds of binds are merged, and a function that is itself a pytree (a Flax NNX or Equinox module), the
-    object of a bound method and functions among the arguments are all kept as data.
+    `jax.tree_util.Partial` hides some data from jax, so that their gradients silently vanish.
+    `bind` does not: it merges binds of binds, and it keeps as data a function that is itself a
+    pytree (a Flax NNX or Equinox module), the object of a bound method, and functions among the
+    arguments.
 
     Args:
-        fn: a function, a bound function, or a callable pytree such as a network. What it holds in a closure stays
-            static; only what is bound is data.
+        fn: a function, a bound function, or a callable pytree such as a network. What it holds in a
+            closure stays static. Only what is bound is data.
         *args: its first positional arguments: pytrees of arrays, numbers and functions.
         **kwargs: its keyword arguments, likewise.
 
@@ -47,11 +49,14 @@ def bind(fn: Callable, /, *args: Any, **kwargs: Any) -> Partial:
         args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func
         return bind(fn, *args, **kwargs)
     owner = getattr(fn, "__self__", None)
-    if owner is not None and hasattr(fn, "__func__") and not _is_leaf(owner):  # a method of a module
+    # a method of a module
+    if owner is not None and hasattr(fn, "__func__") and not _is_leaf(owner):
         fn, args = fn.__func__, (owner, *args)
     elif not _is_leaf(fn):  # a module
         fn, args = _call, (fn, *args)
-    args, kwargs = jax.tree.map(lambda leaf: Partial(leaf) if callable(leaf) else leaf, (args, kwargs))
+    args, kwargs = jax.tree.map(
+        lambda leaf: Partial(leaf) if callable(leaf) else leaf, (args, kwargs)
+    )
     return Partial(fn, *args, **kwargs)
 
 

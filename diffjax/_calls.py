@@ -1,4 +1,4 @@
-"""Calls of what the user gives, denoisers and networks, with a check of what they return."""
+"""Calls of the user's denoisers and networks, with a check of what they return."""
 
 import jax.numpy as jnp
 
@@ -10,8 +10,9 @@ def call_denoiser(denoise, x, t, name: str = "denoise") -> Estimate:
     out, shape = denoise(x, t), jnp.shape(x)
     if not (isinstance(out, Estimate) and all(_is_array(a) and jnp.shape(a) == shape for a in out)):
         raise ValueError(
-            f"{name}: expected a denoiser, which returns an Estimate(x0, eps) of two arrays of shape {shape}, got "
-            f"{_described(out)}. A network becomes a denoiser by as_denoiser(network, schedule, parametrization)"
+            f"{name}: expected a denoiser, which returns an Estimate(x0, eps) of two arrays of "
+            f"shape {shape}, got {_described(out)}. "
+            "as_denoiser(network, schedule, parametrization) makes a denoiser of a network"
         )
     return out
 
@@ -21,11 +22,13 @@ def call_network(network, x, t, name: str = "network"):
     out, shape = network(x, t), jnp.shape(x)
     if not _is_array(out):
         raise ValueError(
-            f"{name}: expected it to return an array of shape {shape}, got {_described(out)}; give a function that "
-            "returns the array alone, such as lambda x, t: network(x, t)[0]"
+            f"{name}: expected it to return an array of shape {shape}, got {_described(out)}; "
+            "give a function that returns the array alone, such as lambda x, t: network(x, t)[0]"
         )
     if jnp.shape(out) != shape:
-        raise ValueError(f"{name}: it returned {jnp.shape(out)} for x of shape {shape}; expected the same shape")
+        raise ValueError(
+            f"{name}: it returned {jnp.shape(out)} for x of shape {shape}; expected the same shape"
+        )
     return out
 
 

@@ -1,4 +1,7 @@
-"""What is refused, in one wording: "name: expected ..., got ...". Traced values are not checked."""
+"""Checks of arguments, whose errors all say "name: expected ..., got ...".
+
+Values that jax traces are not checked.
+"""
 
 import inspect
 import math
@@ -10,45 +13,47 @@ from jax.core import Tracer
 
 
 def is_concrete(*values) -> bool:
-    """Whether every value is a number that Python can look at now, not one that jax traces."""
+    """Whether Python knows every value now, because jax traces none of them."""
     return not any(isinstance(v, Tracer) for v in jax.tree.leaves(values))
 
 
 def as_float(x, name: str) -> jax.Array:
     """Converts x to an array of at least float32; integers and complex numbers are refused.
 
-    A Python number stays weakly typed: it takes the precision of the arrays that it meets.
+    A Python number stays weakly typed: it takes the precision of the arrays it is combined with.
     """
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{name}: expected a floating-point dtype, got {dtype} of shape {jnp.shape(x)}")
+        raise ValueError(
+            f"{name}: expected a floating-point dtype, got {dtype} of shape {jnp.shape(x)}"
+        )
     return jnp.asarray(x) if dtype.itemsize >= 4 else jnp.asarray(x, jnp.float32)
 
 
 def shown(values) -> str:
-    """An array for an error message: its first and last numbers, if there are many."""
+    """An array as text for an error message: its first and last numbers if there are many."""
     if not is_concrete(values) or np.ndim(values) == 0:
         return str(values)
     return np.array2string(np.asarray(values), threshold=8, edgeitems=3)
 
 
 def check_that(condition, message: str, *values) -> None:
-    """Raises ValueError unless `condition(*values)` holds everywhere; traced values are not checked.
+    """Raises ValueError unless `condition(*values)` holds everywhere; ignores traced values.
 
-    Each `{}` of the message stands for one of the values, in their order.
+    Each `{}` in the message stands for one of the values, in order.
     """
     if is_concrete(*values) and not np.all(condition(*map(np.asarray, values))):
         raise ValueError(message.format(*map(shown, values)))
 
 
 def check_number(value, name: str, low: float = -math.inf, high: float = math.inf) -> None:
-    """Raises ValueError unless the value, where it is concrete, is finite and in [low, high]."""
+    """Raises ValueError if the value is concrete but not finite or not in [low, high]."""
     message = f"{name}: expected a finite number in [{low}, {high}], got {{}}"
     check_that(lambda v: np.isfinite(v) & (v >= low) & (v <= high), message, value)
 
 
 def accepted(fn, keywords: dict) -> dict:
-    """Those of the keyword arguments that the function takes."""
+    """The keyword arguments that the function accepts."""
     parameters = inspect.signature(fn).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return keywords
@@ -61,22 +66,27 @@ def check_alive(tree, name: str) -> None:
         if isinstance(leaf, jax.Array) and is_concrete(leaf) and leaf.is_deleted():
             raise ValueError(
                 f"{name}: expected arrays that are alive, got a deleted one at "
-                f"{name}{jax.tree_util.keystr(path)}: a step jitted with donate_argnums=0 consumes its "
-                f"state; go on with the state that it returned"
+                f"{name}{jax.tree_util.keystr(path)}: a step jitted with donate_argnums=0 "
+                "consumes its state; continue with the state that it returned"
             )
 
 
 def described(x):
-    """What a wrong argument is, for an error message."""
+    """A description of a wrong argument, for an error message."""
     if inspect.isfunction(x):
         return f"the function {x.__name__}({', '.join(inspect.signature(x).parameters)})"
     if isinstance(x, type) or inspect.isroutine(x):
         return x.__name__
-    return repr(x) if isinstance(x, bool | int | float | str | None) else f"an instance of {type(x).__name__}"
+    if isinstance(x, bool | int | float | str | None):
+        return repr(x)
+    return f"an instance of {type(x).__name__}"
 
 
 def as_scalar(value, name: str):
-    """The value, if it is a scalar: a vector of them would be spread over the axes of a sample."""
+    """Returns a scalar; refuses a vector, which would broadcast over the axes of a sample."""
     if jnp.ndim(value):
-        raise ValueError(f"{name}: expected a scalar, got shape {jnp.shape(value)}; to try many values, vmap over them")
+        raise ValueError(
+            f"{name}: expected a scalar, got shape {jnp.shape(value)}; "
+            "to try many values, vmap over them"
+        )
     return value

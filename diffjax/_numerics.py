@@ -1,4 +1,4 @@
-"""Roots, limits and functions that keep their digits."""
+"""Roots, limits, and numerically stable functions."""
 
 import math
 
@@ -12,7 +12,7 @@ from ._varying import zeros_of
 def safe_sqrt(x):
     """sqrt(x), with a huge finite derivative at x = 0 in place of infinity.
 
-    There 0 * infinity would be NaN in the gradient of anything that does not move x.
+    An infinite derivative times a tangent of 0 would be NaN.
     """
     return jnp.sqrt(x)
 
@@ -24,7 +24,7 @@ def _safe_sqrt_jvp(primals, tangents):
 
 
 def bisect(increasing, target, steps: int):
-    """The t in [0, 1] where a function that increases with t crosses the target, by `steps` halvings.
+    """The t in [0, 1] where an increasing function crosses the target, by `steps` halvings.
 
     The midpoints 2^-k are exact floats, so t is accurate to relative precision near 0.
     """
@@ -41,24 +41,26 @@ def bisect(increasing, target, steps: int):
 
 
 SMALLEST_TIME = 1e-18
-"""The time that stands for t = 0 in a limit. It is far below the resolution of anything smooth in t, and its square is
-still a normal float32."""
+"""The time that stands for t = 0 in a limit.
+
+It is far below the resolution of anything smooth in t, and its square is still a normal float32.
+"""
 
 
 def from_right(t):
-    """The time t, but `SMALLEST_TIME` in place of 0: for what is 0/0 or infinite * 0 at t = 0."""
+    """Replaces t = 0 by `SMALLEST_TIME`, for what is 0/0 or infinity * 0 at t = 0."""
     return _moved_into(t, SMALLEST_TIME, jnp.inf)
 
 
 def inside(t):
-    """The time t, but the nearest time inside (0, 1) in place of 0 and 1."""
+    """Replaces t = 0 and t = 1 by times just inside (0, 1)."""
     return _moved_into(t, SMALLEST_TIME, 1 - _rounding(t))
 
 
 def limit(f, t):
     """`f(t)` for 0 < t < 1, and the limit of f at t = 0 and at t = 1.
 
-    It is infinite where f grows like a power of 1/t or 1/(1 - t).
+    The limit is infinite where f grows like a power of 1/t or 1/(1 - t).
     """
     near = inside(t)
     farther = _moved_into(near, 1e6 * SMALLEST_TIME, 1 - 1e3 * _rounding(t))
@@ -76,11 +78,12 @@ def _rounding(t):
 
 
 def phis(n: int, z):
-    """The exponential integrators' `phi_k(z) = int_0^1 e^((1 - v) z) v^(k-1) / (k-1)! dv` for k = 1 ... n, a list.
+    """A list of the `phi_k(z) = int_0^1 e^((1 - v) z) v^(k-1) / (k-1)! dv` for k = 1 ... n.
 
-    `phi_1 = (e^z - 1) / z`, `phi_{k+1} = (phi_k - 1/k!) / z`. The recurrence loses a digit or two at |z| = 1 and all of them
-    at 0. There the series of the last one, `sum_j z^j / (j + n)!`, whose 18 terms are exact to rounding for |z| <= 1, and
-    the recurrence backwards, which loses nothing, serve instead.
+    They are the functions of exponential integrators: `phi_1 = (e^z - 1) / z`,
+    `phi_{k+1} = (phi_k - 1/k!) / z`. This recurrence loses a digit or two at |z| = 1 and all of
+    them at 0. For |z| < 1 phi_n is therefore the series `sum_j z^j / (j + n)!`, whose 18 terms are
+    exact to rounding, and the others follow by the recurrence backwards, which loses nothing.
     """
     small = jnp.abs(z) < 1
     far, near = jnp.where(small, 1.0, z), jnp.where(small, z, 0.0)

@@ -1,7 +1,7 @@
 """Denoisers in closed form: for Gaussian data, Gaussian mixtures, and a finite data set.
 
-They are what a perfectly trained network would be, so a sampler, a likelihood or a loss can be looked at without the
-error of a network. Every one accepts x with any leading batch axes.
+They are what a perfectly trained network would be, so a sampler, a likelihood or a loss can be
+studied without the error of a network. Each accepts x with any leading batch axes.
 """
 
 import functools
@@ -24,7 +24,8 @@ __all__ = ["empirical", "gaussian", "gaussian_mixture"]
 def gaussian(mean: Float[ArrayLike, " d"], cov: Float[ArrayLike, "d d"], schedule: Schedule) -> Denoiser:
     """The denoiser of data ~ N(mean, cov).
 
-    With `K = (alpha^2 cov + sigma^2 I)^-1 (x - alpha mean)`: `x0 = mean + alpha cov K`, `eps = sigma K`.
+    With `K = (alpha^2 cov + sigma^2 I)^-1 (x - alpha mean)`: `x0 = mean + alpha cov K`,
+    `eps = sigma K`.
 
     Args:
         mean: the mean, a vector.
@@ -35,7 +36,8 @@ def gaussian(mean: Float[ArrayLike, " d"], cov: Float[ArrayLike, "d d"], schedul
         The denoiser, for x of shape (..., d).
 
     Raises:
-        ValueError: if the shapes do not fit, or a concrete cov is not symmetric and positive semi-definite.
+        ValueError: if the shapes do not fit, or a concrete cov is not symmetric and positive
+            semi-definite.
 
     >>> denoise = gaussian(jnp.zeros(2), jnp.diag(jnp.array([1.0, 4.0])), linear())
     >>> denoise(jnp.ones(2), 0.5).x0
@@ -45,7 +47,10 @@ def gaussian(mean: Float[ArrayLike, " d"], cov: Float[ArrayLike, "d d"], schedul
     if mean.ndim != 1:
         raise ValueError(f"mean: expected a vector, got shape {mean.shape}")
     if cov.shape != 2 * mean.shape:
-        raise ValueError(f"cov: expected shape {2 * mean.shape} for a mean of shape {mean.shape}, got {cov.shape}")
+        raise ValueError(
+            f"cov: expected shape {2 * mean.shape} for a mean of shape {mean.shape}, "
+            f"got {cov.shape}"
+        )
     _check_covariances(cov, "cov")
     return bind(_gaussian, mean, cov, schedule)
 
@@ -62,7 +67,7 @@ def _check_covariances(covs, name):
         values = np.linalg.eigvalsh(covs)
         return values >= -size(values)
 
-    check_that(symmetric, name + ": expected symmetric, got {}", covs)
+    check_that(symmetric, name + ": expected symmetric entries, got {}", covs)
     check_that(positive, name + ": expected no negative eigenvalue, got {}", covs)
 
 
@@ -74,62 +79,78 @@ def _gaussian(mean, cov, schedule, x, t):
 
 
 def _gaussian_terms(mean, cov, alpha, sigma, x):
-    """Log N(x; alpha mean, alpha^2 cov + sigma^2 I) less a constant, and both posterior means; x is (..., d).
+    """Log N(x; alpha mean, alpha^2 cov + sigma^2 I) up to a constant, and both posterior means.
 
-    The spectrum does not depend on x and t: compilers take it out of a sampler's loop. The derivative with respect to cov is
-    taken through the linear system, because eigenvectors are not differentiable where eigenvalues coincide.
+    The spectrum does not depend on x and t, so compilers take it out of a sampler's loop. The
+    derivative with respect to cov is taken through the linear system, because eigenvectors are not
+    differentiable where eigenvalues coincide.
     """
     variances, vectors = jnp.linalg.eigh(cov)
     vectors = jax.lax.stop_gradient(vectors)
     total = alpha**2 * jnp.maximum(variances, 0.0) + sigma**2
     difference = x - jnp.broadcast_to(alpha * mean, x.shape)
-    difference, total, cov, vectors, alpha, sigma = vary_alike(difference, total, cov, vectors, alpha, sigma)
+    difference, total, cov, vectors, alpha, sigma = vary_alike(
+        difference, total, cov, vectors, alpha, sigma
+    )
     dot = functools.partial(jnp.matmul, precision="highest")  # the residual is divided by sigma^2
 
     def solve(_, b):
         return dot(dot(b, vectors) / jnp.broadcast_to(total, b.shape), vectors.T)
 
-    k = jax.lax.custom_linear_solve(lambda v: alpha**2 * dot(v, cov) + sigma**2 * v, difference, solve, symmetric=True)
-    # x0 = mean + alpha cov K, by whichever of two ways does not multiply the rounding of K, of size 1 / sigma^2
+    k = jax.lax.custom_linear_solve(
+        lambda v: alpha**2 * dot(v, cov) + sigma**2 * v, difference, solve, symmetric=True
+    )
+    # x0 = mean + alpha cov K, by the form that does not amplify the rounding of K, which is of size
+    # 1 / sigma^2
     near = alpha > sigma
-    shrunk = jnp.where(near, (difference - sigma**2 * k) / jnp.where(near, alpha, 1.0), alpha * dot(k, cov))
+    from_x = (difference - sigma**2 * k) / jnp.where(near, alpha, 1.0)
+    shrunk = jnp.where(near, from_x, alpha * dot(k, cov))
     log_density = -0.5 * (jnp.sum(difference * k, -1) + jnp.sum(jnp.log(total)))
     return log_density, jnp.broadcast_to(mean, x.shape) + shrunk, sigma * k
 
 
 def gaussian_mixture(
-    weights: Float[ArrayLike, " k"], means: Float[ArrayLike, "k d"], covs: Float[ArrayLike, "k d d"], schedule: Schedule
+    weights: Float[Array, " k"],
+    means: Float[Array, "k d"],
+    covs: Float[Array, "k d d"],
+    schedule: Schedule,
 ) -> Denoiser:
     """The denoiser of data ~ sum_k weights_k N(means_k, covs_k).
 
-    The posterior means of the components, weighted by the probability of each component given x.
+    It averages the posterior means of the components by the probability of each given x.
 
     Args:
         weights: positive, of sum 1.
         means: the means.
-        covs: the covariances, positive definite. Second derivatives by them need distinct eigenvalues.
+        covs: the covariances, positive definite. Second derivatives with respect to them need
+            distinct eigenvalues.
         schedule: the path.
 
     Returns:
         The denoiser, for x of shape (..., d).
 
     Raises:
-        ValueError: if the shapes do not fit, concrete weights are not positive with sum 1, or a concrete covariance is
-            not symmetric and positive semi-definite.
+        ValueError: if the shapes do not fit, concrete weights are not positive with sum 1, or a
+            concrete covariance is not symmetric and positive semi-definite.
 
-    >>> means = jnp.array([[-1.0], [1.0]])
-    >>> denoise = gaussian_mixture(jnp.array([0.5, 0.5]), means, 0.01 * jnp.ones((2, 1, 1)), linear())
+    >>> means, covs = jnp.array([[-1.0], [1.0]]), 0.01 * jnp.ones((2, 1, 1))
+    >>> denoise = gaussian_mixture(jnp.array([0.5, 0.5]), means, covs, linear())
     >>> denoise(jnp.array([0.7]), 0.1).x0.round(3), denoise(jnp.array([0.0]), 0.5).x0
     (Array([0.901], dtype=float32), Array([0.], dtype=float32))
     """
-    weights, means, covs = as_float(weights, "weights"), as_float(means, "means"), as_float(covs, "covs")
+    weights, means = as_float(weights, "weights"), as_float(means, "means")
+    covs = as_float(covs, "covs")
     if means.ndim != 2:
         raise ValueError(f"means: expected shape (k, d), got {means.shape}")
     k, d = means.shape
     if weights.shape != (k,):
-        raise ValueError(f"weights: expected shape {(k,)} for means of shape {means.shape}, got {weights.shape}")
+        raise ValueError(
+            f"weights: expected shape {(k,)} for means of shape {means.shape}, got {weights.shape}"
+        )
     if covs.shape != (k, d, d):
-        raise ValueError(f"covs: expected shape {(k, d, d)} for means of shape {means.shape}, got {covs.shape}")
+        raise ValueError(
+            f"covs: expected shape {(k, d, d)} for means of shape {means.shape}, got {covs.shape}"
+        )
     check_that(
         lambda w: (w > 0) & (abs(w.sum() - 1) < 1e-3),
         "weights: expected positive numbers of sum 1, got {}",
@@ -144,27 +165,29 @@ def _mixture(log_weights, means, covs, schedule, x, t):
     alpha, sigma, *_ = coefficients(schedule, t)
     terms = jax.vmap(_gaussian_terms, in_axes=(0, 0, None, None, None))
     log_density, x0, eps = terms(means, covs, alpha, sigma, x)  # (k, ...), (k, ..., d), (k, ..., d)
-    responsibility = jax.nn.softmax(log_density + _trailing(log_weights, log_density), axis=0)[..., None]
+    log_joint = log_density + log_weights.reshape(-1, *(1,) * (log_density.ndim - 1))
+    responsibility = jax.nn.softmax(log_joint, axis=0)[..., None]
     return Estimate(jnp.sum(responsibility * x0, 0), jnp.sum(responsibility * eps, 0))
 
 
 def empirical(data: Float[ArrayLike, "n *event"], schedule: Schedule) -> Denoiser:
     """The denoiser of a finite data set: what a network of unlimited capacity would learn from it.
 
-    `x0 = sum_i w_i data_i` with `w = softmax(-|x - alpha data_i|^2 / (2 sigma^2))`; at t = 0 the nearest point.
+    `x0 = sum_i w_i data_i` with `w = softmax(-|x - alpha data_i|^2 / (2 sigma^2))`. At t = 0 it is
+    the nearest point.
 
     Args:
         data: the data set, n points of any shape.
         schedule: the path.
 
     Returns:
-        The denoiser, for x of shape (..., *event). Where sigma = 0 its noise estimate is infinite, but 0 at a point of
-        the data.
+        The denoiser, for x of shape (..., *event). Where sigma = 0 its noise estimate is infinite,
+        but 0 at a point of the data.
 
     Raises:
         ValueError: if the data set is empty, or holds values that are not finite.
 
-    Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 57.
+    Reference: Karras et al. 2022 (EDM, arXiv 2206.00364), eq. 57.
 
     >>> denoise = empirical(jnp.array([[-1.0], [1.0]]), linear())
     >>> denoise(jnp.array([0.2]), 0.01).x0
@@ -182,12 +205,12 @@ def _empirical(data, schedule, x, t):
     _check_event(x, data.shape[1:], "data")
     alpha, sigma, *_ = coefficients(schedule, t)
     axes = tuple(range(-(data.ndim - 1), 0))
-    differences = jnp.expand_dims(x, 0) - alpha * data.reshape(
-        data.shape[:1] + (1,) * (x.ndim - data.ndim + 1) + data.shape[1:]
-    )
+    points = data.reshape(data.shape[:1] + (1,) * (x.ndim - data.ndim + 1) + data.shape[1:])
+    differences = jnp.expand_dims(x, 0) - alpha * points
     distances = jnp.sum(differences**2, axes)
     distances = distances - jnp.min(distances, 0, keepdims=True)
-    weights = jax.nn.softmax(-0.5 * distances / jnp.maximum(sigma**2, jnp.finfo(distances.dtype).tiny), axis=0)
+    variance = jnp.maximum(sigma**2, jnp.finfo(distances.dtype).tiny)
+    weights = jax.nn.softmax(-0.5 * distances / variance, axis=0)
     x0 = jnp.tensordot(weights, data, ((0,), (0,)))
     rest = x - alpha * x0
     return Estimate(x0, rest / jnp.where((sigma == 0) & (rest == 0), 1.0, sigma))
@@ -195,8 +218,6 @@ def _empirical(data, schedule, x, t):
 
 def _check_event(x, event, name):
     if jnp.shape(x)[jnp.ndim(x) - len(event) :] != event:
-        raise ValueError(f"x: expected shape (..., {', '.join(map(str, event))}) from {name}, got {jnp.shape(x)}")
-
-
-def _trailing(vector, like):
-    return vector.reshape(vector.shape + (1,) * (like.ndim - 1))
+        raise ValueError(
+            f"x: expected shape (..., {', '.join(map(str, event))}) from {name}, got {jnp.shape(x)}"
+        )

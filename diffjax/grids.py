@@ -1,19 +1,20 @@
-"""Time grids: the descending times that a sampler visits, n steps and so n + 1 points.
+"""Time grids: the n + 1 descending times that a sampler visits in n steps.
 
-A grid is a plain array, `ts[0]` the time of the prior and `ts[-1]` the time at which to stop; any descending array of
-times in [0, 1] is one. The number of steps is a shape, hence a Python integer; everything else may be traced.
+A grid is a plain array: `ts[0]` is the time of the prior, and `ts[-1]` the time at which to stop.
+Any descending array of times in [0, 1] is a grid. The number of steps determines a shape, so it is
+a Python integer. Everything else may be traced.
 
-A sampler wants a grid whose steps are even in the variable that it interpolates in:
+A sampler works best on a grid whose steps are even in the variable in which it interpolates:
 
-| sampler | good grids |
-|---|---|
-| `dpm_solver_*`, `unipc`, `sa_solver`, `sde_dpm_solver_2m`, `data_adams`, `noise_adams` | `uniform_log_snr` |
-| `velocity_adams`, `deis` | `uniform` on `linear` and `gvp`, `quadratic` on VP paths, `uniform_log_snr` on `ve` and `edm` |
-| `ddim` | `uniform`; `uniform_log_snr` on `ve` and `edm` |
-| `edm_sampler` | `karras` |
+- `dpm_solver_*`, `unipc`, `sa_solver`, `sde_dpm_solver_2m`, `data_adams`, `noise_adams`:
+  `uniform_log_snr`
+- `velocity_adams`, `deis`: `uniform` on `linear` and `gvp`, `quadratic` on other VP paths,
+  `uniform_log_snr` on `ve` and `edm`
+- `ddim`: `uniform`, but `uniform_log_snr` on `ve` and `edm`
+- `edm_sampler`: `karras`
 
-On another grid a multistep sampler lowers its order where a step is too long. From ten steps on it is then no worse than its
-first-order form, but it gains less than on its own grid.
+On another grid a multistep sampler lowers its order where a step is too long. With ten steps or
+more it is then no worse than its first-order form, but it gains less than on its best grid.
 """
 
 import jax
@@ -30,14 +31,15 @@ from .typing import Schedule, Time
 
 __all__ = ["karras", "quadratic", "uniform", "uniform_log_snr"]
 
-_INSIDE = 1e-3  # how far from an end with an infinite log-SNR the spacing of a grid begins
+_INSIDE = 1e-3  # the distance of the spacing from an end of infinite log-SNR
 
 
 def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+1"]:
     """Uniform in time: `t_i = start + (end - start) i / n`.
 
-    Good for `ddim`, and for `deis` and `velocity_adams` on `linear` and `gvp`. Its last step is long in the log-SNR, where
-    DPM-Solver, UniPC and SA-Solver interpolate: use `uniform_log_snr` for them.
+    Good for `ddim`, and for `deis` and `velocity_adams` on `linear` and `gvp`. Its last step is
+    long in the log-SNR, in which DPM-Solver, UniPC and SA-Solver interpolate: use `uniform_log_snr`
+    for them.
 
     Args:
         n: the number of steps, at least 1.
@@ -56,10 +58,11 @@ def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+1"
     return _interpolate(n, start, end, lambda t: t, lambda t: t)
 
 
-def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+1"]:
-    """Uniform in the square root of time, so finer towards the data: `t_i = (sqrt(start) + (...) i / n)^2`.
+def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
+    """Uniform in the square root of time, hence finer near the data.
 
-    Good for `deis` and `velocity_adams` on variance-preserving paths.
+    `t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i / n)^2`. Good for `deis` and
+    `velocity_adams` on variance-preserving paths.
 
     Args:
         n: the number of steps, at least 1.
@@ -80,25 +83,31 @@ def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+
     return _interpolate(n, start, end, jnp.sqrt, jnp.square)
 
 
-def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3) -> Float[Array, " {n}+1"]:
-    """Uniform in the log-SNR: `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n` (Fig. 1.4).
+def uniform_log_snr(
+    schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3
+) -> Float[Array, " n+1"]:
+    """Uniform in the log-SNR (Fig. 1.4).
 
-    Good for every sampler that interpolates in the log-SNR (DPM-Solver, UniPC, SA-Solver, `data_adams`, `noise_adams`), and
-    for all samplers on `ve` and `edm`.
+    `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n`. Good for every
+    sampler that interpolates in the log-SNR (DPM-Solver, UniPC, SA-Solver, `data_adams`,
+    `noise_adams`), and for all samplers on `ve` and `edm`.
 
     Args:
         schedule: any schedule.
         n: the number of steps, at least 1.
-        start: the first time. Give one below 1 for a network that predicts eps or the score, where alpha(1) = 0.
-        end: the last time; 0 for the data themselves. Give `unipc` a time above: where sigma = 0 its last correction has no
-            weight.
+        start: the first time. It must be below 1 if alpha(1) = 0 and the network predicts eps or
+            the score.
+        end: the last time; 0 for the data themselves. `unipc` should end above 0: where sigma = 0
+            its last correction has no weight.
 
     Returns:
-        n + 1 descending times, exactly start and end at the ends. Where the log-SNR of an end is infinite, as at t = 1 with
-        alpha(1) = 0 and at t = 0 with sigma(0) = 0, the times between have the log-SNRs of a grid that ends 1e-3 inside.
+        n + 1 descending times, exactly start and end at the ends. If the log-SNR is infinite at an
+        end (at t = 1 with alpha(1) = 0, at t = 0 with sigma(0) = 0), the inner times have the
+        log-SNRs of a grid whose end lies 1e-3 inside.
 
     Raises:
-        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1, or if the log-SNR does not decrease in time.
+        ValueError: if n < 1, or concrete times are not 0 <= end < start <= 1, or if the log-SNR
+            does not decrease in time.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4.
 
@@ -114,27 +123,28 @@ def uniform_log_snr(schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1
 
 def karras(
     schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3, rho: float | Array = 7.0
-) -> Float[Array, " {n}+1"]:
-    """Karras' grid, uniform in `(sigma / alpha)^(1 / rho)` from start to end in n - 1 steps, and from there to t = 0.
+) -> Float[Array, " n+1"]:
+    """Karras' grid: n - 1 steps, uniform in `(sigma / alpha)^(1 / rho)`, and a last one to t = 0.
 
-    Made for `edm_sampler`. Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. For his values on
-    `edm(80.0)`: `end=0.002 / 80`.
+    Made for `edm_sampler`. Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. On
+    `edm(80.0)`, `end=0.002 / 80` gives his values.
 
     Args:
         schedule: any schedule.
         n: the number of steps, at least 2.
-        start: the first time. Where alpha is 0, the next times are those of a grid from 1 - 1e-3.
-        end: the last time but one; sigma > 0 there.
-        rho: larger is finer towards the data; 7 is Karras' choice.
+        start: the first time. If alpha is 0 there, the next times are those of a grid that starts
+            at 1 - 1e-3.
+        end: the last time but one, with sigma > 0.
+        rho: a larger rho gives a finer grid near the data. Karras takes 7.
 
     Returns:
         n + 1 descending times, the last one 0.
 
     Raises:
-        ValueError: if n < 2, or concrete times are not 0 <= end < start <= 1, or if the log-SNR does not decrease in time
-            or is infinite at `end`.
+        ValueError: if n < 2, or concrete times are not 0 <= end < start <= 1, or if the log-SNR
+            does not decrease in time or is infinite at `end`.
 
-    Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 5.
+    Reference: Karras et al. 2022 (EDM, arXiv 2206.00364), eq. 5.
 
     >>> [round(80 * float(t), 3) for t in karras(edm(80.0), 5, end=0.002 / 80)]
     [80.0, 17.528, 2.515, 0.17, 0.002, 0.0]
@@ -156,7 +166,7 @@ def _karras_unwarp(schedule, rho, value):
 
 
 def _interpolate(n, start, end, warp, unwarp):
-    """N + 1 times from start to end, evenly spaced in warp(t)."""
+    """Returns n + 1 times from start to end, evenly spaced in warp(t)."""
     if n < 1:
         raise ValueError(f"n: expected at least 1 step, got {n}")
     check_that(
@@ -175,18 +185,21 @@ def _evenly_warped(n, start, end, warp, unwarp):
 
 
 def _finite_half_log_snr(schedule, t):
-    """Half the log-SNR at t, or at the time 1e-3 inside where it is infinite at an end."""
+    """Half the log-SNR at t, or at the time 1e-3 inside if t is an end where it is infinite."""
     value = half_log_snr(schedule, t)
-    return half_log_snr(schedule, jnp.where(jnp.isfinite(value), t, jnp.clip(t, _INSIDE, 1 - _INSIDE)))
+    inner = jnp.clip(t, _INSIDE, 1 - _INSIDE)
+    return half_log_snr(schedule, jnp.where(jnp.isfinite(value), t, inner))
 
 
 def _check_log_snr(schedule, start, end, end_value):
     if is_concrete(start, end):
         inside = jax.vmap(lambda t: half_log_snr(schedule, t))(jnp.linspace(end, start, 65)[1:-1])
         check_that(
-            lambda v: np.diff(v) < 0, "schedule: expected a log-SNR that decreases in t, got half log-SNRs {}", inside
+            lambda v: np.diff(v) < 0,
+            "schedule: expected a log-SNR that decreases in t, got half log-SNRs {}",
+            inside,
         )
     start_value = _finite_half_log_snr(schedule, start)
     for name, t, value in (("start", start, start_value), ("end", end, end_value)):
-        message = f"{name}: expected a time with a finite log-SNR, got {name}={t} with half the log-SNR {{}}"
-        check_that(jnp.isfinite, message, value)
+        expected = f"{name}: expected a time with a finite log-SNR, "
+        check_that(jnp.isfinite, f"{expected}got {name}={t} with half the log-SNR {{}}", value)

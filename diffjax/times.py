@@ -1,7 +1,7 @@
-"""The times to train at: `(key, n) -> (times, weights)`, n random times of a batch and their weights.
+"""Random times to train at: `(key, n) -> (times, weights)` for a batch of n examples.
 
-The mean of `weights * losses` is the loss over the batch (`losses.over_batch`). The choice does not bind a sampler to a
-grid. `diffjax.grids` says which grid suits which sampler.
+The mean of `weights * losses` is the loss over the batch (`losses.over_batch`). A sampler may use
+any grid whatever the times in training were; `diffjax.grids` says which grid suits which sampler.
 """
 
 import jax
@@ -13,7 +13,13 @@ from ._checks import check_number, check_that
 from .schedules import half_log_snr, half_log_snr_inverse
 from .typing import Schedule, Time
 
-__all__ = ["antithetic_times", "log_normal_times", "log_snr_times", "stratified_times", "uniform_times"]
+__all__ = [
+    "antithetic_times",
+    "log_normal_times",
+    "log_snr_times",
+    "stratified_times",
+    "uniform_times",
+]
 
 
 def uniform_times(
@@ -23,7 +29,7 @@ def uniform_times(
 
     Args:
         key: a PRNG key.
-        n: how many, at least 1.
+        n: the number of times, at least 1.
         low: the smallest time.
         high: the largest time, above low.
 
@@ -38,17 +44,19 @@ def uniform_times(
     ((3,), Array([1., 1., 1.], dtype=float32))
     """
     _check_times(n, low, high)
-    return _equal(_inside(low + (high - low) * jax.random.uniform(key, (n,)), low, high))
+    return _unweighted(_clip(low + (high - low) * jax.random.uniform(key, (n,)), low, high))
 
 
 def stratified_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
-    """Draws n times, the i-th uniform in the i-th of n equal parts of [low, high): uniform on average, with less variance.
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Draws n times, the i-th uniform in the i-th of n equal parts of [low, high).
+
+    They are uniform on average, and a mean over them has less variance.
 
     Args:
         key: a PRNG key.
-        n: how many, at least 1.
+        n: the number of times, at least 1.
         low: the smallest time.
         high: the largest time, above low.
 
@@ -65,27 +73,32 @@ def stratified_times(
     Array([0, 1, 2, 3], dtype=int32)
     """
     _check_times(n, low, high)
-    return _equal(_inside(low + (high - low) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n, low, high))
+    parts = jnp.arange(n) + jax.random.uniform(key, (n,))
+    return _unweighted(_clip(low + (high - low) * parts / n, low, high))
 
 
 def antithetic_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
-    """Draws n times in mirrored pairs, t and low + high - t: uniform on average, and what is odd about the middle cancels.
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Draws n times in mirrored pairs, t and low + high - t.
+
+    They are uniform on average, and in a mean over them what is odd about the middle cancels.
 
     Args:
         key: a PRNG key.
-        n: how many, at least 1; the last of an odd number has no partner.
+        n: the number of times, at least 1. If it is odd, one time has no partner.
         low: the smallest time.
         high: the largest time, above low.
 
     Returns:
-        `(times, weights)`, n of each: the first half of the times, then their partners. The weights are 1.
+        `(times, weights)`, n of each: the first half of the times, then their partners. The weights
+        are 1.
 
     Raises:
         ValueError: if n < 1, or concrete times are not 0 <= low < high <= 1.
 
-    Reference: Hammersley and Morton 1956; Song et al. 2021 (DDIM, arXiv 2010.02502) train so.
+    Reference: Hammersley and Morton 1956 (Mathematical Proceedings of the Cambridge Philosophical
+    Society 52); used for training by Song et al. 2021 (DDIM, arXiv 2010.02502).
 
     >>> ts, weights = antithetic_times(jax.random.key(0), 4, 0.0, 1.0)
     >>> (ts[:2] + ts[2:]).round(5)
@@ -93,40 +106,45 @@ def antithetic_times(
     """
     _check_times(n, low, high)
     ts = low + (high - low) * jax.random.uniform(key, (n - n // 2,))
-    return _equal(_inside(jnp.concatenate([ts, low + high - ts[: n // 2]]), low, high))
+    return _unweighted(_clip(jnp.concatenate([ts, low + high - ts[: n // 2]]), low, high))
 
 
 def log_snr_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
-    """Draws n times whose log-SNR is uniform and stratified, and their importance weights against uniform times.
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Draws n times whose log-SNR is uniform and stratified, with their importance weights.
 
-    The density is proportional to `-lambda' = g^2 / (2 sigma^2)`: the factor that the likelihood weighting puts on the
-    noise's error. With `mean(weights * losses)` every loss is that of uniform times on average, and the likelihood's losses
-    no longer vary by that factor.
+    The density is proportional to `-lambda' = g^2 / (2 sigma^2)`, as is the likelihood weighting of
+    the noise error. `mean(weights * losses)` has the expectation that it has for uniform times, and
+    under the likelihood weighting its terms no longer vary by that factor.
 
     Args:
         key: a PRNG key.
-        n: how many, at least 1.
+        n: the number of times, at least 1.
         schedule: the path, whose log-SNR is finite at both times.
         low: the smallest time.
         high: the largest time, above low.
 
     Returns:
-        `(times, weights)`, the weights of mean 1.
+        `(times, weights)`, n of each. The weights have mean 1.
 
     Raises:
-        ValueError: if n < 1, concrete times are not 0 <= low < high <= 1, or the log-SNR is infinite at one of them.
+        ValueError: if n < 1, concrete times are not 0 <= low < high <= 1, or the log-SNR is
+            infinite at one of them.
 
-    Reference: Song et al. 2021 (arXiv 2101.09258), section 5 and appendix B; Kingma et al. 2021 (arXiv 2107.00630), eq. 18.
+    Reference: Song et al. 2021 (arXiv 2101.09258), section 5 and appendix B; Kingma et al. 2021
+    (VDM, arXiv 2107.00630), eq. 18.
 
-    >>> ts, weights = log_snr_times(jax.random.key(0), 4, edm(80.0), 0.01, 1.0)  # of density 1 / (t log(100))
-    >>> (100 * weights / ts).astype(int)  # log(100) / 0.99 = 4.6517
+    >>> ts, weights = log_snr_times(jax.random.key(0), 4, edm(80.0), 0.01, 1.0)
+    >>> (100 * weights / ts).astype(int)  # the density is 1 / (t log(100)); log(100) / 0.99 = 4.65
     Array([465, 465, 465, 465], dtype=int32)
     """
     _check_times(n, low, high)
     start, end = half_log_snr(schedule, low), half_log_snr(schedule, high)
-    message = f"low, high: expected times of finite log-SNR, got half log-SNRs {{}} at {low} and {{}} at {high}"
+    message = (
+        "low, high: expected times of finite log-SNR, "
+        f"got half log-SNRs {{}} at {low} and {{}} at {high}"
+    )
     check_that(lambda start, end: np.isfinite(start) & np.isfinite(end), message, start, end)
     values = end + (start - end) * (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
     ts = jax.vmap(lambda value: half_log_snr_inverse(schedule, value))(values)
@@ -135,13 +153,17 @@ def log_snr_times(
 
 
 def log_normal_times(
-    key: PRNGKeyArray, n: int, schedule: Schedule, mean: float | Array = -1.2, std: float | Array = 1.2
-) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
+    key: PRNGKeyArray,
+    n: int,
+    schedule: Schedule,
+    mean: float | Array = -1.2,
+    std: float | Array = 1.2,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Draws n times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
 
     Args:
         key: a PRNG key.
-        n: how many, at least 1.
+        n: the number of times, at least 1.
         schedule: the path; noise levels that it does not reach are moved to its nearer end.
         mean: the mean of log(sigma / alpha), in nats.
         std: its standard deviation.
@@ -152,7 +174,7 @@ def log_normal_times(
     Raises:
         ValueError: if n < 1, or a concrete std is negative.
 
-    Reference: Karras et al. 2022 (arXiv 2206.00364), Table 1 and section 5.
+    Reference: Karras et al. 2022 (EDM, arXiv 2206.00364), Table 1 and section 5.
 
     >>> ts, weights = log_normal_times(jax.random.key(0), 2, edm(80.0), mean=0.0, std=0.0)
     >>> (ts * 80).round(3)
@@ -160,16 +182,17 @@ def log_normal_times(
     """
     _check_times(n, 0.0, 1.0)
     check_number(std, "std", low=0)
-    return _equal(jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(jax.random.normal(key, (n,))))
+    z = jax.random.normal(key, (n,))
+    return _unweighted(jax.vmap(lambda z: half_log_snr_inverse(schedule, -(mean + std * z)))(z))
 
 
-def _equal(ts):
+def _unweighted(ts):
     return ts, jnp.ones_like(ts)
 
 
-def _inside(ts, low, high):
-    """In [low, high) in spite of rounding: a weighting may be infinite at high."""
-    high = jax.lax.stop_gradient(jnp.asarray(high, ts.dtype))  # only rounded times are moved to it
+def _clip(ts, low, high):
+    """Keeps rounded times in [low, high), because a weighting may be infinite at high."""
+    high = jax.lax.stop_gradient(jnp.asarray(high, ts.dtype))  # only rounded times are clipped
     return jnp.clip(ts, low, jnp.nextafter(high, jnp.zeros_like(high)))
 
 

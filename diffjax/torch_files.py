@@ -1,92 +1,94 @@
-"""Published weights: tensors from PyTorch's and safetensors' files, without PyTorch, into Flax NNX networks.
+"""Published weights: files of PyTorch or safetensors into NNX networks, without PyTorch."""
 
-A `.pth` file is a pickle, and unpickling runs whatever the file asks for. Here it may ask for what a state dict is made of
-(an ordered dict, tensors, their storages and dtypes) and for nothing else. A tensor is a strided view of a storage:
-element i lies at `offset + i . stride`. Whatever a file says, reading it takes time and memory linear in its size.
-"""
-
-import io
-import json
-import math
 import pathlib
-import pickletools
-import reprlib
-import struct
-import zipfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from safetensors import deserialize, safe_open
+
+from ._torch_pickles import read_legacy, read_zip
 
 __all__ = ["load_tensors", "read_tensors"]
 
-_DTYPES = [  # numpy's and torch's name, torch's storage, safetensors' code
-    ("float64", "Double", "F64"),
-    ("float32", "Float", "F32"),
-    ("float16", "Half", "F16"),
-    ("bfloat16", "BFloat16", "BF16"),
-    ("float8_e4m3fn", None, "F8_E4M3"),
-    ("float8_e5m2", None, "F8_E5M2"),
-    ("int64", "Long", "I64"),
-    ("int32", "Int", "I32"),
-    ("int16", "Short", "I16"),
-    ("int8", "Char", "I8"),
-    ("uint64", None, "U64"),
-    ("uint32", None, "U32"),
-    ("uint16", None, "U16"),
-    ("uint8", "Byte", "U8"),
-    ("bool", "Bool", "BOOL"),
-]
-_NUMPY = {name: np.dtype(name) for name, _, _ in _DTYPES}
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a torch file of before version 1.6
-_PARAMETERS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}  # NNX's and torch's
+# NNX's names and torch's.
+_PARAMETERS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
 
 
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file: safetensors, or a state dict that `torch.save` wrote, in its zip or its older form.
+    """Reads the tensors of a file: safetensors, or a state dict that `torch.save` wrote.
+
+    Reading never runs code from the file. The `safetensors` package maps its files to memory. A
+    file of `torch.save` is a pickle, in a zip archive or in the older form. Only the opcodes and
+    classes of state dicts are admitted.
 
     Args:
         path: the file; its content tells the format.
 
     Returns:
-        The tensors by name, in their own dtypes, read-only. Tensors that share a storage share memory here, too.
+        The tensors by name, with the dtypes of the file. Those of a state dict are read-only, and
+        share memory where they share a storage.
 
     Raises:
-        ValueError: if the file is truncated, malformed or of another kind; if it wants to load anything but tensors, naming
-            it; if what it holds is not a flat dict of tensors.
+        ValueError: if the file is truncated, malformed or of another kind; if it wants to load
+            anything but tensors, naming it; if what it holds is not a flat dict of tensors.
+        OSError: if the file cannot be read.
 
     >>> import tempfile
-    >>> header = b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = file.write(len(header).to_bytes(8, "little") + header + np.array([1.0, 2.0], "f4").tobytes())
-    ...     file.flush()
-    ...     read_tensors(file.name)
+    >>> from safetensors.numpy import save_file
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_file({"w": np.array([1.0, 2.0], "f4")}, path)
+    >>> read_tensors(path)
     {'w': array([1., 2.], dtype=float32)}
     """
-    data = pathlib.Path(path).read_bytes()
+    path = pathlib.Path(path)
+    with path.open("rb") as file:
+        start = file.read(9)
     try:
-        if data.startswith(b"PK"):
-            return _read_zip(data)
-        if data.startswith(b"\x80"):  # a pickle
-            return _read_legacy(data)
-        return _read_safetensors(data)
+        # behind the length of the header, whose bytes may be those of a pickle
+        if start[8:] == b"{":
+            return _read_safetensors(path)
+        if start[:2] == b"PK":
+            return read_zip(path)
+        if start[:1] == b"\x80":
+            return read_legacy(path)
+        raise ValueError("it begins like none of them")
     except Exception as error:
-        reason = str(error) if isinstance(error, ValueError) else repr(error)
-        raise ValueError(f"read_tensors: cannot read {path}: {reason}") from error
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"path: expected a file of safetensors or a state dict of torch.save, "
+            f"got {path}, which cannot be read: {reason}"
+        ) from error
+
+
+def _read_safetensors(path):
+    with safe_open(path, framework="numpy") as file:
+        codes = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+        others = [name for name, code in codes.items() if code not in _FLOAT8]
+        tensors = {name: file.get_tensor(name) for name in others}
+    if len(tensors) < len(codes):
+        # safe_open cannot give float8: https://github.com/safetensors/safetensors/issues/682
+        for name, raw in deserialize(path.read_bytes()):
+            if name not in tensors:
+                flat = np.frombuffer(raw["data"], _FLOAT8[codes[name]])
+                tensors[name] = flat.reshape(raw["shape"])
+    return tensors
 
 
 def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     """A network with the tensors of a PyTorch state dict as its parameters.
 
-    The network's attributes must bear the names of the state dict. Within a layer, torch's `weight` is NNX's `kernel`, with
-    its axes (out, in, ...) moved to (..., in, out), or a norm's `scale`; `running_mean` and `running_var` are `mean` and
-    `var`. `num_batches_tracked`, which only training uses, is left out.
+    The network's attributes must have the names of the state dict. Within a layer, torch's `weight`
+    is NNX's `kernel`, with its axes (out, in, ...) moved to (..., in, out), or the `scale` of a
+    norm. `running_mean` and `running_var` are `mean` and `var`. `num_batches_tracked`, which only
+    training uses, is ignored.
 
     Args:
-        network: an NNX network, or its structure alone, as `nnx.eval_shape` gives it.
+        network: an NNX network, or its structure alone, the result of `nnx.eval_shape`.
         tensors: arrays by name.
 
     Returns:
@@ -97,7 +99,8 @@ def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
 
     >>> from flax import nnx
     >>> linear = nnx.eval_shape(lambda: nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
-    >>> load_tensors(linear, {"weight": np.array([[1.0, 2.0]], "f4"), "bias": np.array([0.5], "f4")})(jnp.ones(2))
+    >>> tensors = {"weight": np.array([[1.0, 2.0]], "f4"), "bias": np.array([0.5], "f4")}
+    >>> load_tensors(linear, tensors)(jnp.ones(2))
     Array([3.5], dtype=float32)
     >>> load_tensors(linear, {"weight": np.zeros((2, 1)), "scale": np.ones(1)})
     Traceback (most recent call last):
@@ -111,281 +114,27 @@ def load_tensors(network: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     expected = {}
     for (name, transpose), (_, leaf) in zip(places, leaves, strict=True):
         expected[name] = (*leaf.shape[:-3:-1], *leaf.shape[:-2]) if transpose else leaf.shape
-    got = {name: t.shape for name, t in tensors.items() if name.rpartition(".")[2] != "num_batches_tracked"}
+    used = [name for name in tensors if name.rpartition(".")[2] != "num_batches_tracked"]
+    got = {name: tensors[name].shape for name in used}
     differ = [
         f"  {name}: expected {expected.get(name, 'none')}, got {got.get(name, 'none')}"
         for name in sorted(expected.keys() | got.keys())
         if expected.get(name) != got.get(name)
     ]
     if differ:
-        raise ValueError("\n".join([f"load_tensors: the tensors do not fit {type(network).__name__}:", *differ]))
+        raise ValueError(
+            "\n".join([f"load_tensors: the tensors do not fit {type(network).__name__}:", *differ])
+        )
     arrays = [_arranged(tensors[name], transpose) for name, transpose in places]
     return jax.tree.unflatten(structure, arrays)
 
 
 def _place(path) -> tuple[str, bool]:
     """A parameter's name in a state dict, and whether it is a kernel."""
-    module, dot, name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value").rpartition(".")
+    place = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+    module, dot, name = place.rpartition(".")
     return module + dot + _PARAMETERS.get(name, name), name == "kernel"
 
 
 def _arranged(tensor: np.ndarray, transpose: bool) -> Array:
     return jnp.asarray(tensor.transpose(*range(2, tensor.ndim), 1, 0) if transpose else tensor)
-
-
-class _Dict:
-    """A dict of a pickle, as pairs: hashing the keys could take for ever."""
-
-    __slots__ = ("pairs",)
-
-    def __init__(self, pairs: list | None = None):
-        self.pairs = [] if pairs is None else pairs
-
-
-class _Storage(NamedTuple):
-    """A storage as a pickle describes it."""
-
-    key: str
-    dtype: np.dtype
-
-
-class _Tensor(NamedTuple):
-    """A tensor as a pickle describes it; offset and strides count elements."""
-
-    storage: _Storage
-    dtype: np.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any = None) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise ValueError(f"expected a tensor's storage, got {_kind(storage)}")
-    dtype = storage.dtype if dtype is None else dtype
-    if not isinstance(dtype, np.dtype):
-        raise ValueError(f"expected a tensor's dtype, got {_kind(dtype)}")
-    _check_sizes("offset", (offset,))
-    _check_sizes("shape", shape)
-    _check_sizes("stride", stride)
-    return _Tensor(storage, dtype, offset, tuple(shape), tuple(stride))
-
-
-def _check_sizes(name: str, sizes: Any) -> None:
-    """Checks that there are at most 64 sizes, each of 64 bits: their product is quick to compute."""
-    known = isinstance(sizes, tuple | list) and len(sizes) <= 64
-    if not known or any(type(n) is not int or abs(n) >= 2**63 for n in sizes):
-        raise ValueError(f"{name}: expected at most 64 integers below 2^63, got {reprlib.repr(sizes)}")
-
-
-_ADMITTED = {  # what a pickle may ask for
-    "collections.OrderedDict": _Dict,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": lambda *args: _tensor(*args[:4]),
-    "torch._utils._rebuild_tensor_v3": lambda *args: _tensor(*args[:4], dtype=args[6]),
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.storage.UntypedStorage": _NUMPY["uint8"],
-    **{f"torch.{storage}Storage": _NUMPY[name] for name, storage, _ in _DTYPES if storage},
-    **{f"torch.{name}": _NUMPY[name] for name, _, _ in _DTYPES},
-}
-
-
-def _unpickle(file: io.BytesIO) -> Any:
-    """Reads one pickle of a torch file, from the file's position on.
-
-    It knows the opcodes that state dicts are written with. It calls only what `_ADMITTED` holds, sets
-    no attribute and hashes no object of the pickle, so time and memory are linear in its length.
-    (`pickle.Unpickler` allocates what a memo index asks for, and hashes nested tuples for ever.)
-    """
-    stack, marks, memo = [], [], {}
-
-    def pop(start: int) -> list:
-        values = stack[start:]
-        del stack[start:]
-        return values
-
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(file):
-        match opcode.name:
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "BINFLOAT":
-                stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
-                stack.append(argument)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "MARK":
-                marks.append(len(stack))
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(pop(-int(opcode.name[-1]))))
-            case "TUPLE":
-                stack.append(tuple(pop(marks.pop())))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND" | "APPENDS":
-                values = pop(-1 if opcode.name == "APPEND" else marks.pop())
-                stack[-1].extend(values)
-            case "EMPTY_DICT":
-                stack.append(_Dict())
-            case "SETITEM" | "SETITEMS":
-                values = pop(-2 if opcode.name == "SETITEM" else marks.pop())
-                stack[-1].pairs.extend(zip(values[::2], values[1::2], strict=True))
-            case "GLOBAL":
-                stack.append(_find(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                stack.append(_find(*pop(-2)))
-            case "BINPERSID":
-                stack.append(_persistent(stack.pop()))
-            case "REDUCE":
-                function, args = pop(-2)
-                if len(args) > 10:
-                    raise ValueError(f"expected at most 10 arguments of a call, got {len(args)}")
-                stack.append(function(*args))
-            case "BUILD":  # an ordered dict's attributes, where torch keeps the version
-                stack.pop()
-            case name:
-                raise ValueError(f"its pickle holds {name}, and a state dict's does not")
-    return stack.pop()
-
-
-def _find(module: Any, name: Any) -> Any:
-    _check_strings([module, name])
-    found = _ADMITTED.get(f"{module}.{name}".replace("torch.cuda.", "torch."))
-    if found is None:
-        raise ValueError(f"it wants to load {module}.{name}, and only tensors are admitted")
-    return found
-
-
-def _persistent(pid: Any) -> _Storage:
-    """The storage that a persistent id describes: dtype, key, location and size; once a view, too."""
-    match pid:
-        case ("storage", np.dtype() as dtype, str(key), _, _):
-            return _Storage(key, dtype)
-        case ("storage", np.dtype() as dtype, str(key), _, _, None):
-            return _Storage(key, dtype)
-    raise ValueError(f"expected a storage, got {reprlib.repr(pid)}")
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__.strip("_").lower()
-
-
-def _check_strings(keys: Any) -> None:
-    others = [_kind(key) for key in keys if type(key) is not str]
-    if others:
-        raise ValueError(f"expected names that are strings, got {others[0]}")
-
-
-def _as_dict(pairs: list) -> dict[str, Any]:
-    """A dict of the pairs. Checks that the keys are strings, and that none comes twice."""
-    _check_strings(key for key, _ in pairs)
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("expected each name once, got one twice")
-    return found
-
-
-def _read_zip(data: bytes) -> dict[str, np.ndarray]:
-    """PREFIX/data.pkl is the pickle, PREFIX/data/KEY the bytes of a storage."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = _as_dict([(entry.filename, entry) for entry in archive.infolist()])
-        for name, entry in entries.items():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{name} is compressed, and torch.save compresses nothing")
-        size = sum(entry.file_size for entry in entries.values())
-        if size > len(data):
-            raise ValueError(f"its entries have {size} bytes, the file {len(data)}")
-        pickled = next((name for name in entries if name.endswith("/data.pkl")), None)
-        if pickled is None:
-            raise ValueError("it is a zip archive, but not of torch.save: there is no data.pkl")
-        prefix = pickled.removesuffix("data.pkl")
-        if prefix + "byteorder" in entries and archive.read(prefix + "byteorder") != b"little":
-            raise ValueError("it is not little-endian")
-        tensors = _tensors(_unpickle(io.BytesIO(archive.read(pickled))))
-        keys = {tensor.storage.key for tensor in tensors.values()}
-        buffers = {key: archive.read(f"{prefix}data/{key}") for key in keys}
-    return {name: _array(name, tensor, buffers) for name, tensor in tensors.items()}
-
-
-def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
-    """Five pickles (magic number, version, platform, state dict, keys); then every storage: its length and its bytes."""
-    file = io.BytesIO(data)
-    magic = _unpickle(file)
-    if type(magic) is not int or magic != _MAGIC:
-        raise ValueError("a pickle, but not one of torch.save")
-    _, platform = _unpickle(file), _unpickle(file)
-    if not _as_dict(platform.pairs)["little_endian"]:
-        raise ValueError("it is not little-endian")
-    tensors, keys = _tensors(_unpickle(file)), _unpickle(file)
-    _check_strings(keys)
-    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in tensors.values()}
-    buffers = {}
-    for key in keys:
-        (length,) = struct.unpack("<q", file.read(8))
-        start = file.tell()
-        end = start + length * dtypes[key].itemsize
-        if not start <= end <= len(data):
-            raise ValueError(f"storage {key} ends at byte {end}, the file at {len(data)}")
-        buffers[key] = memoryview(data)[start:end]
-        file.seek(end)
-    return {name: _array(name, tensor, buffers) for name, tensor in tensors.items()}
-
-
-def _tensors(state: Any) -> dict[str, _Tensor]:
-    if not isinstance(state, _Dict):
-        raise ValueError(f"expected a dict of tensors, got {_kind(state)}")
-    tensors = _as_dict(state.pairs)
-    others = [f"{name!r} is {_kind(t)}" for name, t in tensors.items() if not isinstance(t, _Tensor)]
-    if others:
-        raise ValueError(f"expected a flat dict of tensors, but {', '.join(others[:5])}")
-    return tensors
-
-
-def _array(name: str, tensor: _Tensor, buffers: Mapping[str, Any]) -> np.ndarray:
-    """The view of a storage, checked to lie inside of it."""
-    storage, dtype, offset, shape, stride = tensor
-    buffer = buffers[storage.key]
-    size = len(buffer) // dtype.itemsize
-    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    # numpy's own check can overflow
-    if min(0, offset, *shape, *stride) < 0 or (math.prod(shape) and last >= size):
-        raise ValueError(f"{name} of shape {shape}, stride {stride} and offset {offset} overruns {size} elements")
-    return np.ndarray(shape, dtype, buffer, offset * dtype.itemsize, [step * dtype.itemsize for step in stride])
-
-
-def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """The length of the header, 8 bytes; the header, JSON; the tensors' bytes, to which its offsets refer.
-
-    The format demands that the tensors lie side by side, without a hole.
-    """
-    length = int.from_bytes(data[:8], "little")
-    if data[8:9] != b"{" or 8 + length > len(data):
-        raise ValueError("neither a torch file nor a complete safetensors file")
-    header = json.loads(data[8 : 8 + length], object_pairs_hook=_as_dict)
-    header.pop("__metadata__", None)
-    body = memoryview(data)[8 + length :]
-    dtypes, tensors, spans = {code: _NUMPY[name] for name, _, code in _DTYPES}, {}, []
-    for name, entry in header.items():
-        dtype, shape, (start, end) = dtypes[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        _check_sizes(f"{name}: data_offsets", [start, end])
-        _check_sizes(f"{name}: shape", shape)
-        within = 0 <= start <= end <= len(body) and min([0, *shape]) == 0
-        if not within or end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name}, {dtype} of shape {shape}, spans bytes {start} to {end} of {len(body)}")
-        tensors[name] = np.frombuffer(body[start:end], dtype).reshape(shape)
-        spans.append((start, end))
-    spans.sort()
-    if [start for start, _ in spans] + [len(body)] != [0] + [end for _, end in spans]:
-        raise ValueError(f"its tensors overlap, or leave a hole in the {len(body)} bytes")
-    return tensors

@@ -1,7 +1,7 @@
 """The contracts: what a schedule, a network, a denoiser and a sampler are.
 
-Every one of them is an ordinary function, or a pair of functions. Nothing needs to be subclassed or registered:
-whatever has the signature is one.
+Each is an ordinary function or a pair of functions. Nothing needs to be subclassed or registered:
+any function with the signature will do.
 """
 
 from collections.abc import Callable
@@ -30,35 +30,36 @@ Time: TypeAlias = Float[Array, ""] | float
 """A scalar time in [0, 1]: 0 is data, 1 the prior."""
 
 Schedule: TypeAlias = Callable[[Time], tuple[Array, Array]]
-"""`schedule(t) -> (alpha, sigma)` with `x_t = alpha x0 + sigma eps`; t = 0 is data, t = 1 the prior (1.3)."""
+"""`schedule(t) -> (alpha, sigma)`, with `x_t = alpha x0 + sigma eps` (1.3)."""
 
 Network: TypeAlias = Callable[..., Array]
 """`network(x, t, ...) -> out`: the raw output, of the shape of x, in any parametrization."""
 
 Amplitude: TypeAlias = Callable[[Schedule, Time], Array]
-"""`amplitude(schedule, t) -> a`: how much noise a reverse SDE adds, `a dw`; `schedules.diffusion` is g."""
+"""`amplitude(schedule, t) -> a`: a reverse SDE adds noise `a dw`; `schedules.diffusion` is g."""
 
 Weighting: TypeAlias = Callable[[Schedule, Any, Time], Array]
-"""`weighting(schedule, parametrization, t) -> w`: the weight of the loss of a network with that parametrization."""
+"""`weighting(schedule, parametrization, t) -> w`: the weight of the network's loss at time t."""
 
-Coupling: TypeAlias = Callable[[Any, Array, Array], Array]
-"""`coupling(key, x0, x1) -> x1`: the n points of x1 in the order in which they are the partners of those of x0."""
+Coupling: TypeAlias = Callable[[PRNGKeyArray, Array, Array], Array]
+"""`coupling(key, x0, x1) -> x1`: the partner of each point of x0 among the points of x1."""
 
-Probes: TypeAlias = Callable[[Any, Array], Array]
-"""`probes(key, x) -> vs`, of shape (n, *x.shape): the vectors of a trace estimate, with E v v^T = I."""
+Probes: TypeAlias = Callable[[PRNGKeyArray, Array], Array]
+"""`probes(key, x) -> vs`, of shape (n, *x.shape): vectors for a trace estimate, E v v^T = I."""
 
-Reconstruction: TypeAlias = Callable[[Any, Array, Array, Array], Array]
-"""`reconstruction(key, x0, alpha, sigma) -> nats`: the reconstruction term of a variational bound."""
+Reconstruction: TypeAlias = Callable[[PRNGKeyArray, Array, Array, Array], Array]
+"""`reconstruction(key, x0, alpha, sigma) -> nats`: a reconstruction term of a variational bound."""
 
 Times: TypeAlias = Callable[[PRNGKeyArray, int], tuple[Array, Array]]
-"""`times(key, n) -> (ts, weights)`: the times of a batch of n examples, and the weights of their losses."""
+"""`times(key, n) -> (ts, weights)`: the times of n examples, and the weights of their losses."""
 
 
 class Estimate(NamedTuple):
-    """What a denoiser knows of x at time t: both posterior means, with `alpha x0 + sigma eps = x`.
+    """What a denoiser returns: both posterior means given x_t = x, with `alpha x0 + sigma eps = x`.
 
-    Two, because each alone loses the other where its coefficient vanishes: a velocity is regular at both ends of the
-    linear path, but through x0 alone it would become 0/0 at t = 0.
+    Both are kept, because eps does not follow from x0 where sigma = 0, nor x0 from eps where
+    alpha = 0. A velocity is regular at both ends of the linear path, but computed from x0 alone it
+    would be 0/0 at t = 0.
     """
 
     x0: Array
@@ -81,7 +82,7 @@ class State(NamedTuple):
 
 
 Kernel: TypeAlias = Callable[[Array, Time, Time], tuple[Array, Array]]
-"""`kernel(x, t, s) -> (mean, std)`: a step from x at time t to time s < t draws from N(mean, std^2 I)."""
+"""`kernel(x, t, s) -> (mean, std)`: a step from x at t to s < t draws from N(mean, std^2 I)."""
 
 
 class Sampler(NamedTuple):

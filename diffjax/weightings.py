@@ -1,15 +1,16 @@
-r"""Weightings of the noise levels: `(schedule, parametrization, t) -> w`, the weight of the squared error of a network.
+r"""Weightings of the noise levels: `(schedule, parametrization, t) -> w` weights a squared error.
 
-The errors of x0, eps, score and output of one network differ by factors that depend on t alone, so the published
-weightings, each stated for the error that its paper speaks of, apply to every parametrization:
+For one network, the errors of x0, eps, score and output differ by factors that depend only on t. So
+the published weightings, each stated for the error that its paper uses, apply to every
+parametrization:
 
-    unweighted         1 on the output itself               "simple" loss of Ho et al. 2020, flow matching
-    inverse_variance   1/sigma^2 on the noise               (1.14) with lambda = 1
-    likelihood         g^2 on the score                     (1.14) with lambda = g^2: the bound on the likelihood
-    snr                SNR on x0, 1 on the noise            Ho et al. 2020, whatever the network predicts
-    min_snr(gamma)     min(SNR, gamma) on x0                Hang et al. 2023
-    p2(gamma, k)       1 / (k + SNR)^gamma on the noise     Choi et al. 2022
-    edm_weighting(sd)  (s^2 + sd^2) / (s sd)^2 on x0        Karras et al. 2022, s = sigma / alpha
+    unweighted         1 on the output itself            Ho et al. 2020 ("simple"), flow matching
+    inverse_variance   1/sigma^2 on the noise            (1.14) with lambda = 1
+    likelihood         g^2 on the score                  (1.14) with lambda = g^2, a bound
+    snr                SNR on x0, 1 on the noise         Ho et al. 2020, for any parametrization
+    min_snr(gamma)     min(SNR, gamma) on x0             Hang et al. 2023
+    p2(gamma, k)       1 / (k + SNR)^gamma on the noise  Choi et al. 2022
+    edm_weighting(sd)  (s^2 + sd^2) / (s sd)^2 on x0     Karras et al. 2022, s = sigma / alpha
 
 At t = 0 and t = 1 every weight is its limit, which may be infinite.
 """
@@ -38,7 +39,8 @@ def unweighted(schedule: Schedule, parametrization: Parametrization, t: Time) ->
     Returns:
         The weight.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Lipman et al. 2023 (arXiv 2210.02747), eq. 9.
+    Reference: Ho et al. 2020 (DDPM, arXiv 2006.11239), eq. 14; Lipman et al. 2023 (arXiv
+    2210.02747), eq. 9.
 
     >>> float(unweighted(linear(), VELOCITY, 0.5))
     1.0
@@ -46,8 +48,10 @@ def unweighted(schedule: Schedule, parametrization: Parametrization, t: Time) ->
     return jnp.ones(())
 
 
-def inverse_variance(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
-    """`1/sigma^2` on the noise error, which is 1 on the score error: (1.14) with lambda(t) = 1.
+def inverse_variance(
+    schedule: Schedule, parametrization: Parametrization, t: Time
+) -> Float[Array, ""]:
+    """`1/sigma^2` on the noise error, or 1 on the score error: (1.14) with lambda(t) = 1.
 
     Args:
         schedule: any schedule.
@@ -68,7 +72,9 @@ def _inverse_variance(schedule, t):
 
 
 def likelihood(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
-    """`g^2` on the score error: half its mean over uniform t, times d, bounds the negative log-likelihood, up to a constant.
+    """`g^2` on the score error, which bounds the negative log-likelihood.
+
+    Up to a constant, the bound is d / 2 times the mean of the loss over uniform t.
 
     Args:
         schedule: any schedule.
@@ -91,7 +97,9 @@ def _likelihood(schedule, t):
 
 
 def snr(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[Array, ""]:
-    """`SNR = alpha^2 / sigma^2` on the x0 error, which is 1 on the noise error: the simple loss of DDPM for any network.
+    """`SNR = alpha^2 / sigma^2` on the x0 error, or 1 on the noise error.
+
+    It is DDPM's simple loss for any parametrization.
 
     Args:
         schedule: any schedule.
@@ -101,7 +109,8 @@ def snr(schedule: Schedule, parametrization: Parametrization, t: Time) -> Float[
     Returns:
         The weight.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 14; Salimans and Ho 2022 (arXiv 2202.00512), section 4.
+    Reference: Ho et al. 2020 (DDPM, arXiv 2006.11239), eq. 14; Salimans and Ho 2022 (arXiv
+    2202.00512), section 4.
 
     >>> float(snr(linear(), EPS, 0.2)), round(float(snr(linear(), X0, 0.2)), 4)
     (1.0, 16.0)
@@ -114,17 +123,19 @@ def _snr(schedule, t):
 
 
 def p2(gamma: float | Array = 1.0, k: float | Array = 1.0) -> Weighting:
-    """`1 / (k + SNR)^gamma` on the noise error, SNR = alpha^2 / sigma^2: less weight on little noise.
+    """`1 / (k + SNR)^gamma` on the noise error, with SNR = alpha^2 / sigma^2.
+
+    It gives low noise levels less weight.
 
     Args:
-        gamma: the exponent, at least 0; 0 is `snr`.
+        gamma: the exponent, at least 0; 0 gives `snr`.
         k: the SNR around which the weight falls, above 0.
 
     Returns:
         The weighting.
 
     Raises:
-        ValueError: if a concrete gamma is negative or k not positive, or one is not finite.
+        ValueError: if a concrete gamma is negative, a concrete k not positive, or one not finite.
 
     Reference: Choi et al. 2022 (P2, arXiv 2204.00227), eq. 8.
 
@@ -142,7 +153,7 @@ def _p2(gamma, k, schedule, t):
 
 
 def min_snr(gamma: float | Array = 5.0) -> Weighting:
-    """`min(SNR, gamma)` on the x0 error, SNR = alpha^2 / sigma^2.
+    """`min(SNR, gamma)` on the x0 error, with SNR = alpha^2 / sigma^2.
 
     Args:
         gamma: the largest weight, above 0.
@@ -168,7 +179,9 @@ def _min_snr(gamma, schedule, t):
 
 
 def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
-    """`(s^2 + sigma_data^2) / (s sigma_data)^2` on the x0 error, s = sigma / alpha: uniform for EDM's preconditioning.
+    """`(s^2 + sigma_data^2) / (s sigma_data)^2` on the x0 error, with s = sigma / alpha.
+
+    With EDM's preconditioning it is 1 on the network's output.
 
     Args:
         sigma_data: the standard deviation of the data.
@@ -179,7 +192,7 @@ def edm_weighting(sigma_data: float | Array = 0.5) -> Weighting:
     Raises:
         ValueError: if a concrete sigma_data is not positive and finite.
 
-    Reference: Karras et al. 2022 (arXiv 2206.00364), Table 1.
+    Reference: Karras et al. 2022 (EDM, arXiv 2206.00364), Table 1.
 
     >>> round(float(edm_weighting(0.5)(edm(80.0), edm_preconditioning(0.5), 0.01)), 4)
     1.0
@@ -194,7 +207,7 @@ def _edm_weighting(sigma_data, schedule, t):
 
 
 def _weight(factor, schedule, parametrization, t):
-    """The weight of the network's squared error, if the noise estimate's error is multiplied by the factor and squared."""
+    """The weight of the output's squared error, if the noise error has the weight factor^2."""
 
     def root(t):
         _, (_, eps_from_out) = solve(schedule, parametrization, t)

@@ -1,30 +1,31 @@
-"""Rings, moons and a mixture in the plane: four paths x score and flow matching; samples, densities and flows.
+"""Rings, moons and a mixture in the plane, by score matching and flow matching on four paths.
 
     python -m experiments.toy2d            # figures and held-out likelihoods in runs/toy2d/
 
-On every path one network is trained on the noise (score matching, (1.14)) and one on the velocity (flow matching, (1.17)).
+On every path one network is trained on the noise (score matching, (1.14)) and one on the velocity
+(flow matching, (1.17)). The results are samples, densities and flow lines.
 """
 
 import dataclasses
 import pathlib
+import time
 
 import diffrax
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
-import optax
 import tyro
 from flax import nnx
-from sklearn.datasets import make_circles, make_moons
 
 import diffjax as dj
-from diffjax import divergence, losses, schedules, times, training, weightings
+from diffjax import divergence, losses, training
 from diffjax.networks import MLP
-from experiments.results import write_results
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from diffjax.parametrizations import Parametrization
+from experiments import small_models
+from experiments.results import Score, table, write_record, write_report
+from experiments.small_models import PATHS, points
+from experiments.train_images import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,90 +52,52 @@ class Settings:
     """of everything random"""
 
 
-PATHS = {"linear VP": dj.linear_vp(), "VE": dj.ve(0.02, 10.0), "linear": dj.linear(), "GVP": dj.gvp()}
 TARGETS = {"score matching": dj.EPS, "flow matching": dj.VELOCITY}
-# Sampling and likelihood stay this far inside: sigma' is infinite at t = 0 on VP, eps leaves x0 open where alpha(1) = 0.
+# Sampling and likelihood stay inside: sigma' is infinite at t = 0 on VP, and a network of eps says
+# nothing about x0 where alpha(1) = 0.
 DATA_END, PRIOR_END = 1e-3, 0.999
-# Every path trains at the same noise levels: mean and deviation of log(sigma / alpha), for data 1 wide and 0.1 fine.
-LOG_NOISE = -1.2, 1.5
 
 
-def points(name: str, n: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    if name == "rings":
-        return 1.5 * make_circles(n, noise=0.05, factor=0.4, random_state=seed)[0]
-    if name == "moons":
-        return make_moons(n, noise=0.07, random_state=seed)[0] - np.array([0.5, 0.25])
-    if name == "mixture":
-        angles = 2 * np.pi * rng.integers(6, size=n) / 6
-        return 1.3 * np.stack([np.cos(angles), np.sin(angles)], 1) + 0.12 * rng.normal(size=(n, 2))
-    raise ValueError(f"data: expected rings, moons or mixture, got {name!r}")
-
-
-def scaled(network, schedule, target):
-    """A network that sees and returns numbers of order one: on VE, x and its velocity grow to sigma_max and beyond."""
-    return dj.bind(_scaled_noise if target is dj.EPS else _scaled_velocity, network, schedule)
-
-
-def _scaled_noise(network, schedule, x, t):
-    return network(x / jnp.hypot(*schedule(t)), t)
-
-
-def _scaled_velocity(network, schedule, x, t):
-    return speed(schedule, t) * _scaled_noise(network, schedule, x, t)
-
-
-def speed(schedule, t):
-    *_, dalpha, dsigma = schedules.coefficients(schedule, t)
-    return jnp.hypot(dalpha, dsigma)
-
-
-def relative(schedule, parametrization, t):
-    """The weighting that makes flow matching's error relative to the speed of the path: constant on linear and GVP."""
-    return 1 / speed(schedule, t) ** 2
-
-
-def train(data, schedule, target, settings):
-    apply, params = training.functional(MLP(2, width=settings.width, depth=3, rngs=nnx.Rngs(settings.seed)))
-    optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
-
-    def network(params):
-        return scaled(dj.bind(apply, params), schedule, target)
+def train(
+    data: np.ndarray, schedule: dj.typing.Schedule, target: Parametrization, settings: Settings
+) -> Model:
+    """A model whose network sees and returns numbers of order one, on VE, too."""
+    apply, params = training.functional(
+        MLP(2, width=settings.width, depth=3, rngs=nnx.Rngs(settings.seed))
+    )
+    target = small_models.normalized(target)
 
     def noise_levels(key, n):
-        ts, weights = times.log_normal_times(key, n, schedule, *LOG_NOISE)
-        return ts.clip(DATA_END, PRIOR_END), weights
+        return small_models.log_normal_times(key, n, schedule, DATA_END, PRIOR_END)
 
     def loss(params, key, x0s):
-        weighting = weightings.unweighted if target is dj.EPS else relative
-
         def one(key, x0, t):
-            return losses.denoising(key, network(params), schedule, target, x0, t, weighting)
+            return losses.denoising(key, dj.bind(apply, params), schedule, target, x0, t)
 
         return losses.over_batch(key, one, x0s, times=noise_levels)
 
-    step = training.make_train_step(loss, optimizer, ema=training.power_ema())
     batches = training.in_memory(data.astype(np.float32), settings.batch, seed=settings.seed)
-    state = training.init_state(jax.random.key(settings.seed), params, optimizer)
-    state = training.fit(state, jax.jit(step, donate_argnums=0), batches, settings.steps, progress=False)
-    return dj.as_denoiser(network(state.ema), schedule, target)
+    params, _ = small_models.train(
+        loss, params, batches, settings.steps, settings.learning_rate, settings.seed
+    )
+    return Model(dj.bind(apply, params), schedule, target)
 
 
 @jax.jit
-def flow(denoise, schedule, key):
+def flow(model: Model, key: jax.Array) -> jax.Array:
     """Samples along the flow, of shape (times, n, 2)."""
-    x1 = dj.sample_prior(key, schedule, (1000, 2))
-    ts = dj.uniform_log_snr(schedule, 60, PRIOR_END, DATA_END)
-    return dj.trajectory(key, dj.edm_sampler(denoise, schedule), x1, ts)
+    x1 = dj.sample_prior(key, model.schedule, (1000, 2))
+    ts = dj.uniform_log_snr(model.schedule, 60, PRIOR_END, DATA_END)
+    return dj.trajectory(key, dj.edm_sampler(model.denoiser(), model.schedule), x1, ts)
 
 
 @jax.jit
-def log_density(denoise, schedule, xs):
+def log_density(model: Model, xs: jax.Array) -> jax.Array:
     def one(x):
         return dj.log_likelihood(
             jax.random.key(0),
-            denoise,
-            schedule,
+            model.denoiser(),
+            model.schedule,
             x,
             probes=divergence.exact_probes,
             start=DATA_END,
@@ -145,27 +108,25 @@ def log_density(denoise, schedule, xs):
     return jax.vmap(one)(xs)
 
 
-def figure(name, data, models, settings, path):
-    """A row a model: samples on their way, where the flow took them, and the density."""
+def figure(
+    path: pathlib.Path, name: str, data: np.ndarray, models: dict[str, Model], settings: Settings
+) -> None:
+    """A row for each model: samples on their way, where the flow took them, and the density."""
     side = np.linspace(-2.2, 2.2, settings.grid)
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), jnp.float32)
-    fig, axes = plt.subplots(len(models), 4, figsize=(9.2, 2.25 * len(models) + 0.4), layout="constrained")
+    fig, axes = plt.subplots(
+        len(models), 4, figsize=(9.2, 2.25 * len(models) + 0.4), layout="constrained"
+    )
     titles = (f"data: {name}", "flow lines, noise to data", "samples", "density (log_likelihood)")
-    for row, (label, (schedule, denoise)) in zip(axes, models.items(), strict=True):
-        xs = np.asarray(flow(denoise, schedule, jax.random.key(1)))
-        density = np.exp(np.asarray(log_density(denoise, schedule, grid))).reshape(settings.grid, -1)
+    for row, (label, model) in zip(axes, models.items(), strict=True):
+        xs = np.asarray(flow(model, jax.random.key(1)))
+        density = np.exp(np.asarray(log_density(model, grid))).reshape(settings.grid, -1)
         row[0].scatter(*data[:1000].T, s=1, color="tab:gray")
         row[1].plot(xs[:, :60, 0], xs[:, :60, 1], lw=0.5, color="tab:blue", alpha=0.6)
         row[1].scatter(*xs[-1, :60].T, s=4, color="k", zorder=3)
         row[2].scatter(*xs[-1].T, s=1, color="tab:blue")
-        row[3].imshow(
-            density,
-            extent=(-2.2, 2.2, -2.2, 2.2),
-            origin="lower",
-            cmap="magma",
-            vmin=0,
-            vmax=np.quantile(density, 0.998),
-        )
+        shades = {"cmap": "magma", "vmin": 0, "vmax": np.quantile(density, 0.998)}
+        row[3].imshow(density, extent=(-2.2, 2.2, -2.2, 2.2), origin="lower", **shades)
         row[0].set_ylabel(label)
         for ax in row:
             ax.set(xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), xticks=(), yticks=(), aspect="equal")
@@ -175,22 +136,47 @@ def figure(name, data, models, settings, path):
     plt.close(fig)
 
 
+NLL = Score(
+    "Minus the log density that the model gives to points that it has not seen, their mean and its standard error.",
+    "nats",
+    "lower",
+)
+
+
 def main(settings: Settings) -> dict:
+    begin = time.perf_counter()
     settings.out.mkdir(parents=True, exist_ok=True)
-    scores = {}
+    scores, tables = {}, {}
     for name in settings.data:
-        data, held_out = points(name, 20_000, settings.seed), points(name, settings.held_out, settings.seed + 1)
-        models = {}
-        for path, schedule in PATHS.items():
-            for objective, target in TARGETS.items():
-                denoise = train(data, schedule, target, settings)
-                nll = -np.asarray(log_density(denoise, schedule, jnp.asarray(held_out, jnp.float32)))
-                score = {"held_out_nll": float(nll.mean()), "standard_error": float(nll.std() / np.sqrt(len(nll)))}
+        data, held_out = (
+            points(name, n, settings.seed + i) for i, n in enumerate((20_000, settings.held_out))
+        )
+        models, rows = {}, []
+        for objective, target in TARGETS.items():
+            cells = []
+            for path, schedule in PATHS.items():
+                model = models[f"{path}\n{objective}"] = train(data, schedule, target, settings)
+                nll = -np.asarray(log_density(model, jnp.asarray(held_out, jnp.float32)))
+                score = {
+                    "held_out_nll": float(nll.mean()),
+                    "standard_error": float(nll.std() / np.sqrt(len(nll))),
+                }
                 scores[f"{name}, {path}, {objective}"] = score
+                cells.append(f"{score['held_out_nll']:.2f} ± {score['standard_error']:.2f}")
                 print(f"{name:8s} {path:9s} {objective:14s} NLL {nll.mean():.3f} nats", flush=True)
-                models[f"{path}\n{objective}"] = schedule, denoise
-        figure(name, data, models, settings, settings.out / f"{name}.png")
-    write_results(settings.out / "metrics.json", scores)
+            rows.append([objective, *cells])
+        tables[f"Held-out NLL: {name}"] = table(["", *PATHS], rows)
+        figure(settings.out / f"{name}.png", name, data, models, settings)
+    record = write_record(
+        settings.out / "result.json", settings, scores, time.perf_counter() - begin
+    )
+    captions = {
+        f"{name}.png": f"{name}: data, flow lines, samples and density of each model. Both axes run from -2.2 to 2.2."
+        for name in settings.data
+    }
+    write_report(
+        settings.out, "Densities in the plane", record, {"Held-out NLL": NLL}, tables, captions
+    )
     return scores
 
 

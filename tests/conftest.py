@@ -1,41 +1,50 @@
-"""Settings of every test: four CPU devices, x64, strict promotion, the key-reuse checker, warnings as errors."""
+"""Settings of every test: four CPU devices, x64, strict promotion, the key-reuse checker, warnings
+as errors.
+"""
 
 import importlib.metadata
 import os
 import pathlib
 
+import jax
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 collect_ignore = ["process_worker.py"]  # a script that wants arguments
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Four devices; and machine code for small programs that run once, whose compilation is most of the time.
+# The modules share many small programs, so the cache keeps those as well.
+SETTINGS = {
+    "jax_platforms": "cpu",
+    "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
+for name, value in SETTINGS.items():
+    # for the processes that tests start
+    value = type(value)(os.environ.setdefault(name.upper(), str(value)))
+    # jax has read the environment if something has imported it before
+    jax.config.update(name, value)
+# Four devices; and machine code for small programs that run once, whose compilation is most of the
+# time.
 FLAGS = [
     "--xla_force_host_platform_device_count=4",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones abort: they have no other emitters
+# later ones abort: they have no other emitters
+if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 for flag in FLAGS:
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
-import jax
-import jaxtyping
-import pytest
-
 
 def pytest_configure(config):
-    """Warnings are errors."""
+    """Warnings are errors, except where two workers meet at one entry of the compilation cache: jax
+    then compiles.
+    """
     config.addinivalue_line("filterwarnings", "error")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forgets():
-    """A worker does not keep the compiled programs of a module that is done."""
-    yield
-    jax.clear_caches()
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry"
+    )
 
 
 @pytest.fixture

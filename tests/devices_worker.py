@@ -1,12 +1,15 @@
 """Trains a small model with its batch and its state placed on eight CPU devices in several ways.
 
-It prints the loss of each of five steps and the final state of each way as JSON; `test_training.py` compares them.
+It prints the loss of each of five steps and the final state of each way as JSON;
+`training/test_step.py` compares them.
 """
 
 import json
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +41,9 @@ def loss(params, key, batch):
 def train(mesh, batch_spec, width_spec, **settings):
     """Five steps. The parameters are sharded over their axis of size WIDTH."""
     specs = {"in": P(None, width_spec), "out": P(width_spec)}
-    params = {name: jax.device_put(PARAMS[name], NamedSharding(mesh, specs[name])) for name in PARAMS}
+    params = {
+        name: jax.device_put(PARAMS[name], NamedSharding(mesh, specs[name])) for name in PARAMS
+    }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
     state = init_state(jax.random.key(0), params, optimizer)
     step = jax.jit(make_train_step(loss, optimizer, **settings), donate_argnums=0)
@@ -46,7 +51,9 @@ def train(mesh, batch_spec, width_spec, **settings):
     for batch in BATCHES:
         state, metrics = step(state, jax.device_put(batch, NamedSharding(mesh, P(batch_spec))))
         losses.append(float(metrics["loss"]))
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state[:3])}
+    leaves = {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state[:3])
+    }
     return losses, {name: np.asarray(leaf).tolist() for name, leaf in leaves.items()}
 
 

@@ -1,7 +1,8 @@
 """Closed forms in numpy and mpmath, written from the mathematics and not from the library.
 
-Nothing here imports diffjax. A Gaussian N(m, S) with diagonal S stays Gaussian along every path, so its marginals, score,
-posterior means, probability flow and log density are all known; a mixture has a known density, whose gradient is the score.
+Nothing here imports diffjax. A Gaussian N(m, S) with diagonal S stays Gaussian along every path, so
+its marginals, score, posterior means, probability flow and log density are all known; a mixture has
+a known density, whose gradient is the score.
 """
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 
 mp.mp.dps = 40
 
-# ---- Table 1.1, in 40 digits -----------------------------------------------------------------------------------------
-# Each row: alpha, sigma, f, g^2 as functions of t, and t(lambda). The numbers are those of the constructors' defaults.
+# ---- Table 1.1, in 40 digits
+# ----------------------------------------------------------------------------------------- Each
+# row: alpha, sigma, f, g^2 as functions of t, and t(lambda). The numbers are those of the
+# constructors' defaults.
 
 B0, B1 = mp.mpf("0.1"), mp.mpf(20)
 S_MIN, S_MAX, EDM_MAX = mp.mpf("0.01"), mp.mpf(50), mp.mpf(80)
@@ -84,7 +87,10 @@ TABLE = {
         lambda t: mp.sqrt(1 - (mp.cos(_angle(t)) / mp.cos(OFFSET)) ** 2),
         lambda t: -(mp.pi / 2 - OFFSET) * mp.tan(_angle(t)),
         lambda t: 2 * (mp.pi / 2 - OFFSET) * mp.tan(_angle(t)),
-        lambda value: (mp.acos(mp.cos(OFFSET) / mp.sqrt(1 + mp.exp(-2 * value))) - OFFSET) / (mp.pi / 2 - OFFSET),
+        lambda value: (
+            (mp.acos(mp.cos(OFFSET) / mp.sqrt(1 + mp.exp(-2 * value))) - OFFSET)
+            / (mp.pi / 2 - OFFSET)
+        ),
     ),
 }
 
@@ -94,7 +100,7 @@ def alpha_sigma(name, t):
     return float(TABLE[name][0](mp.mpf(t))), float(TABLE[name][1](mp.mpf(t)))
 
 
-# ---- Gaussian data N(m, diag(v)) -------------------------------------------------------------------------------------
+# ---- Gaussian data N(m, diag(v)) -----------------------------------------------------------------
 
 
 def gaussian_marginal(m, v, alpha, sigma):
@@ -119,11 +125,13 @@ def gaussian_flow(m, v, start, end, x):
     return mean_1 + np.sqrt(variance_1 / variance_0) * (x - mean_0)
 
 
-# ---- mixtures --------------------------------------------------------------------------------------------------------
+# ---- mixtures ------------------------------------------------------------------------------------
 
 
 def mixture_log_density(weights, means, covs, alpha, sigma, x):
-    """log p(x_t) of a Gaussian mixture, component by component through the Cholesky factor; jax can differentiate it."""
+    """log p(x_t) of a Gaussian mixture, component by component through the Cholesky factor; jax can
+    differentiate it.
+    """
     terms = []
     for w, m, c in zip(weights, means, covs, strict=True):
         factor = jnp.linalg.cholesky(alpha**2 * c + sigma**2 * jnp.eye(m.size))
@@ -133,7 +141,7 @@ def mixture_log_density(weights, means, covs, alpha, sigma, x):
     return jax.scipy.special.logsumexp(jnp.stack(terms))
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 def fitted_order(steps, errors):
@@ -142,5 +150,7 @@ def fitted_order(steps, errors):
 
 
 def central_difference(f, x, h=1e-5):
-    """df/dx of a scalar function, with error O(h^2) + 1e-16/h: about 1e-10 relative for smooth f of order one."""
+    """df/dx of a scalar function, with error O(h^2) + 1e-16/h: about 1e-10 relative for smooth f of
+    order one.
+    """
     return (float(f(x + h)) - float(f(x - h))) / (2 * h)

@@ -39,12 +39,17 @@ OPTIMIZER = optax.adam(1e-2)
 
 def new(sharded):
     """The state before the first step: sharded over all devices, or replicated as it is made."""
-    params = {"w": jnp.asarray(np.random.default_rng(1).normal(0, 0.1, (WIDTH, WIDTH)), jnp.float32)}
+    params = {
+        "w": jnp.asarray(np.random.default_rng(1).normal(0, 0.1, (WIDTH, WIDTH)), jnp.float32)
+    }
     state = init_state(jax.random.key(2), params, OPTIMIZER)
     if not sharded:
         return state
     split = lambda x: sharding("data") if x.shape == (WIDTH, WIDTH) else sharding()  # noqa: E731
-    host = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state)
+    host = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        state,
+    )
     placed = jax.tree.map(lambda x: place(np.asarray(x), split(x)), host)
     return placed._replace(key=jax.random.wrap_key_data(placed.key))
 
@@ -82,7 +87,9 @@ def tree():
 
 
 def check(found, expected):
-    for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
         assert type(a) is type(b) and (a.dtype, a.shape) == (b.dtype, b.shape), path
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
@@ -92,7 +99,10 @@ def check(found, expected):
         else:
             pairs = [(a, b)]
         for x, y in pairs:
-            assert np.asarray(getattr(x, "data", x)).tobytes() == np.asarray(getattr(y, "data", y)).tobytes(), path
+            assert (
+                np.asarray(getattr(x, "data", x)).tobytes()
+                == np.asarray(getattr(y, "data", y)).tobytes()
+            ), path
 
 
 def restore(name):
@@ -143,7 +153,9 @@ def job_on():
     """Resumes a run that was ended, and takes two steps."""
     for name in ("wait", "interrupt", "die"):
         path = DIRECTORY / name
-        start = max(int(found.name) for found in (path / "checkpoints").iterdir() if found.name.isdecimal())
+        start = max(
+            int(found.name) for found in (path / "checkpoints").iterdir() if found.name.isdecimal()
+        )
         assert int(train(name, start + 2).step) == start + 2
 
 

@@ -35,12 +35,14 @@ def run(make):
 
 
 MAKERS = "ddim ddpm euler heun edm_sampler euler_maruyama dpm_solver_2 dpm_solver_2s dpm_solver_3 dpm_solver_2m "
-MAKERS += "dpm_solver_3m sde_dpm_solver_2m sa_solver unipc deis data_adams noise_adams velocity_adams"
+MAKERS += (
+    "dpm_solver_3m sde_dpm_solver_2m sa_solver unipc deis data_adams noise_adams velocity_adams"
+)
 TAKES_A_DENOISER = {
     **{name: run(lambda d, name=name: getattr(samplers, name)(d, VP)) for name in MAKERS.split()},
     "ddim, eta": run(lambda d: samplers.ddim(d, VP, 0.5)),
     "edm_sampler, churn": run(lambda d: samplers.edm_sampler(d, VP, 0.5)),
-    "predictor_corrector": run(lambda d: samplers.predictor_corrector(samplers.ddim(fit(d), VP), d, VP)),
+    "predictor_corrector": run(lambda d: samplers.predictor_corrector(d, VP)),
     "dpm_solver_fast": lambda d: solve.dpm_solver_fast(d, VP, X, 4),
     "dpm_solver_adaptive": lambda d: solve.dpm_solver_adaptive(d, VP, X),
     "clip_x0": lambda d: guidance.clip_x0(d, VP)(X, 0.5),
@@ -61,12 +63,17 @@ TAKES_A_DENOISER = {
 @pytest.mark.parametrize("name", TAKES_A_DENOISER)
 def test_a_network_in_place_of_a_denoiser_is_an_error(name):
     # x of shape (2,): an array of two numbers would unpack into an estimate of x0 and one of eps
-    with pytest.raises(ValueError, match=r"(?s)^denoise: expected a denoiser.*got an array of shape .*as_denoiser"):
+    with pytest.raises(
+        ValueError, match=r"(?s)^denoise: expected a denoiser.*got an array of shape .*as_denoiser"
+    ):
         jax.eval_shape(lambda: TAKES_A_DENOISER[name](lambda x, t: -x))
 
 
 def test_guidance_names_which_of_its_denoisers_is_none():
-    for name, pair in {"conditional": (jnp.sin, fit(None)), "unconditional": (fit(None), jnp.sin)}.items():
+    for name, pair in {
+        "conditional": (jnp.sin, fit(None)),
+        "unconditional": (fit(None), jnp.sin),
+    }.items():
         pair = [(lambda x, t: jnp.sin(x)) if f is jnp.sin else f for f in pair]
         with pytest.raises(ValueError, match=rf"^{name}: expected a denoiser"):
             guidance.cfg(*pair, 2.0)(X, 0.5)
@@ -76,7 +83,10 @@ def test_guidance_names_which_of_its_denoisers_is_none():
     ("estimate", "shown"),
     [
         (lambda x: (x, x), r"got tuple\(an array of shape \(2,\), an array of shape \(2,\)\)"),
-        (lambda x: Estimate(x, x[:1]), r"got Estimate\(an array of shape \(2,\), an array of shape \(1,\)\)"),
+        (
+            lambda x: Estimate(x, x[:1]),
+            r"got Estimate\(an array of shape \(2,\), an array of shape \(1,\)\)",
+        ),
         (lambda x: Estimate(x, None), r"got Estimate\(an array of shape \(2,\), NoneType\)"),
         (lambda x: None, "got NoneType"),
     ],
@@ -91,8 +101,12 @@ TAKES_A_NETWORK = {
     "denoising": lambda n: losses.denoising(KEY, n, VP, EPS, X, 0.5),
     "flow_matching": lambda n: losses.flow_matching(n, lambda x, t: x, X, 0.5),
     "conditional_flow_matching": lambda n: losses.conditional_flow_matching(n, X, X, 0.5),
-    "bridge_matching, velocity": lambda n: losses.bridge_matching(KEY, n, lambda x, t: x, X, X, 0.5, 1.0),
-    "bridge_matching, score": lambda n: losses.bridge_matching(KEY, lambda x, t: x, n, X, X, 0.5, 1.0),
+    "bridge_matching, velocity": lambda n: losses.bridge_matching(
+        KEY, n, lambda x, t: x, X, X, 0.5, 1.0
+    ),
+    "bridge_matching, score": lambda n: losses.bridge_matching(
+        KEY, lambda x, t: x, n, X, X, 0.5, 1.0
+    ),
     "explicit_score_matching": lambda n: losses.explicit_score_matching(n, lambda x, t: x, X, 0.5),
     "implicit_score_matching": lambda n: losses.implicit_score_matching(n, X, 0.5, PROBES),
     "sliced_score_matching": lambda n: losses.sliced_score_matching(n, X, 0.5, PROBES),
@@ -115,5 +129,9 @@ def test_a_network_that_returns_more_than_an_array_is_an_error(name):
 def test_a_right_denoiser_passes_in_any_disguise():
     # bound, guided, clipped, moved to another path: the result of each is an Estimate again
     denoise = as_denoiser(bind(lambda w, x, t: w * x, 0.5), VP, EPS)
-    disguised = parametrizations.reschedule(guidance.clip_x0(guidance.cfg(denoise, denoise, 2.0), VP), VP, LINEAR)
-    assert np.isfinite(samplers.sample(KEY, samplers.ddim(disguised, LINEAR), X, uniform(4, 0.9, 0.1))).all()
+    disguised = parametrizations.reschedule(
+        guidance.clip_x0(guidance.cfg(denoise, denoise, 2.0), VP), VP, LINEAR
+    )
+    assert np.isfinite(
+        samplers.sample(KEY, samplers.ddim(disguised, LINEAR), X, uniform(4, 0.9, 0.1))
+    ).all()

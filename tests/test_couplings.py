@@ -1,4 +1,6 @@
-"""Couplings: against scipy's assignment, closed-form plans, and the optimality conditions of entropic transport."""
+"""Couplings: against scipy's assignment, closed-form plans, and the optimality conditions of
+entropic transport.
+"""
 
 import functools
 import itertools
@@ -15,7 +17,9 @@ from diffjax import couplings
 
 def pairs(n, seed=0, shape=(2,)):
     random = np.random.default_rng(seed)
-    return jnp.asarray(random.normal(size=(n, *shape))), jnp.asarray(random.normal(size=(n, *shape)) + 1)
+    return jnp.asarray(random.normal(size=(n, *shape))), jnp.asarray(
+        random.normal(size=(n, *shape)) + 1
+    )
 
 
 def test_optimal_is_the_cheapest_permutation():
@@ -37,7 +41,9 @@ def test_squared_distances_build_no_array_of_pairs_of_points():
     """64 points of 300 numbers: n n d = 1,228,800 in all, n d = 19,200 in a row's differences."""
     x0, x1 = pairs(64, shape=(300,))
     jaxpr = jax.make_jaxpr(couplings.squared_distances)(x0, x1).jaxpr
-    assert max(out.aval.size for equation in equations(jaxpr) for out in equation.outvars) <= 64 * 300
+    assert (
+        max(out.aval.size for equation in equations(jaxpr) for out in equation.outvars) <= 64 * 300
+    )
     memory = jax.jit(couplings.squared_distances).lower(x0, x1).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= 8 * 64 * 300 * 2
 
@@ -54,14 +60,19 @@ def test_optimal_is_scipys_assignment_under_every_transform():
     x0, x1 = (x.reshape(4, 6, 2) for x in pairs(24))
     costs = np.sum((np.asarray(x0)[:, :, None] - np.asarray(x1)[:, None]) ** 2, 3)
     expected = np.stack(
-        [b[scipy.optimize.linear_sum_assignment(c)[1]] for c, b in zip(costs, np.asarray(x1), strict=True)]
+        [
+            b[scipy.optimize.linear_sum_assignment(c)[1]]
+            for c, b in zip(costs, np.asarray(x1), strict=True)
+        ]
     )
     couple = functools.partial(couplings.optimal, None)
     np.testing.assert_array_equal(jax.vmap(couple)(x0, x1), expected)
     np.testing.assert_array_equal(jax.jit(jax.vmap(couple))(x0, x1), expected)
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("batch")
-    sharded = jax.jit(jax.shard_map(jax.vmap(couple), mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+    sharded = jax.jit(
+        jax.shard_map(jax.vmap(couple), mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    )
     np.testing.assert_array_equal(sharded(x0, x1), expected)
     gradient = jax.grad(lambda x: jnp.sum((x0[0] - couple(x0[0], x)) ** 2))(x1[0])
     chosen = scipy.optimize.linear_sum_assignment(costs[0])[1]
@@ -88,13 +99,17 @@ def test_optimal_within_classes_is_the_cheapest_permutation_that_keeps_them(labe
 
 
 def test_the_draws_of_a_class_keep_the_priors_distribution():
-    """Data of class 0 lie at -3, of class 1 at 3. Over the whole batch class 0 would get draws below 0."""
+    """Data of class 0 lie at -3, of class 1 at 3. Over the whole batch class 0 would get draws
+    below 0.
+    """
     labels = jnp.tile(jnp.array([0, 1]), 200)
     x1 = jax.random.normal(jax.random.key(0), (400, 1))
     x0 = 6.0 * labels[:, None] - 3
     mixed, within = couplings.optimal(None, x0, x1), couplings.optimal(None, x0, x1, labels=labels)
     for label in (0, 1):
-        np.testing.assert_array_equal(np.sort(within[labels == label], 0), np.sort(x1[labels == label], 0))
+        np.testing.assert_array_equal(
+            np.sort(within[labels == label], 0), np.sort(x1[labels == label], 0)
+        )
     assert mixed[labels == 0].max() <= mixed[labels == 1].min()
 
 
@@ -124,7 +139,9 @@ def test_the_plan_of_unequal_numbers_is_that_of_linear_programming(n, m):
 
 
 def test_entropic_draws_of_another_number_than_the_data():
-    """The marginal of each draw is 1/m: 3000 draws of the partners of three data points; five sigma."""
+    """The marginal of each draw is 1/m: 3000 draws of the partners of three data points; five
+    sigma.
+    """
     x0, x1 = pairs(5)
     draw = jax.jit(jax.vmap(couplings.entropic(0.5, 1e-6), (0, None, None)))
     partners = draw(jax.random.split(jax.random.key(0), 3000), x0[:3], x1)
@@ -150,7 +167,9 @@ def test_independent_leaves_the_draws_alone():
 
 @pytest.mark.parametrize("epsilon", [0.05, 1.0, 30.0])
 def test_sinkhorn_is_the_entropic_optimum(epsilon):
-    """A plan is optimal if and only if its marginals hold and log pi + C / eps is a sum of a row's and a column's number."""
+    """A plan is optimal if and only if its marginals hold and log pi + C / eps is a sum of a row's
+    and a column's number.
+    """
     random = np.random.default_rng(1)
     cost = jnp.asarray(random.uniform(size=(7, 5)))
     plan = jax.jit(couplings.sinkhorn)(cost, epsilon, 1e-10, 100_000)
@@ -158,7 +177,9 @@ def test_sinkhorn_is_the_entropic_optimum(epsilon):
     np.testing.assert_allclose(pi.sum(1), 1 / 7, rtol=1e-12)
     assert np.abs(pi.sum(0) - 1 / 5).sum() <= plan.error <= 1e-10
     potentials = np.asarray(plan.log_plan) + np.asarray(cost) / epsilon
-    np.testing.assert_allclose(potentials - potentials[:1] - potentials[:, :1] + potentials[0, 0], 0, atol=1e-9)
+    np.testing.assert_allclose(
+        potentials - potentials[:1] - potentials[:, :1] + potentials[0, 0], 0, atol=1e-9
+    )
 
 
 def test_sinkhorn_stops_at_the_tolerance_or_the_limit():
@@ -170,7 +191,9 @@ def test_sinkhorn_stops_at_the_tolerance_or_the_limit():
 
 
 def test_the_limits_of_the_entropic_coupling():
-    """Without entropy the optimal assignment; with nothing else the independent coupling: every partner is as likely."""
+    """Without entropy the optimal assignment; with nothing else the independent coupling: every
+    partner is as likely.
+    """
     x0, x1 = pairs(8)
     plan = couplings.sinkhorn(couplings.squared_distances(x0, x1), 1e-3, 1e-6, 100_000)
     rows, columns = scipy.optimize.linear_sum_assignment(couplings.squared_distances(x0, x1))
@@ -184,12 +207,16 @@ def test_the_limits_of_the_entropic_coupling():
 def test_iterations_that_run_out_are_an_error():
     """The columns of such a plan do not have the prior's marginal."""
     x0, x1 = pairs(20)
-    with pytest.raises(ValueError, match=r"max_iterations: expected enough.*epsilon=0\.001, got 3 and an error of"):
+    with pytest.raises(
+        ValueError, match=r"max_iterations: expected enough.*epsilon=0\.001, got 3 and an error of"
+    ):
         couplings.entropic(1e-3, max_iterations=3)(jax.random.key(0), x0, x1)
 
 
 def test_entropic_partners_are_drawn_from_the_plan():
-    """Two points, costs 0 and 1, eps = 1/2: the near partner with probability 1 / (1 + e^-2); 4000 draws, five sigma."""
+    """Two points, costs 0 and 1, eps = 1/2: the near partner with probability 1 / (1 + e^-2); 4000
+    draws, five sigma.
+    """
     x = jnp.array([[0.0], [1.0]])
     draw = jax.jit(jax.vmap(lambda key: couplings.entropic(0.5)(key, x, x)))
     partners = draw(jax.random.split(jax.random.key(3), 4000))
@@ -201,22 +228,32 @@ def test_entropic_partners_are_drawn_from_the_plan():
 @pytest.mark.usefixtures("without_type_checks")
 def test_refusals():
     x0, x1 = pairs(4)
-    with pytest.raises(ValueError, match=r"as many data points as draws.*got \(4, 2\) and \(3, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"as many data points as draws.*got \(4, 2\) and \(3, 2\)"
+    ):
         couplings.independent(None, x0, x1[:3])
     for coupling in (couplings.independent, couplings.optimal, couplings.entropic(1.0)):
         with pytest.raises(ValueError, match=r"of one shape.*got \(4, 2\) and \(4, 1\)"):
             coupling(jax.random.key(0), x0, x1[:, :1])
         with pytest.raises(ValueError, match=r">= 1, got \(0, 2\) and \(0, 2\)"):
             coupling(jax.random.key(0), x0[:0], x1[:0])
-    with pytest.raises(ValueError, match=r"labels: expected 4 integers.*got int64\[3\] and 4 draws"):
+    with pytest.raises(
+        ValueError, match=r"labels: expected 4 integers.*got int64\[3\] and 4 draws"
+    ):
         couplings.optimal(None, x0, x1, labels=jnp.arange(3))
     with pytest.raises(ValueError, match=r"labels: expected 4 integers.*got float64\[4\]"):
         couplings.optimal(None, x0, x1, labels=jnp.arange(4.0))
-    with pytest.raises(ValueError, match=r"labels: expected 4 integers.*as many draws x1.*and 2 draws"):
+    with pytest.raises(
+        ValueError, match=r"labels: expected 4 integers.*as many draws x1.*and 2 draws"
+    ):
         couplings.optimal(None, x0, x1[:2], labels=jnp.arange(4))
-    with pytest.raises(ValueError, match=r"key: expected a key to draw one of the 2 partners.*got None"):
+    with pytest.raises(
+        ValueError, match=r"key: expected a key to draw one of the 2 partners.*got None"
+    ):
         couplings.optimal(None, x0[:2], x1)
-    with pytest.raises(ValueError, match=r"least common multiple is at most 8192, got 127 and 128; let one"):
+    with pytest.raises(
+        ValueError, match=r"least common multiple is at most 8192, got 127 and 128; let one"
+    ):
         couplings.optimal(None, jnp.zeros((127, 1)), jnp.zeros((128, 1)))
     with pytest.raises(ValueError, match="x0, x1: expected finite numbers"):
         couplings.optimal(None, x0.at[0].set(jnp.nan), x1)

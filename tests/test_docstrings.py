@@ -1,4 +1,6 @@
-"""Every public name says what it is, takes, returns and raises, where it is published, and shows an example."""
+"""Every public name says what it is, takes, returns and raises, where it is published, and shows an
+example.
+"""
 
 import ast
 import functools
@@ -14,7 +16,8 @@ import pytest
 
 import diffjax
 
-# What the other modules hold is this project's own: its contracts, its closed forms, its training loop.
+# What the other modules hold is this project's own: its contracts, its closed forms, its training
+# loop.
 PUBLISHED = {
     "couplings",
     "divergence",
@@ -64,22 +67,35 @@ CHECKS = re.compile(r"as_float|as_scalar|_?check_\w+")
 
 
 def public_names():
-    """{path: value} of every `__all__` below the package. A value of many paths has the longest of them."""
+    """{path: value} of every `__all__` below the package. A value of many paths has the longest of
+    them.
+    """
     found = {}
     for module in pkgutil.walk_packages(diffjax.__path__, "diffjax."):
         if not any(part.startswith("_") for part in module.name.split(".")):
             namespace = importlib.import_module(module.name)
             for name in namespace.__all__:
-                found[name, id(getattr(namespace, name))] = f"{module.name}.{name}", getattr(namespace, name)
-    return {path.removeprefix("diffjax."): value for path, value in found.values() if not inspect.ismodule(value)}
+                found[name, id(getattr(namespace, name))] = (
+                    f"{module.name}.{name}",
+                    getattr(namespace, name),
+                )
+    return {
+        path.removeprefix("diffjax."): value
+        for path, value in found.values()
+        if not inspect.ismodule(value)
+    }
 
 
 NAMES = public_names()
-FUNCTIONS = {path: value for path, value in NAMES.items() if inspect.isfunction(inspect.unwrap(value))}
+FUNCTIONS = {
+    path: value for path, value in NAMES.items() if inspect.isfunction(inspect.unwrap(value))
+}
 CLASSES = {path: value for path, value in NAMES.items() if inspect.isclass(value)}
 TUPLES = {path: value for path, value in CLASSES.items() if issubclass(value, tuple)}
 MODULES = {path: value for path, value in CLASSES.items() if path not in TUPLES}
-VALUES = {path: value for path, value in NAMES.items() if path not in FUNCTIONS and path not in CLASSES}
+VALUES = {
+    path: value for path, value in NAMES.items() if path not in FUNCTIONS and path not in CLASSES
+}
 
 
 def each(*tables):
@@ -98,10 +114,20 @@ def syntax_of(value):
 
 
 def raises(value, seen=()):
-    """Whether a function or class, or a private function of its module that it calls, has a `raise` or calls a check."""
+    """Whether a function or class, or a private function of its module that it calls, has a `raise`
+    or calls a check.
+    """
     nodes = list(ast.walk(syntax_of(value)))
-    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    helpers = [getattr(sys.modules[value.__module__], name, None) for name in called if name.startswith("_")]
+    called = {
+        node.func.id
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    helpers = [
+        getattr(sys.modules[value.__module__], name, None)
+        for name in called
+        if name.startswith("_")
+    ]
     helpers = [f for f in helpers if inspect.isfunction(inspect.unwrap(f)) and f not in seen]
     return (
         any(isinstance(node, ast.Raise) for node in nodes)
@@ -113,7 +139,11 @@ def raises(value, seen=()):
 def test_the_tables_are_not_empty():
     assert len(FUNCTIONS) > 130 and len(TUPLES) > 20 and len(MODULES) > 5 and len(VALUES) > 10
     assert {path.partition(".")[0] for path in NAMES} > PUBLISHED
-    names = {path.rpartition(".")[2] for path in (*FUNCTIONS, *MODULES) if path.partition(".")[0] in PUBLISHED}
+    names = {
+        path.rpartition(".")[2]
+        for path in (*FUNCTIONS, *MODULES)
+        if path.partition(".")[0] in PUBLISHED
+    }
     assert names > set(WITHOUT_A_SOURCE)
 
 
@@ -126,8 +156,13 @@ def test_it_begins_with_a_sentence_or_a_formula(path, value):
 @each(FUNCTIONS, MODULES)
 def test_it_names_its_arguments(path, value):
     signature = inspect.signature(value.__init__ if path in MODULES else value)
-    named = [head.split(", ") for head in re.findall(r"^(\*{0,2}\w[\w*, ]*):", section(value, "Args"), re.MULTILINE)]
-    assert [name.lstrip("*") for names in named for name in names] == [p for p in signature.parameters if p != "self"]
+    named = [
+        head.split(", ")
+        for head in re.findall(r"^(\*{0,2}\w[\w*, ]*):", section(value, "Args"), re.MULTILINE)
+    ]
+    assert [name.lstrip("*") for names in named for name in names] == [
+        p for p in signature.parameters if p != "self"
+    ]
 
 
 @each(FUNCTIONS)
@@ -164,9 +199,13 @@ def documented(name):
     for module in pkgutil.walk_packages(diffjax.__path__, "diffjax."):
         body = syntax_of(importlib.import_module(module.name)).body
         for node, after in itertools.pairwise(body):
-            targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+            targets = (
+                [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+            )
             if name in [getattr(target, "id", None) for target in targets]:
-                found |= isinstance(after, ast.Expr) and isinstance(ast.literal_eval(after.value), str)
+                found |= isinstance(after, ast.Expr) and isinstance(
+                    ast.literal_eval(after.value), str
+                )
     return found
 
 
@@ -180,5 +219,9 @@ def test_every_field_is_explained(path, value):
     """By a string below it, or in the formula or sentence of its class."""
     body = syntax_of(value).body[0].body
     pairs = zip(body, [*body[1:], None], strict=True)
-    below = {node.target.id for node, after in pairs if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr)}
+    below = {
+        node.target.id
+        for node, after in pairs
+        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr)
+    }
     assert set(value._fields) <= below | set(re.findall(r"\w+", inspect.getdoc(value)))

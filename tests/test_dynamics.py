@@ -1,4 +1,6 @@
-"""The equations of a path against the Fokker-Planck equation: on Gaussians, drift and noise move mean and variance alike."""
+"""The equations of a path against the Fokker-Planck equation: on Gaussians, drift and noise move
+mean and variance alike.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ def rates(path, direction):
 
 
 def implied(drift, noise, path):
-    """What a linear drift a + b x and a diffusion make of the marginal of t: (mean)' and (variance)'."""
+    """What a linear drift a + b x and a diffusion make of the marginal of t: (mean)' and
+    (variance)'.
+    """
     mean, variance = moments(path, T)
     a = float(drift(jnp.zeros(1))[0])
     b = float(drift(jnp.ones(1))[0]) - a
@@ -55,7 +59,11 @@ def test_every_equation_has_the_marginals_of_the_path(path):
         # central differences of h = 1e-6: 1e-10 relative to the largest of the moments
         scale = max(1.0, *map(abs, rates(path, direction)))
         np.testing.assert_allclose(
-            implied(drift, noise, path), rates(path, direction), rtol=1e-6, atol=1e-7 * scale, err_msg=name
+            implied(drift, noise, path),
+            rates(path, direction),
+            rtol=1e-6,
+            atol=1e-7 * scale,
+            err_msg=name,
         )
     flow = jax.jit(lambda x: probability_flow(denoise, schedule)(T, x, None))
     np.testing.assert_allclose(implied(flow, 0.0, path), rates(path, 1), rtol=1e-6, atol=1e-6)

@@ -1,5 +1,8 @@
-"""Closed-form denoisers against the gradient of a log density, which is the score of every one of them (Tweedie)."""
+"""Closed-form denoisers against the gradient of a log density, which is the score of every one of
+them (Tweedie).
+"""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +57,8 @@ def test_at_the_ends():
 @pytest.mark.parametrize("cov", [2 * np.eye(2), COVS[0]], ids=["equal eigenvalues", "distinct"])
 @pytest.mark.parametrize("t", [0.2, 0.7])
 def test_derivatives_by_the_covariance(cov, t):
-    # against the same formula by a linear solve; eigenvectors have no derivative where eigenvalues are equal
+    # against the same formula by a linear solve; eigenvectors have no derivative where eigenvalues
+    # are equal
     schedule = schedules.linear()
     alpha, sigma = oracles.alpha_sigma("linear", t)
 
@@ -68,16 +72,19 @@ def test_derivatives_by_the_covariance(cov, t):
 
     def derivatives(f):
         return [
-            derivative(f)(jnp.asarray(cov), jnp.asarray(XS[0])) for derivative in (jax.jacrev, jax.jacfwd, jax.hessian)
+            derivative(f)(jnp.asarray(cov), jnp.asarray(XS[0]))
+            for derivative in (jax.jacrev, jax.jacfwd, jax.hessian)
         ]
 
-    for value, expected in zip(*jax.jit(lambda: (derivatives(ours), derivatives(by_solve)))(), strict=True):
-        np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-12)
+    values, expected = jax.jit(lambda: (derivatives(ours), derivatives(by_solve)))()
+    chex.assert_trees_all_close(values, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_derivative_by_what_is_bound_is_the_function_s():
     denoise = gaussian(jnp.asarray(MEANS[0]), jnp.asarray(COVS[0]), schedules.linear())
-    direction = jax.tree.map(lambda leaf: leaf * 0 + jnp.eye(2)[: leaf.ndim].reshape(leaf.shape), denoise)
+    direction = jax.tree.map(
+        lambda leaf: leaf * 0 + jnp.eye(2)[: leaf.ndim].reshape(leaf.shape), denoise
+    )
 
     @jax.jit
     def moved(h):
@@ -92,7 +99,9 @@ def test_a_mixture_s_derivatives_at_equal_eigenvalues():
     # the responsibilities hold the log determinant; of one component alone, or it would cancel
     @jax.jit
     def x0(covs):
-        return gaussian_mixture(jnp.asarray(WEIGHTS), jnp.asarray(MEANS), covs, schedules.linear())(XS[0], 0.4).x0
+        return gaussian_mixture(jnp.asarray(WEIGHTS), jnp.asarray(MEANS), covs, schedules.linear())(
+            XS[0], 0.4
+        ).x0
 
     covs = jnp.stack([jnp.eye(2)] * 2)
     direction = jnp.stack([np.array([[0.3, 0.5], [0.5, -0.2]]), np.zeros((2, 2))])

@@ -1,4 +1,6 @@
-"""The networks whose features are compared: any leading axes, dtypes, refusals. Their numbers are in test_parity."""
+"""The networks whose features are compared: any leading axes, dtypes, refusals. Their numbers are
+in test_parity.
+"""
 
 import functools
 
@@ -14,7 +16,9 @@ from diffjax.features import EfficientNetLite0, InceptionV3
 @functools.cache
 def network():
     """As if trained, at 32 pixels."""
-    leaves, structure = jax.tree.flatten(nnx.eval_shape(lambda: EfficientNetLite0(32, rngs=nnx.Rngs(0))))
+    leaves, structure = jax.tree.flatten(
+        nnx.eval_shape(lambda: EfficientNetLite0(32, rngs=nnx.Rngs(0)))
+    )
     random = np.random.default_rng(0)
 
     def value(shape):
@@ -23,7 +27,9 @@ def network():
             return random.uniform(0.5, 1.5, shape)
         return random.normal(0, np.sqrt(2 / np.prod(fan_in)), shape)
 
-    return jax.tree.unflatten(structure, [jnp.asarray(value(leaf.shape), jnp.float32) for leaf in leaves])
+    return jax.tree.unflatten(
+        structure, [jnp.asarray(value(leaf.shape), jnp.float32) for leaf in leaves]
+    )
 
 
 @jax.jit
@@ -60,11 +66,16 @@ def test_dtypes_and_an_empty_batch(kind, features):
 
 @KINDS
 def test_refusals(kind, features):
-    with pytest.raises(ValueError, match=r"x: expected images \(\.\.\., height, width, 3\), got shape \(2, 3, 8, 8\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"x: expected images \(\.\.\., height, width, 3\), got shape \(2, 3, 8, 8\)",
+    ):
         structure(kind)(jnp.zeros((2, 3, 8, 8)))
     with pytest.raises(ValueError, match=r"got shape \(8, 3\)"):
         structure(kind)(jnp.zeros((8, 3)))
-    with pytest.raises(ValueError, match=r"x: expected a floating-point dtype, with values in \[0, 1\], got uint8"):
+    with pytest.raises(
+        ValueError, match=r"x: expected a floating-point dtype, with values in \[0, 1\], got uint8"
+    ):
         structure(kind)(jnp.zeros((8, 8, 3), jnp.uint8))
     for value in (-1.0, 1.1, jnp.nan):
         with pytest.raises(ValueError, match=r"x: expected values in \[0, 1\]"):

@@ -1,4 +1,6 @@
-"""Modules import from floors below; the core needs jax and diffrax alone, and leaves jit to the caller."""
+"""Modules import from floors below; the core needs jax and diffrax alone, and leaves jit to the
+caller.
+"""
 
 import ast
 import pathlib
@@ -23,10 +25,20 @@ FLOORS = [
         "distillation",
         "couplings",
         "torch_files",
+        "_torch_pickles",
     },
 ]
 FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}
-CORE = {"__future__", "jax", "jaxtyping", "diffrax", "equinox", "lineax", "numpy", *sys.stdlib_module_names}
+CORE = {
+    "__future__",
+    "jax",
+    "jaxtyping",
+    "diffrax",
+    "equinox",
+    "lineax",
+    "numpy",
+    *sys.stdlib_module_names,
+}
 FILES = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
 EACH = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -86,13 +98,17 @@ def test_denoisers_and_networks_are_called_where_their_result_is_checked(path):
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in {"denoise", "network"}, f"line {node.lineno}: use _calls.call_{node.func.id}..."
+            assert node.func.id not in {"denoise", "network"}, (
+                f"line {node.lineno}: use _calls.call_{node.func.id}..."
+            )
 
 
 def test_the_import_of_the_core_is_light():
-    heavy = "flax optax orbax sklearn matplotlib tensorboardX".split()
+    heavy = "flax optax orbax safetensors sklearn matplotlib tensorboardX".split()
     code = f"import sys, diffjax; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 

@@ -33,7 +33,8 @@ def test_the_log_snr_grid_reaches_ends_where_the_log_snr_is_infinite(path):
     schedule = getattr(schedules, path)()
     ts = uniform_log_snr(schedule, 6, end=0.0)
     assert ts[0] == 1.0 and ts[-1] == 0.0 and np.all(np.diff(ts) < 0)
-    # the first and the last log-SNR are those of the times 1e-3 inside, where they would be infinite
+    # the first and the last log-SNR are those of the times 1e-3 inside, where they would be
+    # infinite
     infinite = [min(a, s) < 1e-12 for a, s in (oracles.alpha_sigma(path, t) for t in (1.0, 0.0))]
     ends = [abs(t - 1e-3) if far else t for t, far in zip((1.0, 0.0), infinite, strict=True)]
     assert infinite[1] == (path != "ve")
@@ -48,7 +49,10 @@ def test_the_log_snr_grid_goes_from_pure_noise_to_gaussian_data(path):
     denoise = exact.gaussian(jnp.array([mean]), jnp.array([[std**2]]), schedule)
     x1 = jnp.array([[-1.5], [0.3], [2.0]])
     x0 = samplers.sample(
-        jax.random.key(0), samplers.unipc(denoise, schedule), x1, uniform_log_snr(schedule, 40, end=0.0)
+        jax.random.key(0),
+        samplers.unipc(denoise, schedule),
+        x1,
+        uniform_log_snr(schedule, 40, end=0.0),
     )
     np.testing.assert_allclose(x0, mean + std * x1, atol=2e-3)
 

@@ -22,12 +22,18 @@ def test_a_script_beside_an_editable_clone_finds_the_package(tmp_path):
     clone.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
-    shutil.copytree(ROOT / "diffjax", clone / "diffjax", ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([sys.executable, "-c", BUILD, str(wheels)], cwd=clone, capture_output=True, check=True)
+    shutil.copytree(
+        ROOT / "diffjax", clone / "diffjax", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    subprocess.run(
+        [sys.executable, "-c", BUILD, str(wheels)], cwd=clone, capture_output=True, check=True
+    )
     (wheel,) = wheels.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(installed)
     (tmp_path / "script.py").write_text(SCRIPT)
     # -S leaves out the environment's own packages, among them this one.
     command = [sys.executable, "-S", "script.py", str(installed)]
-    found = subprocess.run(command, cwd=tmp_path, env={}, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = subprocess.run(
+        command, cwd=tmp_path, env={}, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     assert found.strip() == str(clone / "diffjax" / "__init__.py")

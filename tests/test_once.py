@@ -125,7 +125,9 @@ class Network(nnx.Module):
 def test_a_model_that_is_trained_in_place_gives_fresh_samples(run):
     # On the linear path dx/dt = w x, so x(0) = x(1) exp(-w); Euler's 100 steps are near it.
     model, schedule = Network(), schedules.linear()
-    denoise = parametrizations.as_denoiser(lambda x, t: model(x, t), schedule, parametrizations.VELOCITY)
+    denoise = parametrizations.as_denoiser(
+        lambda x, t: model(x, t), schedule, parametrizations.VELOCITY
+    )
     sampler = samplers.euler(denoise, schedule)
 
     def call():
@@ -147,7 +149,9 @@ def test_a_vector_field_that_changes_gives_fresh_solutions():
 
     for terms in (field, diffrax.ODETerm(field)):
         for rate in (1.0, 0.5):
-            np.testing.assert_allclose(solve.integrate(terms, X, 0.0, 1.0), np.exp(-rate), rtol=1e-3)
+            np.testing.assert_allclose(
+                solve.integrate(terms, X, 0.0, 1.0), np.exp(-rate), rtol=1e-3
+            )
 
 
 def test_few_programs_are_kept():

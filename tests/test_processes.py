@@ -25,7 +25,9 @@ def start(job, directory, count=2, devices=1):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_ENABLE_X64": "0"}
     command = [sys.executable, str(WORKER), job, str(directory)]
     return [
-        subprocess.Popen([*command, str(index), str(count), port], env=env, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(index), str(count), port], env=env, stderr=subprocess.PIPE, text=True
+        )
         for index in range(count)
     ]
 
@@ -46,16 +48,24 @@ def succeed(processes):
 
 
 def log(directory, name):
-    return [json.loads(line) for line in (directory / name / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (directory / name / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def steps_in(directory, name):
-    return sorted(int(path.name) for path in (directory / name / "checkpoints").iterdir() if path.name.isdecimal())
+    return sorted(
+        int(path.name)
+        for path in (directory / name / "checkpoints").iterdir()
+        if path.name.isdecimal()
+    )
 
 
 def checksums(directory, name, step):
     """The checksums of all arrays of a checkpoint: equal if the arrays are equal bitwise."""
-    manifest = json.loads((directory / name / "checkpoints" / str(step) / "manifest" / "metadata").read_text())
+    manifest = json.loads(
+        (directory / name / "checkpoints" / str(step) / "manifest" / "metadata").read_text()
+    )
     return manifest["arrays"]
 
 
@@ -79,27 +89,37 @@ def test_steps_are_set_aside_once(saved):
 
 def test_the_log_is_that_of_one_process(saved):
     for name in ("never", "again", "local"):
-        assert [line["step"] for line in log(saved, name)] == ([3, 6, 7, 9, 12] if name == "again" else [3, 6, 9, 12])
+        assert [line["step"] for line in log(saved, name)] == (
+            [3, 6, 7, 9, 12] if name == "again" else [3, 6, 9, 12]
+        )
 
 
 def test_others_restore_and_train_alike(saved):
-    """Saved by 2 processes of 2 devices; restored and continued by 1 of 4, then by 4 of 1. The losses agree."""
+    """Saved by 2 processes of 2 devices; restored and continued by 1 of 4, then by 4 of 1. The
+    losses agree.
+    """
     for count, devices in ((1, 4), (4, 1)):
         succeed(start("restore", saved, count, devices))
         alone = [line["loss"] for line in log(saved, f"alone-{count}")]
-        np.testing.assert_allclose(alone, [line["loss"] for line in log(saved, "never")][:4], rtol=1e-6)
+        np.testing.assert_allclose(
+            alone, [line["loss"] for line in log(saved, "never")][:4], rtol=1e-6
+        )
         assert [line["step"] for line in log(saved, "never")] == [3, 6, 9, 12, 15, 18]
 
 
 def wait_for(paths, processes, seconds=120):
     end = time.monotonic() + seconds
     while not all(path.exists() for path in paths):
-        assert time.monotonic() < end and all(process.poll() is None for process in processes), finish(processes, 1)
+        assert time.monotonic() < end and all(process.poll() is None for process in processes), (
+            finish(processes, 1)
+        )
         time.sleep(0.05)
 
 
 def test_one_stops_or_dies_and_the_run_resumes(tmp_path):
-    """Three programs at once: SIGTERM or Ctrl-C to one process stops both at one step; a dead one ends the other."""
+    """Three programs at once: SIGTERM or Ctrl-C to one process stops both at one step; a dead one
+    ends the other.
+    """
     jobs = ("wait", "interrupt", "die")
     terminated, interrupted, killed = (start(job, tmp_path) for job in jobs)
     ready = [tmp_path / f"ready-{job}-{index}" for job in jobs for index in range(2)]

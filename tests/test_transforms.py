@@ -1,7 +1,8 @@
-"""Every public constructor under every transform of jax: one table, and a test that nothing public is missing from it.
+"""Every public constructor under every transform of jax: one table, and a test that nothing public
+is missing from it.
 
-A row builds an object from numbers, `make(numbers)`, and uses it, `use(object, x, t)`. The object crosses every transform
-as an ordinary argument.
+A row builds an object from numbers, `make(numbers)`, and uses it, `use(object, x, t)`. The object
+crosses every transform as an ordinary argument.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import inspect
 import pickle
 from typing import NamedTuple
 
+import chex
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -98,13 +100,19 @@ def _trajectory(sampler, x, t):
 
 
 def _scanned(scan, sampler, x, t):
-    return samplers.sample(jax.random.key(0), sampler, x, jnp.stack([t, 0.7 * t, 0.5 * t, 0.2 * t]), scan)
+    return samplers.sample(
+        jax.random.key(0), sampler, x, jnp.stack([t, 0.7 * t, 0.5 * t, 0.2 * t]), scan
+    )
 
 
 def _each(kinds, x, t):
-    """Several samplers in one program, on four steps: as many as the multistep methods need, and one more."""
+    """Several samplers in one program, on four steps: as many as the multistep methods need, and
+    one more.
+    """
     ts = jnp.stack([t, 0.8 * t, 0.5 * t, 0.3 * t, 0.2 * t])
-    return jnp.concatenate([samplers.sample(jax.random.key(0), sampler, x, ts) for sampler in kinds])
+    return jnp.concatenate(
+        [samplers.sample(jax.random.key(0), sampler, x, ts) for sampler in kinds]
+    )
 
 
 def _kinds(*makes):
@@ -126,9 +134,12 @@ def _fast(scale, x, t):
 
 def _adaptive(denoise, x, t):
     kinds = [
-        functools.partial(solve.dpm_solver_adaptive, pair=pair) for pair in (solve.DPM_SOLVER_12, solve.DPM_SOLVER_23)
+        functools.partial(solve.dpm_solver_adaptive, pair=pair)
+        for pair in (solve.DPM_SOLVER_12, solve.DPM_SOLVER_23)
     ]
-    return jnp.concatenate([adaptive(denoise, schedules.linear_vp(), x, t, 0.5 * t).x for adaptive in kinds])
+    return jnp.concatenate(
+        [adaptive(denoise, schedules.linear_vp(), x, t, 0.5 * t).x for adaptive in kinds]
+    )
 
 
 def _candidate_times(t):
@@ -205,7 +216,10 @@ def _denoising(network, x, t):
 
 def _matching(network, x, t):
     return jnp.stack(
-        [losses.flow_matching(network, network.args[1], x, t), losses.conditional_flow_matching(network, x, 2 * x, t)]
+        [
+            losses.flow_matching(network, network.args[1], x, t),
+            losses.conditional_flow_matching(network, x, 2 * x, t),
+        ]
     )
 
 
@@ -234,7 +248,9 @@ def _posterior(schedule, x, t):
 
 
 def _prior(schedule, x, t):
-    return process.log_prior(schedule, x)[None] + process.sample_prior(jax.random.key(0), schedule, (2,))
+    return process.log_prior(schedule, x)[None] + process.sample_prior(
+        jax.random.key(0), schedule, (2,)
+    )
 
 
 def _quantities(schedule, x, t):
@@ -254,7 +270,11 @@ def _betas(schedule, x, t):
 
 
 # What diffrax's solvers do inside is not this table's: the cheapest one stands for all.
-CONSTANT = {"solver": diffrax.Euler(), "stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 8}
+CONSTANT = {
+    "solver": diffrax.Euler(),
+    "stepsize_controller": diffrax.ConstantStepSize(),
+    "max_steps": 8,
+}
 
 
 def _solve_flow(denoise, x, t):
@@ -263,7 +283,9 @@ def _solve_flow(denoise, x, t):
 
 def _solve_sde(denoise, x, t):
     t = jax.lax.stop_gradient(t)  # diffrax refuses to differentiate a Brownian path by its time
-    return solve.solve_sde(jax.random.key(0), denoise, schedules.linear_vp(), x, t, 0.3, dt0=0.1, **CONSTANT)
+    return solve.solve_sde(
+        jax.random.key(0), denoise, schedules.linear_vp(), x, t, 0.3, dt0=0.1, **CONSTANT
+    )
 
 
 def _all_probes(key, x):
@@ -274,33 +296,51 @@ def _all_probes(key, x):
 
 def _log_likelihood(denoise, x, t):
     value = likelihood.log_likelihood(
-        jax.random.key(0), denoise, schedules.linear(), x, probes=_all_probes, start=0.1, dt0=0.25, **CONSTANT
+        jax.random.key(0),
+        denoise,
+        schedules.linear(),
+        x,
+        probes=_all_probes,
+        start=0.1,
+        dt0=0.25,
+        **CONSTANT,
     )
     return value[None]
 
 
 def _divergence(w, x, t):
-    value, trace = divergence.divergence(lambda x: jnp.sin(w * x) * t, x, divergence.exact_probes(None, x))
+    value, trace = divergence.divergence(
+        lambda x: jnp.sin(w * x) * t, x, divergence.exact_probes(None, x)
+    )
     return value + trace
 
 
 def _bits(w, x, t):
     pixels = likelihood.quantize(jax.lax.stop_gradient(0.1 * x), 256)
-    return likelihood.bits_per_dim(w * x, 2, 256) + likelihood.dequantize(jax.random.key(0), pixels, 256)
+    return likelihood.bits_per_dim(w * x, 2, 256) + likelihood.dequantize(
+        jax.random.key(0), pixels, 256
+    )
 
 
 def _discrete(numbers, x, t):
     values, keys = jnp.array([3, 250]), jax.random.split(jax.random.key(0), 3)
-    xs, log_qs = jax.vmap(lambda key: likelihood.variational_dequantize(key, values, 256, x, t * numbers))(keys)
+    xs, log_qs = jax.vmap(
+        lambda key: likelihood.variational_dequantize(key, values, 256, x, t * numbers)
+    )(keys)
     return likelihood.importance_weighted_bound(-log_qs) + jnp.stack(likelihood.standard_errors(xs))
 
 
 def _of_denoiser(denoise, x, t):
-    return prm.score(denoise, schedules.linear(), x, t) + prm.velocity(denoise, schedules.linear(), x, t)
+    return prm.score(denoise, schedules.linear(), x, t) + prm.velocity(
+        denoise, schedules.linear(), x, t
+    )
 
 
 def _target(schedule, x, t):
-    return sum(prm.target(schedule, p, x, x[::-1], t) for p in (prm.X0, prm.EPS, prm.V, prm.VELOCITY, prm.SCORE))
+    return sum(
+        prm.target(schedule, p, x, x[::-1], t)
+        for p in (prm.X0, prm.EPS, prm.V, prm.VELOCITY, prm.SCORE)
+    )
 
 
 def _perturb(schedule, x, t):
@@ -320,9 +360,15 @@ def _kernels(denoise, x, t):
     schedule, s = schedules.linear_vp(), 0.4 * t
     kernels = [
         *(samplers.ddim_kernel(denoise, schedule, 0.3), samplers.ddpm_kernel(denoise, schedule)),
-        *(samplers.euler_maruyama_kernel(denoise, schedule), samplers.sde_dpm_solver_kernel(denoise, schedule, 0.7)),
+        *(
+            samplers.euler_maruyama_kernel(denoise, schedule),
+            samplers.sde_dpm_solver_kernel(denoise, schedule, 0.7),
+        ),
     ]
-    drawn = [samplers.sample(jax.random.key(0), samplers.kernel_sampler(k), x, jnp.stack([t, s])) for k in kernels]
+    drawn = [
+        samplers.sample(jax.random.key(0), samplers.kernel_sampler(k), x, jnp.stack([t, s]))
+        for k in kernels
+    ]
     values = [samplers.log_transition(k, x, t, x[::-1], s) for k in kernels]
     return jnp.concatenate([*drawn, jnp.stack(values)])
 
@@ -349,7 +395,9 @@ def _bound(schedule, x, t):
     denoise = _gaussian(0.4, 0.7, schedule)
     kinds = losses.gaussian_reconstruction, losses.discrete_reconstruction(3)
     bounds = [
-        losses.variational_bound(jax.random.key(0), denoise, schedule, x, t, start=0.1, reconstruction=kind)
+        losses.variational_bound(
+            jax.random.key(0), denoise, schedule, x, t, start=0.1, reconstruction=kind
+        )
         for kind in kinds
     ]
     return jnp.stack(bounds)
@@ -358,7 +406,13 @@ def _bound(schedule, x, t):
 def _maximum_likelihood(network, x, t):
     tight = diffrax.PIDController(rtol=1e-8, atol=1e-8)
     flow = losses.maximum_likelihood(
-        jax.random.key(0), network, x, jacobian_weight=0.1, start=0.5 * t, end=t, stepsize_controller=tight
+        jax.random.key(0),
+        network,
+        x,
+        jacobian_weight=0.1,
+        start=0.5 * t,
+        end=t,
+        stepsize_controller=tight,
     )
     return jnp.stack(flow)
 
@@ -367,12 +421,15 @@ def _coupled(epsilon, x, t):
     x0, x1 = jnp.stack([x, x[::-1], 2 * x]), jnp.stack([-x, 0.5 * x + t, x])
     plan = couplings.sinkhorn(couplings.squared_distances(x0, x1), epsilon, 1e-8)
     pairings = couplings.independent, couplings.optimal, couplings.entropic(epsilon)
-    return jnp.concatenate([plan.log_plan.ravel(), *(pair(jax.random.key(0), x0, x1).ravel() for pair in pairings)])
+    return jnp.concatenate(
+        [plan.log_plan.ravel(), *(pair(jax.random.key(0), x0, x1).ravel() for pair in pairings)]
+    )
 
 
 OPEN = (0.001, 0.999)
 ROWS = {
-    # name: the first time off the ends where the mathematics itself is infinite there (sigma' or f, or the log-SNR)
+    # name: the first time off the ends where the mathematics itself is infinite there (sigma' or f,
+    # or the log-SNR)
     "linear_vp": Row(schedules.linear_vp, _values, (0.1, 20.0)),
     "sub_vp": Row(schedules.sub_vp, _values, (0.1, 20.0)),
     "ve": Row(schedules.ve, _values, (0.01, 50.0)),
@@ -380,7 +437,9 @@ ROWS = {
     "linear": Row(schedules.linear, _values),
     "gvp": Row(schedules.gvp, _values),
     "cosine": Row(schedules.cosine, _values, (0.01,)),
-    "from_betas": Row(lambda a, b: schedules.from_betas(jnp.linspace(a, b, 5)), _values, (0.1, 0.3)),
+    "from_betas": Row(
+        lambda a, b: schedules.from_betas(jnp.linspace(a, b, 5)), _values, (0.1, 0.3)
+    ),
     "to_betas": Row(schedules.linear_vp, _betas, (0.1, 20.0)),
     "from_sde": Row(lambda a: schedules.from_sde(_drift, bind(_diffusion, a), 8), _values, (0.7,)),
     "quantities": Row(
@@ -394,27 +453,48 @@ ROWS = {
     "uniform": Row(lambda a, b: grids.uniform(3, a, b), _grid_sum, (0.9, 0.1)),
     "quadratic": Row(lambda a, b: grids.quadratic(3, a, b), _grid_sum, (0.9, 0.1)),
     "uniform_log_snr": Row(
-        lambda a, b, c: grids.uniform_log_snr(schedules.linear_vp(a), 3, b, c), _grid_sum, (0.1, 0.9, 0.1)
+        lambda a, b, c: grids.uniform_log_snr(schedules.linear_vp(a), 3, b, c),
+        _grid_sum,
+        (0.1, 0.9, 0.1),
     ),
-    "karras": Row(lambda a, b, c, d: grids.karras(schedules.linear_vp(a), 3, b, c, d), _grid_sum, (0.1, 0.9, 0.1, 7.0)),
+    "karras": Row(
+        lambda a, b, c, d: grids.karras(schedules.linear_vp(a), 3, b, c, d),
+        _grid_sum,
+        (0.1, 0.9, 0.1, 7.0),
+    ),
     "perturb": Row(schedules.linear_vp, _perturb, (0.1, 20.0)),
     "transition": Row(schedules.linear_vp, _posterior, (0.1, 20.0), (0.001, 1.0), ("posterior",)),
     "log_prior": Row(schedules.ve, _prior, (0.01, 50.0), covers=("sample_prior",)),
     "as_denoiser X0": Row(
-        _parametrized("X0"), _denoise, (0.7,), (0.001, 1.0), ("as_denoiser", "X0", "Parametrization")
+        _parametrized("X0"),
+        _denoise,
+        (0.7,),
+        (0.001, 1.0),
+        ("as_denoiser", "X0", "Parametrization"),
     ),
     "as_denoiser EPS": Row(_parametrized("EPS"), _denoise, (0.7,), (0.0, 0.999), ("EPS",)),
     "as_denoiser SCORE": Row(_parametrized("SCORE"), _denoise, (0.7,), (0.0, 0.999), ("SCORE",)),
     "as_denoiser V": Row(_parametrized("V"), _denoise, (0.7,), covers=("V",)),
     "as_denoiser VELOCITY": Row(_parametrized("VELOCITY"), _denoise, (0.7,), covers=("VELOCITY",)),
     "batched": Row(
-        lambda w: prm.as_denoiser(prm.batched(bind(_batch_network, w)), schedules.linear(), prm.V), _denoise, (0.7,)
+        lambda w: prm.as_denoiser(prm.batched(bind(_batch_network, w)), schedules.linear(), prm.V),
+        _denoise,
+        (0.7,),
     ),
     "at_timesteps": Row(
-        lambda w: prm.as_denoiser(prm.at_timesteps(bind(_network, w), 10), schedules.linear(), prm.V), _denoise, (0.7,)
+        lambda w: prm.as_denoiser(
+            prm.at_timesteps(bind(_network, w), 10), schedules.linear(), prm.V
+        ),
+        _denoise,
+        (0.7,),
     ),
     "edm_preconditioning": Row(_parametrized("edm"), _denoise, (0.7, 0.5), OPEN),
-    "score": Row(lambda a, b: _gaussian(a, b, schedules.linear()), _of_denoiser, (0.4, 0.7), covers=("velocity",)),
+    "score": Row(
+        lambda a, b: _gaussian(a, b, schedules.linear()),
+        _of_denoiser,
+        (0.4, 0.7),
+        covers=("velocity",),
+    ),
     "target": Row(schedules.linear_vp, _target, (0.1, 20.0), OPEN),
     "reschedule": Row(
         lambda a, b: prm.reschedule(
@@ -436,33 +516,47 @@ ROWS = {
         (0.4, 0.7),
     ),
     "empirical": Row(
-        lambda a: exact.empirical(a * jnp.array([[1.0, 0.2], [-0.5, 1.0], [0.1, 0.0]]), schedules.linear()),
+        lambda a: exact.empirical(
+            a * jnp.array([[1.0, 0.2], [-0.5, 1.0], [0.1, 0.0]]), schedules.linear()
+        ),
         _denoise,
         (0.9,),
         (0.01, 1.0),
     ),
     "probability_flow": Row(
-        lambda a, b: dynamics.probability_flow(_gaussian(a, b, schedules.linear()), schedules.linear()),
+        lambda a, b: dynamics.probability_flow(
+            _gaussian(a, b, schedules.linear()), schedules.linear()
+        ),
         _flow,
         (0.4, 0.7),
     ),
-    "forward_sde": Row(lambda a: dynamics.forward_sde(schedules.linear_vp(a)), _sde, (0.1,), OPEN, ("SDE",)),
+    "forward_sde": Row(
+        lambda a: dynamics.forward_sde(schedules.linear_vp(a)), _sde, (0.1,), OPEN, ("SDE",)
+    ),
     "reverse_sde": Row(
-        lambda a: dynamics.reverse_sde(_gaussian(a, 0.7, schedules.linear_vp()), schedules.linear_vp()),
+        lambda a: dynamics.reverse_sde(
+            _gaussian(a, 0.7, schedules.linear_vp()), schedules.linear_vp()
+        ),
         _sde,
         (0.4,),
         OPEN,
     ),
     "conditional_cfg": Row(
-        lambda a, b, w: guidance.conditional_cfg(bind(_given, b), a, jnp.zeros_like(a), w), _denoise, (0.4, 0.7, 1.3)
+        lambda a, b, w: guidance.conditional_cfg(bind(_given, b), a, jnp.zeros_like(a), w),
+        _denoise,
+        (0.4, 0.7, 1.3),
     ),
     "cfg": Row(
-        lambda a, b, w: guidance.cfg(_gaussian(a, 0.7, schedules.linear()), _gaussian(b, 0.7, schedules.linear()), w),
+        lambda a, b, w: guidance.cfg(
+            _gaussian(a, 0.7, schedules.linear()), _gaussian(b, 0.7, schedules.linear()), w
+        ),
         _denoise,
         (0.4, -0.2, 2.0),
     ),
     "clip_x0": Row(
-        lambda a, low: guidance.clip_x0(_gaussian(a, 0.7, schedules.linear()), schedules.linear(), low, 0.9),
+        lambda a, low: guidance.clip_x0(
+            _gaussian(a, 0.7, schedules.linear()), schedules.linear(), low, 0.9
+        ),
         _denoise,
         (0.4, -0.2),
     ),
@@ -481,7 +575,10 @@ ROWS = {
     ),
     "denoising": Row(lambda w: bind(_network, w), _denoising, (0.7,)),
     "flow_matching": Row(
-        lambda a, b: bind(_two, a, bind(_network, b)), _matching, (0.7, 0.2), covers=("conditional_flow_matching",)
+        lambda a, b: bind(_two, a, bind(_network, b)),
+        _matching,
+        (0.7, 0.2),
+        covers=("conditional_flow_matching",),
     ),
     "uniform_times": Row(
         lambda *numbers: numbers,
@@ -494,7 +591,13 @@ ROWS = {
         _kernels,
         (0.4, 0.7),
         (1.0,),
-        ("ddpm_kernel", "euler_maruyama_kernel", "kernel_sampler", "log_transition", "sde_dpm_solver_kernel"),
+        (
+            "ddpm_kernel",
+            "euler_maruyama_kernel",
+            "kernel_sampler",
+            "log_transition",
+            "sde_dpm_solver_kernel",
+        ),
     ),
     "over_batch": Row(lambda w: bind(_network, w), _over_batch, (0.7,)),
     "brownian_bridge": Row(
@@ -505,7 +608,9 @@ ROWS = {
         ("Bridge", "bridge_matching"),
     ),
     "variational_bound": Row(
-        lambda high, low: schedules.monotone_vp(schedules.init_monotone(jax.random.key(0), 3), high, low),
+        lambda high, low: schedules.monotone_vp(
+            schedules.init_monotone(jax.random.key(0), 3), high, low
+        ),
         _bound,
         (2.0, -1.5),
         covers=(
@@ -514,7 +619,11 @@ ROWS = {
         ),
     ),
     "maximum_likelihood": Row(
-        lambda w: bind(_network, w), _maximum_likelihood, (0.7,), (1.0,), ("standard_normal", "FlowDensity")
+        lambda w: bind(_network, w),
+        _maximum_likelihood,
+        (0.7,),
+        (1.0,),
+        ("standard_normal", "FlowDensity"),
     ),
     "couplings": Row(
         lambda epsilon: epsilon,
@@ -532,10 +641,13 @@ ROWS = {
     "edm_sampler(churn)": _sampler_row(samplers.edm_sampler, 0.2, 0.01, 50.0, 1.01, covers=()),
     "euler_maruyama": _sampler_row(samplers.euler_maruyama, covers=()),
     "bridge_sampler": Row(
-        lambda w, a: samplers.bridge_sampler(bind(_network, w), bind(_network, w), a), _run, (0.7, 0.4), (1.0,)
+        lambda w, a: samplers.bridge_sampler(bind(_network, w), bind(_network, w), a),
+        _run,
+        (0.7, 0.4),
+        (1.0,),
     ),
     "predictor_corrector": _sampler_row(
-        lambda d, s, snr: samplers.predictor_corrector(samplers.ddpm(d, s), d, s, snr), 0.1, covers=()
+        lambda d, s, snr: samplers.predictor_corrector(d, s, snr=snr), 0.1, covers=()
     ),
     "adams": Row(
         _kinds(
@@ -546,7 +658,7 @@ ROWS = {
         _each,
         (),
         (1.0,),
-        ("dpm_solver_2m", "dpm_solver_3m", "data_adams", "noise_adams", "deis", "History"),
+        ("dpm_solver_2m", "dpm_solver_3m", "data_adams", "noise_adams", "deis"),
     ),
     "velocity_adams": Row(_kinds(_with_gains), _each, (0.9,), (1.0,)),
     "unipc": Row(_kinds(_bh1), _each, (), (1.0,), ("bh1", "bh2")),
@@ -581,7 +693,11 @@ ROWS = {
         ("Budgets", "elbo_table", "klub_table", "solver_error_table"),
     ),
     "learn_grid": Row(
-        lambda scale: scale, _learned, (0.7,), (1.0,), ("LearnedGrid", "fit_grid", "increments", "from_increments")
+        lambda scale: scale,
+        _learned,
+        (0.7,),
+        (1.0,),
+        ("LearnedGrid", "fit_grid", "increments", "from_increments"),
     ),
     "one_step": Row(lambda a: samplers.one_step(bind(_shrink, a)), _run, (0.7,), (1.0,)),
     "trajectory": Row(functools.partial(_sampler, samplers.ddim), _trajectory, (0.4,), (1.0,)),
@@ -598,9 +714,15 @@ ROWS = {
         (1.0,),
     ),
     "solve_flow": Row(
-        lambda a, b: _gaussian(a, b, schedules.linear()), _solve_flow, (0.4, 0.7), (1.0,), ("integrate",)
+        lambda a, b: _gaussian(a, b, schedules.linear()),
+        _solve_flow,
+        (0.4, 0.7),
+        (1.0,),
+        ("integrate",),
     ),
-    "solve_sde": Row(lambda a, b: _gaussian(a, b, schedules.linear_vp()), _solve_sde, (0.4, 0.7), (1.0,)),
+    "solve_sde": Row(
+        lambda a, b: _gaussian(a, b, schedules.linear_vp()), _solve_sde, (0.4, 0.7), (1.0,)
+    ),
     "log_likelihood": Row(
         lambda a, b: _gaussian(a, b, schedules.linear()),
         _log_likelihood,
@@ -620,14 +742,24 @@ ROWS = {
     "bind": Row(lambda w: bind(_network, w), lambda f, x, t: f(x, t), (0.7,)),
 }
 EACH = pytest.mark.parametrize("name", ROWS)
-DIFFERENTIABLE = pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.reverse])
-MODULES = ("_bind", "couplings", *(name for name in diffjax.__all__ if inspect.ismodule(getattr(diffjax, name))))
+DIFFERENTIABLE = pytest.mark.parametrize(
+    "name", [name for name, row in ROWS.items() if row.reverse]
+)
+MODULES = (
+    "_bind",
+    "couplings",
+    *(name for name in diffjax.__all__ if inspect.ismodule(getattr(diffjax, name))),
+)
 
 
 @pytest.fixture(autouse=True)
 def _rightful_reuse(request):
-    """The key-reuse checker refuses diffrax's Brownian tree, and a checkpointed step that draws its noise again."""
-    with jax.debug_key_reuse(not any(name in request.node.name for name in ("solve_sde", "checkpointed_scan"))):
+    """The key-reuse checker refuses diffrax's Brownian tree, and a checkpointed step that draws its
+    noise again.
+    """
+    with jax.debug_key_reuse(
+        not any(name in request.node.name for name in ("solve_sde", "checkpointed_scan"))
+    ):
         yield
 
 
@@ -643,15 +775,21 @@ def test_every_public_name_has_a_row():
 
 
 def batch(row):
-    """Objects of DEVICES different sets of numbers, as one object with a leading axis, and points and times for each."""
+    """Objects of DEVICES different sets of numbers, as one object with a leading axis, and points
+    and times for each.
+    """
     random = np.random.default_rng(0)
     numbers = [jnp.asarray(n * random.uniform(0.9, 1.0, DEVICES)) for n in row.numbers]
-    xs, ts = jnp.asarray(random.normal(size=(DEVICES, 2))), jnp.asarray(random.uniform(0.55, 0.65, DEVICES))
+    xs, ts = (
+        jnp.asarray(random.normal(size=(DEVICES, 2))),
+        jnp.asarray(random.uniform(0.55, 0.65, DEVICES)),
+    )
     return numbers, xs, ts
 
 
-# Diffrax's loops start from constants. Meshes with explicit axes and the checks of `shard_map` refuse those:
-# https://github.com/patrick-kidger/diffrax/issues/735. With check_vma=False, `shard_map` works.
+# Diffrax's loops start from constants. Meshes with explicit axes and the checks of `shard_map`
+# refuse those: https://github.com/patrick-kidger/diffrax/issues/735. With check_vma=False,
+# `shard_map` works.
 DIFFRAX = ("solve_flow", "solve_sde", "log_likelihood", "maximum_likelihood")
 
 
@@ -677,7 +815,9 @@ def whole(row, numbers, x, t):
 
 @functools.cache
 def mapped(name):
-    """Reference: the jitted loop over the batch. Each call is compiled once; it also counts its traces."""
+    """Reference: the jitted loop over the batch. Each call is compiled once; it also counts its
+    traces.
+    """
     row, count = ROWS[name], []
 
     @jax.jit
@@ -687,7 +827,11 @@ def mapped(name):
 
     numbers, xs, ts = batch(row)
     objects = [row.make(*(n[i] for n in numbers)) for i in range(DEVICES)]
-    return objects, np.stack([call(o, x, t) for o, x, t in zip(objects, xs, ts, strict=True)]), len(count)
+    return (
+        objects,
+        np.stack([call(o, x, t) for o, x, t in zip(objects, xs, ts, strict=True)]),
+        len(count),
+    )
 
 
 @EACH
@@ -696,7 +840,9 @@ def test_one_trace_serves_changing_numbers_and_jit_is_eager(name):
     assert traces == 1 and np.isfinite(values).all()
     _, xs, ts = batch(ROWS[name])
     # only the order of roundings differs
-    np.testing.assert_allclose(ROWS[name].use(objects[0], xs[0], ts[0]), values[0], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(
+        ROWS[name].use(objects[0], xs[0], ts[0]), values[0], rtol=1e-9, atol=1e-11
+    )
 
 
 @EACH
@@ -704,7 +850,9 @@ def test_vmap_in_shard_map_is_the_loop(name):
     row, (_, values, _) = ROWS[name], mapped(name)
     mesh, spec = Mesh(np.array(jax.devices()[: DEVICES // 2]), ("batch",)), PartitionSpec("batch")
     each = jax.vmap(functools.partial(whole, row))  # of two points on each device
-    sharded = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=name not in DIFFRAX))
+    sharded = jax.jit(
+        jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=name not in DIFFRAX)
+    )
     np.testing.assert_allclose(sharded(*batch(row)), values, rtol=1e-9, atol=1e-11)
 
 
@@ -733,9 +881,13 @@ def test_pmap_is_the_loop():
     # one program for many rows: what pmap adds to vmap is the same for all
     names = [name for name in ROWS if name not in ("log_likelihood", "solve_sde", "solve_flow")]
     inputs = {name: batch(ROWS[name]) for name in names}
-    outputs = jax.pmap(lambda inputs: {name: whole(ROWS[name], *inputs[name]) for name in names})(inputs)
+    outputs = jax.pmap(lambda inputs: {name: whole(ROWS[name], *inputs[name]) for name in names})(
+        inputs
+    )
     for name in names:
-        np.testing.assert_allclose(outputs[name], mapped(name)[1], rtol=1e-9, atol=1e-11, err_msg=name)
+        np.testing.assert_allclose(
+            outputs[name], mapped(name)[1], rtol=1e-9, atol=1e-11, err_msg=name
+        )
 
 
 STEP = 1e-5
@@ -743,7 +895,9 @@ STEP = 1e-5
 
 @functools.cache
 def differentiated(name):
-    """One program: values and gradients at a point, at one on each side of it, and at the ends of time."""
+    """One program: values and gradients at a point, at one on each side of it, and at the ends of
+    time.
+    """
     row = ROWS[name]
     numbers, xs, ts = batch(row)
     flat, unravel = jax.flatten_util.ravel_pytree(([n[0] for n in numbers], xs[0], ts[0]))
@@ -762,9 +916,12 @@ def differentiated(name):
 
 @DIFFERENTIABLE
 def test_gradients_are_finite_differences(name):
-    # central differences: STEP^2 times a third derivative, and 1e-16 / STEP of rounding: 1e-6 of values of order one
+    # central differences: STEP^2 times a third derivative, and 1e-16 / STEP of rounding: 1e-6 of
+    # values of order one
     direction, values, gradients = differentiated(name)
-    np.testing.assert_allclose(gradients[0] @ direction, (values[2] - values[1]) / (2 * STEP), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        gradients[0] @ direction, (values[2] - values[1]) / (2 * STEP), rtol=1e-5, atol=1e-6
+    )
 
 
 @DIFFERENTIABLE
@@ -781,9 +938,7 @@ PICKLED = [name for name in ROWS if name not in ("truncated_scan",)]
 def test_pickle_gives_the_object_back(name):
     obj = mapped(name)[0][0]
     again = pickle.loads(pickle.dumps(obj))
-    assert jax.tree.structure(again) == jax.tree.structure(obj)
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(obj), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(again, obj)
 
 
 def test_a_batch_of_schedules_is_a_schedule():
@@ -791,4 +946,6 @@ def test_a_batch_of_schedules_is_a_schedule():
     alphas, _ = jax.vmap(lambda schedule: schedule(0.5))(many)
     for alpha, betas in zip(alphas, ((0.1, 20.0), (0.2, 10.0)), strict=True):
         np.testing.assert_allclose(alpha, schedules.linear_vp(*betas)(0.5)[0], rtol=1e-14)
-    assert isinstance(exact.gaussian(jnp.zeros(1), jnp.eye(1), schedules.linear())(jnp.ones(1), 0.5), Estimate)
+    assert isinstance(
+        exact.gaussian(jnp.zeros(1), jnp.eye(1), schedules.linear())(jnp.ones(1), 0.5), Estimate
+    )

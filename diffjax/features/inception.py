@@ -7,14 +7,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import apply_images, batch_norm, check_settings
-from diffjax.torch_files import load_tensors, read_tensors
+from ..networks._layers import apply_images, batch_norm, check_settings
+from ..torch_files import load_tensors, read_tensors
 
 __all__ = ["InceptionV3", "inception_v3"]
 
 
 def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
-    """The `InceptionV3` with the weights of a file, such as the FID's published `pt_inception-2015-12-05-6726825d.pth`.
+    """The `InceptionV3` with the weights of a file.
+
+    The FID's published file is `pt_inception-2015-12-05-6726825d.pth`.
 
     Args:
         path: a state dict, safetensors or torch's.
@@ -27,7 +29,8 @@ def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
 
     >>> inception_v3("README.md")
     Traceback (most recent call last):
-    ValueError: read_tensors: cannot read README.md: neither a torch file nor a complete safetensors file
+    ValueError: path: expected a file of safetensors or a state dict of torch.save, got README.md,
+    ...
     """
     tensors = read_tensors(path)
     return load_tensors(nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0))), tensors)
@@ -36,27 +39,31 @@ def inception_v3(path: str | pathlib.Path) -> "InceptionV3":
 class InceptionV3(nnx.Module):
     """Inception-v3 as the FID uses it, for inference.
 
-    It is the graph of 2015 on which the FID is defined. It differs from the paper's: 1008 classes,
-    average pools that leave the padding out of the count, and a max pool in the last block. Batch
-    norms use their running statistics. Images of any size are resized to 299 x 299, bilinearly
-    without antialiasing, and scaled to [-1, 1]. Convolutions run in full float32 precision on every
-    device, since an FID is compared across them.
+    It is the network of 2015 on which the FID is defined. It differs from the paper's in three
+    places: it has 1008 classes, average pools that do not count the padding, and a max pool in the
+    last block. Batch norms use their running statistics. Images of any size are resized to
+    299 x 299, bilinearly without antialiasing, and scaled to [-1, 1]. Convolutions run in full
+    float32 precision, so that an FID can be compared across devices.
 
     Args:
         rngs: the source of the initial parameters; the published ones come with `inception_v3`.
 
     Attributes:
-        fc: the last layer: `network.fc(network(x))` are the logits (..., 1008), for the Inception score.
+        fc: the last layer: `network.fc(network(x))` are the logits (..., 1008), for the Inception
+            score.
 
-    Call with images (..., height, width, 3) in [0, 1]. Returns the features (..., 2048) of the last average pool.
+    Call with images (..., height, width, 3) in [0, 1]. Returns the features (..., 2048) of the last
+    average pool.
 
     Raises:
-        ValueError: on another shape, a dtype that is not floating-point, or values outside [0, 1] (checked unless traced).
+        ValueError: if x has another shape, the dtype is not floating-point, or values are outside
+            [0, 1] (checked unless traced).
 
-    Reference: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500) for the FID.
+    Reference: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500) for the
+    FID.
 
     >>> network = nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0)))  # its structure alone
-    >>> jax.eval_shape(lambda network, x: network(x), network, jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)).shape
+    >>> jax.eval_shape(lambda network: network(jnp.ones((8, 32, 32, 3))), network).shape
     (8, 2048)
     """
 
@@ -95,9 +102,16 @@ class InceptionV3(nnx.Module):
 class ConvNorm(nnx.Module):
     """`relu(BN(conv(x)))`."""
 
-    def __init__(self, inputs: int, outputs: int, kernel, *, strides=1, padding="SAME", rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, kernel, *, strides=1, padding="SAME", rngs: nnx.Rngs
+    ):
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-        settings = {"strides": strides, "padding": padding, "use_bias": False, "precision": "highest"}
+        settings = {
+            "strides": strides,
+            "padding": padding,
+            "use_bias": False,
+            "precision": "highest",
+        }
         self.conv = nnx.Conv(inputs, outputs, kernel, **settings, rngs=rngs)
         self.bn = batch_norm(outputs, rngs=rngs)
 
@@ -107,7 +121,7 @@ class ConvNorm(nnx.Module):
 
 
 class BlockA(nnx.Module):
-    """1 x 1, 5 x 5, two 3 x 3, and a pool, side by side: 224 + `pooled` channels."""
+    """Parallel branches of 1 x 1, 5 x 5, two 3 x 3, and a pool: 224 + `pooled` channels."""
 
     def __init__(self, inputs: int, pooled: int, *, rngs: nnx.Rngs):
         self.branch1x1 = ConvNorm(inputs, 64, 1, rngs=rngs)
@@ -130,7 +144,7 @@ class BlockA(nnx.Module):
 
 
 class BlockB(nnx.Module):
-    """Halves the size: 3 x 3, two 3 x 3, and a max pool, side by side: 480 channels more."""
+    """Halves the size by parallel 3 x 3, two 3 x 3, and a max pool; adds 480 channels."""
 
     def __init__(self, inputs: int, *, rngs: nnx.Rngs):
         self.branch3x3 = ConvNorm(inputs, 384, 3, strides=2, padding="VALID", rngs=rngs)
@@ -145,7 +159,10 @@ class BlockB(nnx.Module):
 
 
 class BlockC(nnx.Module):
-    """7 x 7 factored into 1 x 7 and 7 x 1 of `width` channels, once and twice, 1 x 1, and a pool: 768 channels."""
+    """Parallel branches of 1 x 1, one and two 7 x 7, and a pool: 768 channels.
+
+    A 7 x 7 convolution is factored into 1 x 7 and 7 x 1 of `width` channels.
+    """
 
     def __init__(self, inputs: int, width: int, *, rngs: nnx.Rngs):
         self.branch1x1 = ConvNorm(inputs, 192, 1, rngs=rngs)
@@ -172,7 +189,7 @@ class BlockC(nnx.Module):
 
 
 class BlockD(nnx.Module):
-    """Halves the size: 3 x 3, 7 x 7 with 3 x 3, and a max pool, side by side: 512 channels more."""
+    """Halves the size by parallel 3 x 3, 7 x 7 with 3 x 3, and a max pool; adds 512 channels."""
 
     def __init__(self, inputs: int, *, rngs: nnx.Rngs):
         self.branch3x3_1 = ConvNorm(inputs, 192, 1, rngs=rngs)

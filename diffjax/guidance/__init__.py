@@ -1,7 +1,7 @@
 """Guidance: denoisers in, a denoiser out.
 
-`alpha x0 + sigma eps = x` survives: classifier-free guidance is affine in both estimates, and
-clipping changes both together. So every sampler and every likelihood takes the result.
+The result keeps `alpha x0 + sigma eps = x`: classifier-free guidance is affine in both estimates,
+and clipping changes both together. So every sampler and every likelihood takes it.
 """
 
 from .classifier_free import cfg, conditional_cfg

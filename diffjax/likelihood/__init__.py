@@ -1,6 +1,12 @@
-"""The likelihood of a diffusion model: of continuous data by its probability flow, of discrete data by dequantization."""
+"""The likelihood of continuous data, by the probability flow, and of discrete data."""
 
-from .discrete import bits_per_dim, dequantize, importance_weighted_bound, quantize, variational_dequantize
+from .discrete import (
+    bits_per_dim,
+    dequantize,
+    importance_weighted_bound,
+    quantize,
+    variational_dequantize,
+)
 from .flow import StandardErrors, log_likelihood, standard_errors
 
 __all__ = [

@@ -1,11 +1,14 @@
 """The likelihood of discrete data, by dequantization.
 
-Data of k levels are bins of the density: with x = 2 (value + u) / k - 1 and any density q of u in [0, 1)^d,
+A value of k levels has the mass of the density in its bin. With x = 2 (value + u) / k - 1 and any
+density q of u in [0, 1)^d,
 
-    log P(value) = d log(2/k) + log int p(x) du >= d log(2/k) + E log (1/K) sum_k p(x_k) / q(u_k) >= ... E log p(x) / q(u)
+    log P(value) = d log(2/k) + log int p(x) du
+                >= d log(2/k) + E log (1/K) sum_k p(x_k) / q(u_k)
+                >= d log(2/k) + E log p(x) / q(u)
 
-`dequantize` draws u from the uniform q = 1, `variational_dequantize` from one that may be learned; `log p - log q` is what
-`bits_per_dim(..., levels=k)` takes, and `importance_weighted_bound` of K of them.
+`dequantize` draws u from the uniform q = 1, `variational_dequantize` from a q that may be learned.
+`bits_per_dim(..., levels=k)` takes `log p - log q`, or `importance_weighted_bound` of K of them.
 """
 
 import jax
@@ -15,13 +18,20 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import as_float, check_that
 
-__all__ = ["bits_per_dim", "dequantize", "importance_weighted_bound", "quantize", "variational_dequantize"]
+__all__ = [
+    "bits_per_dim",
+    "dequantize",
+    "importance_weighted_bound",
+    "quantize",
+    "variational_dequantize",
+]
 
 
-def bits_per_dim(log_density: ArrayLike, dims: int, levels: int | None = None) -> Array:
-    """Bits per dimension, `-log p / (d log 2)` (1.21); with `levels`, those of the discrete data behind dequantized ones.
+def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Array:
+    """Bits per dimension, `-log p / (d log 2)` (1.21), of continuous or of discrete data.
 
-    Data of k levels scaled to [-1, 1] by `dequantize` gain `log2(k / 2)` bits: 7 for 8-bit data.
+    With `levels`, they are those of discrete data that `dequantize` scaled to [-1, 1], which adds
+    `log2(k / 2)` bits: 7 for 8-bit data.
 
     Args:
         log_density: log densities in nats, of any shape.
@@ -47,8 +57,8 @@ def bits_per_dim(log_density: ArrayLike, dims: int, levels: int | None = None) -
     return -jnp.asarray(log_density) / (dims * jnp.log(2.0)) + (0.0 if levels is None else jnp.log2(levels / 2))
 
 
-def dequantize(key: PRNGKeyArray, values: Int[ArrayLike, "*x"], levels: int) -> Float[Array, "*x"]:
-    """Uniform dequantization of discrete data to [-1, 1): `2 (value + u) / levels - 1`, u ~ U[0, 1).
+def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Float[Array, "..."]:
+    """Uniform dequantization to [-1, 1): `2 (value + u) / levels - 1` with u ~ U[0, 1).
 
     Args:
         key: a PRNG key.
@@ -71,8 +81,8 @@ def dequantize(key: PRNGKeyArray, values: Int[ArrayLike, "*x"], levels: int) -> 
     return _in_bins(values, jax.random.uniform(key, values.shape), levels)
 
 
-def quantize(x: Float[ArrayLike, "*x"], levels: int) -> Int[Array, "*x"]:
-    """The way back from `dequantize`: `floor(levels (x + 1) / 2)`, clipped to [0, levels).
+def quantize(x: Float[Array, "..."], levels: int) -> Int[Array, "..."]:
+    """The inverse of `dequantize`: `floor(levels (x + 1) / 2)`, clipped to [0, levels).
 
     Args:
         x: floating-point data, of any shape; samples may leave [-1, 1).
@@ -94,35 +104,39 @@ def quantize(x: Float[ArrayLike, "*x"], levels: int) -> Int[Array, "*x"]:
 
 def variational_dequantize(
     key: PRNGKeyArray,
-    values: Int[ArrayLike, "*x"],
+    values: Int[Array, "..."],
     levels: int,
-    mean: Float[ArrayLike, "..."],
-    scale: Float[ArrayLike, "..."],
-) -> tuple[Float[Array, "*x"], Float[Array, ""]]:
-    """Dequantization by a logit-normal q, `x = 2 (value + u) / levels - 1` with `u = sigmoid(mean + scale eps)`.
+    mean: float | Array,
+    scale: float | Array,
+) -> tuple[Float[Array, "..."], Float[Array, ""]]:
+    """Dequantization by a logit-normal q: `u = sigmoid(mean + scale eps)`.
 
-    `log p(x) - log q(u)` bounds the log probability of the values as the log density of `dequantize`'s x does, and has the
-    same units: q is a density of u, 0 = log q where it is uniform. It is differentiable in mean and scale.
+    With `x = 2 (value + u) / levels - 1`, `log p(x) - log q(u)` bounds the log probability of the
+    values as the log density of `dequantize`'s x does, in the same units: q is a density of u, and
+    log q = 0 where it is uniform. The result is differentiable in mean and scale.
 
     Args:
         key: a PRNG key.
         values: integers in [0, levels): one example, of any shape. vmap for many.
         levels: the number of levels, at least 2.
-        mean: of the logit of u, of the shape of values or a scalar; from a network that sees the values, for instance.
-        scale: its standard deviation, positive, likewise.
+        mean: the mean of the logit of u, of the shape of values or a scalar; for instance from a
+            network that sees the values.
+        scale: the standard deviation of the logit of u, positive, likewise.
 
     Returns:
-        `(x, log_q)`: floating-point data in [-1, 1), of the shape of values, and the log density of u, a scalar.
+        `(x, log_q)`: floating-point data in [-1, 1), of the shape of values, and the log density of
+        u, a scalar.
 
     Raises:
-        ValueError: if values are not integers, levels < 2, mean or scale have another shape, concrete values are out of
-            range, or a concrete scale is not positive.
+        ValueError: if values are not integers, levels < 2, mean or scale have another shape,
+            concrete values are out of range, or a concrete scale is not positive.
 
     Reference: Ho et al. 2019 (Flow++, arXiv 1902.00275), section 3.1.
 
     >>> keys, values = jax.random.split(jax.random.key(0), 1000), jnp.array([0, 255])
-    >>> x, log_q = jax.vmap(lambda key: variational_dequantize(key, values, 256, mean=0.0, scale=1.0))(keys)
-    >>> log_density = -2 * jnp.log(2.0)  # uniform on [-1, 1]^2: 8 bits, and what q is off the uniform
+    >>> draw = lambda key: variational_dequantize(key, values, 256, mean=0.0, scale=1.0)
+    >>> x, log_q = jax.vmap(draw)(keys)
+    >>> log_density = -2 * jnp.log(2.0)  # uniform on [-1, 1]^2: 8 bits, more if q is not uniform
     >>> float(bits_per_dim(log_density - log_q, 2, levels=256).mean())
     8.3...
     """
@@ -130,32 +144,38 @@ def variational_dequantize(
     mean, scale = as_float(mean, "mean"), as_float(scale, "scale")
     for name, array in (("mean", mean), ("scale", scale)):
         if array.shape not in ((), values.shape):
-            raise ValueError(f"{name}: expected a scalar or the shape of values, {values.shape}, got {array.shape}")
+            raise ValueError(
+                f"{name}: expected a scalar or the shape of values, {values.shape}, "
+                f"got {array.shape}"
+            )
     check_that(lambda s: s > 0, "scale: expected positive numbers, got {}", scale)
     eps = jax.random.normal(key, values.shape, jnp.result_type(mean, scale))
     logit = mean + scale * eps
-    log_slope = jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit)  # of u by its logit, u (1 - u)
+    # the derivative of u with respect to its logit is u (1 - u)
+    log_slope = jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit)
     log_q = jnp.sum(jax.scipy.stats.norm.logpdf(eps) - jnp.log(scale) - log_slope)
     return _in_bins(values, jax.nn.sigmoid(logit), levels), log_q
 
 
-def importance_weighted_bound(log_weights: Float[ArrayLike, "k *batch"]) -> Float[Array, "*batch"]:
-    """The multi-sample bound on a log probability, `log (1/K) sum_k w_k`, from K independent `log w_k`.
+def importance_weighted_bound(log_weights: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+    """The bound `log (1/K) sum_k w_k` on a log probability, from K independent `log w_k`.
 
-    For discrete data `log w_k = log p(x_k) - log q(u_k)` over K dequantizations of one example (log q = 0 of the uniform
-    ones). Its mean rises with K, from that of log w to the log probability itself. Log densities must be exact: the
-    noise of Hutchinson's probes, of variance v, lifts the bound by about v / 2, above the truth.
+    For discrete data, `log w_k = log p(x_k) - log q(u_k)` for K dequantizations of one example,
+    with log q = 0 for uniform ones. The mean of the bound rises with K, from the mean of log w to
+    the log probability itself. The log densities must be exact: noise of variance v from
+    Hutchinson's probes raises the bound by about v / 2, above the truth.
 
     Args:
         log_weights: in nats, of shape (K, ...).
 
     Returns:
-        The bound in nats, of shape (...): a log density to `bits_per_dim`.
+        The bound in nats, of shape (...). `bits_per_dim` takes it as a log density.
 
     Raises:
         ValueError: if there is no first axis, or nothing on it.
 
-    Reference: Burda et al. 2016 (arXiv 1509.00519), eq. 8; Hoogeboom et al. 2020 (arXiv 2001.11235) for dequantization.
+    Reference: Burda et al. 2016 (IWAE, arXiv 1509.00519), eq. 8; for dequantization Hoogeboom et
+    al. 2020 (arXiv 2001.11235).
 
     >>> float(importance_weighted_bound(jnp.log(jnp.array([1.0, 3.0])))) == float(jnp.log(2.0))
     True
@@ -172,11 +192,15 @@ def _check_values(values, levels):
         raise ValueError(f"values: expected integers, got dtype {values.dtype}")
     if levels < 2:
         raise ValueError(f"levels: expected at least 2, got {levels}")
-    check_that(lambda v: (v >= 0) & (v < levels), f"values: expected integers in [0, {levels}), got {{}}", values)
+    check_that(
+        lambda v: (v >= 0) & (v < levels),
+        f"values: expected integers in [0, {levels}), got {{}}",
+        values,
+    )
     return values
 
 
 def _in_bins(values, u, levels):
-    """`2 (value + u) / levels - 1`, with u kept off 0 and 1 by what rounding could carry into the next bin."""
+    """`2 (value + u) / levels - 1`, with u clipped so that rounding cannot leave the bin."""
     margin = 2 * levels * jnp.finfo(u.dtype).eps
     return 2 * (values + jnp.clip(u, margin, 1 - margin)) / levels - 1

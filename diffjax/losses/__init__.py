@@ -2,13 +2,13 @@
 
     score matching       explicit, implicit, sliced                    (1.13)
     denoising            w(t) |network(x_t, t) - target|^2             (1.14), (1.15)
-    flow matching        of a known velocity, of pairs, of bridges     (1.16), (1.17)
-    variational bound    of infinitely many steps, in nats             (1.14) with lambda = g^2
+    flow matching        to a known velocity, of pairs, of bridges     (1.16), (1.17)
+    variational bound    for infinitely many steps, in nats            (1.14) with lambda = g^2
     maximum likelihood   of a continuous normalizing flow              (1.12)
 
-`over_batch` draws the keys and the times (`times`) of a batch, and averages. A squared error is the mean over the elements
-of x, so that a loss does not grow with the dimension. Likelihoods and their bounds are in nats. The weights w are in
-`weightings`, the pairs of flow matching in `couplings`.
+`over_batch` draws the keys and the times (`times`) of a batch, and averages. A squared error is the
+mean over the elements of x, so that a loss does not grow with the dimension. Likelihoods and their
+bounds are in nats. `weightings` has the weights w, `couplings` the pairs for flow matching.
 """
 
 from .batch import over_batch

@@ -1,11 +1,12 @@
-r"""Maximum likelihood of a continuous normalizing flow, for one example (1.12), with what keeps the flow easy to integrate.
+r"""Maximum likelihood of a continuous normalizing flow with two regularizers, for one example.
 
     -log p(x_0) = -log p(x_1) - int_0^1 div v dt        (1.12), (1.22), (1.23)
-    kinetic     = int_0^1 |v(x_t, t)|^2 dt              the paths' energy: least for optimal transport
-    jacobian    = int_0^1 |dv/dx|_F^2 dt                how much the velocity varies around the path
+    kinetic     = int_0^1 |v(x_t, t)|^2 dt              energy, least for optimal transport
+    jacobian    = int_0^1 |dv/dx|_F^2 dt                variation of the velocity around the path
 
-Both are integrals along the trajectory, added to the state of the same solve; the Jacobian's norm is `E |z^T dv/dx|^2` over
-the probes of the divergence, whose products are at hand.
+The regularizers keep the flow easy to integrate. Both are integrals along the trajectory, computed
+in the same solve. The Jacobian's norm is `E |z^T dv/dx|^2` over the probes z of the divergence, so
+it reuses their products.
 """
 
 from collections.abc import Callable
@@ -67,36 +68,41 @@ def maximum_likelihood(
     end: Time = 1.0,
     **options: Any,
 ) -> FlowDensity:
-    """The negative log-likelihood of one example under the flow of a velocity network, regularized (1.12).
+    """The regularized negative log-likelihood of one example under a velocity network (1.12).
 
     Args:
-        key: a PRNG key, of the probes: drawn once, and held along the trajectory.
-        network: `(x, t) -> dx/dt`, from data (t = 0) to prior (t = 1). Bind its parameters (`bind(apply, params)`): what a
-            closure hides, `diffrax.BacksolveAdjoint()` cannot differentiate.
+        key: a PRNG key, for the probes, which are drawn once and kept along the trajectory.
+        network: `(x, t) -> dx/dt`, from data (t = 0) to prior (t = 1). Bind its parameters
+            (`bind(apply, params)`): `diffrax.BacksolveAdjoint()` cannot differentiate with respect
+            to what a closure holds.
         x: one example, of any shape.
-        kinetic_weight: at least 0; lambda_K. Like the nats it weighs against, the integral is a sum over the elements of x.
-        jacobian_weight: at least 0; lambda_J.
-        log_prior: `x_1 -> log p(x_1)`: any prior with a density.
+        kinetic_weight: lambda_K, at least 0. The integral is a sum over the elements of x, like the
+            log-likelihood.
+        jacobian_weight: lambda_J, at least 0.
+        log_prior: `x_1 -> log p(x_1)`, of any prior with a density.
         probes: `(key, x) -> (n, *x.shape)`, see `likelihood.log_likelihood`.
         start: the time of the data.
         end: the time of the prior.
-        **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`. The adjoint chooses how the
-            gradient is found: `diffrax.RecursiveCheckpointAdjoint()` (the default) is exact for the steps that were made,
-            `diffrax.BacksolveAdjoint()` solves backwards in constant memory, `diffrax.DirectAdjoint()` allows forward mode.
+        **options: solver, stepsize_controller, adjoint, dt0, max_steps of `solve.integrate`. The
+            adjoint chooses how the gradient is computed: `diffrax.RecursiveCheckpointAdjoint()`
+            (the default) is exact for the steps taken, `diffrax.BacksolveAdjoint()` solves backward
+            in constant memory, `diffrax.DirectAdjoint()` allows forward mode.
 
     Returns:
-        `FlowDensity(loss, log_density, kinetic, jacobian)`; to train, `jnp.mean` the losses.
+        `FlowDensity(loss, log_density, kinetic, jacobian)`; to train, average the losses.
 
     Raises:
         ValueError: if the network's output or a probe has another shape than x.
-        RuntimeError: if max_steps do not suffice.
+        RuntimeError: if max_steps is too small.
 
-    Reference: Chen et al. 2018 (arXiv 1806.07366), section 4; Grathwohl et al. 2019 (FFJORD, arXiv 1810.01367), eq. 8;
-    Finlay et al. 2020 (RNODE, arXiv 2002.02798), sections 3 to 5 and algorithm 1.
+    Reference: Chen et al. 2018 (arXiv 1806.07366), section 4; Grathwohl et al. 2019 (FFJORD, arXiv
+    1810.01367), eq. 8; Finlay et al. 2020 (RNODE, arXiv 2002.02798), sections 3 to 5 and algorithm
+    1; (1.12).
 
     >>> from diffjax.divergence import exact_probes
-    >>> flow = maximum_likelihood(None, lambda x, t: jnp.log(2.0) * x, jnp.zeros(2), probes=exact_probes)
-    >>> float(flow.log_density), float(flow.jacobian)  # x_1 = 2 x_0: log(4 / (2 pi)); 2 log(2)^2
+    >>> velocity = lambda x, t: jnp.log(2.0) * x  # x_1 = 2 x_0
+    >>> flow = maximum_likelihood(None, velocity, jnp.zeros(2), probes=exact_probes)
+    >>> float(flow.log_density), float(flow.jacobian)  # log(4 / (2 pi)) and 2 log(2)^2
     (-0.4515..., 0.9609...)
     """
     x = as_float(x, "x")

@@ -1,7 +1,7 @@
-"""Fidelity and diversity by nearest neighbours: whether samples lie where the data are, and whether all of it is reached.
+"""Fidelity and diversity by nearest neighbours: do samples lie where the data are, and everywhere?
 
-The ball of a sample reaches to its k-th nearest neighbour in its own set, itself not counted, and is closed. All four
-numbers are shares of points in the balls of the other set.
+The ball of a sample is closed, and reaches to its k-th nearest neighbour in its set, not counting
+the sample. The scores count points of one set in the balls of the other.
 """
 
 import functools
@@ -33,31 +33,38 @@ class DensityCoverage(NamedTuple):
     """What `density_coverage` returns."""
 
     density: Float[Array, ""]
-    """The mean number of real balls that a generated sample is in, over k: fidelity. About 1 for equal distributions."""
+    """The mean number of real balls that hold a generated sample, divided by k: fidelity.
+
+    It is about 1 for equal distributions.
+    """
     coverage: Float[Array, ""]
-    """The share of real balls that hold a generated sample: diversity. `1 - 2^-k` for equal distributions, large n = m."""
+    """The share of real balls that hold a generated sample: diversity.
+
+    It is `1 - 2^-k` for equal distributions and large n = m.
+    """
 
 
 def precision_recall(
-    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 3
+    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 3
 ) -> PrecisionRecall:
     """Improved precision and recall.
 
         precision = mean_j [g_j in union_i B(r_i, k)],    recall = mean_i [r_i in union_j B(g_j, k)]
 
-    One outlier among the real samples has a large ball and raises precision; `density_coverage` is less moved.
+    A single outlier among the real samples has a large ball, which raises the precision.
+    `density_coverage` changes less.
 
     Args:
         real: samples (n, ...).
         generated: samples (m, ...).
-        k: the neighbour that a ball reaches to; 0 < k < n, m.
+        k: the number of the neighbour that a ball reaches to; 0 < k < n, m.
 
     Returns:
-        Both numbers, in [0, 1].
+        Both shares, in [0, 1].
 
     Raises:
-        ValueError: on other trailing shapes, a dtype that is not floating-point, values that are not finite, or a k
-            outside its range.
+        ValueError: if trailing shapes differ, the dtype is not floating-point, values are not
+            finite, or k is out of range.
 
     Reference: Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1-2.
 
@@ -66,7 +73,6 @@ def precision_recall(
     PrecisionRecall(precision=Array(1., dtype=float32), recall=Array(0.6, dtype=float32))
     """
     real, generated = pair(real, generated, _NAMES)
-
     _check_k(k, real, "real")
     _check_k(k, generated, "generated")
     both = PrecisionRecall(_share(generated, real, k), _share(real, generated, k))
@@ -74,16 +80,16 @@ def precision_recall(
 
 
 def density_coverage(
-    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 5
+    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 5
 ) -> DensityCoverage:
-    """Density and coverage: as precision and recall, with balls around the real samples alone.
+    """Density and coverage, which use balls around the real samples alone.
 
         density = 1 / (k m) sum_ij [g_j in B(r_i, k)],    coverage = mean_i [some g_j in B(r_i, k)]
 
     Args:
         real: samples (n, ...).
         generated: samples (m, ...).
-        k: the neighbour that a ball reaches to; 0 < k < n.
+        k: the number of the neighbour that a ball reaches to; 0 < k < n.
 
     Returns:
         Density, in [0, n / k], and coverage, in [0, 1].
@@ -98,11 +104,11 @@ def density_coverage(
     DensityCoverage(density=Array(2., dtype=float32), coverage=Array(0.6, dtype=float32))
     """
     real, generated = pair(real, generated, _NAMES)
-
     _check_k(k, real, "real")
     counts = _counts(real, generated, k)
     density = jnp.mean(counts, dtype=real.dtype) * (len(real) / (k * len(generated)))
-    return nan_unless_finite(DensityCoverage(density, jnp.mean(counts > 0, dtype=real.dtype)), real, generated)
+    both = DensityCoverage(density, jnp.mean(counts > 0, dtype=real.dtype))
+    return nan_unless_finite(both, real, generated)
 
 
 def _check_k(k, x, name):
@@ -129,13 +135,16 @@ def _squared_radii(x, k):
     """The squared distance from each sample to its k-th nearest other."""
 
     def radius(row, distances):
-        return _kth_least(jnp.where(jnp.arange(len(x)) == row[1], jnp.inf, distances), k)
+        return _kth_smallest(jnp.where(jnp.arange(len(x)) == row[1], jnp.inf, distances), k)
 
     return map_distances(radius, (x, jnp.arange(len(x))), x)
 
 
-def _kth_least(x, k):
-    """The k-th least number: for small k by k passes, ten times as fast on a CPU as `top_k`, which sorts all."""
+def _kth_smallest(x, k):
+    """The k-th smallest number.
+
+    For small k it takes k passes, which are ten times as fast on a CPU as `top_k`, a full sort.
+    """
     if k > _PASSES:
         return -jax.lax.top_k(-x, k)[0][-1]
     for _ in range(k - 1):

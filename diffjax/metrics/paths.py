@@ -1,23 +1,26 @@
-"""How long and how bent the paths of a sampler are: one trajectory's `x_t` at a grid of times; `vmap` for many."""
+"""Length and curvature of the paths of a sampler.
+
+A path is the `x_t` of one trajectory at a grid of times; `vmap` for many.
+"""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from diffjax._checks import as_float
-from diffjax._numerics import safe_sqrt
+from .._checks import as_float
+from .._numerics import safe_sqrt
 
 __all__ = ["curvature", "path_energy", "path_length"]
 
 
-def path_length(xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
-    """The length of a polygon, `sum_k |x_{k+1} - x_k|`.
+def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+    """The length of a path, `int |dx/dt| dt = sum_k |x_{k+1} - x_k|`.
 
     Args:
         xs: one trajectory, see `samplers.trajectory`, of shape (times, *x).
 
     Returns:
-        The length, in units of x: at least the distance of its ends.
+        The length, in units of x: at least the distance between its ends.
 
     Raises:
         ValueError: if there are fewer than two points.
@@ -31,8 +34,8 @@ def path_length(xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
 def path_energy(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """The energy of a path, `int |dx/dt|^2 dt = sum_k |x_{k+1} - x_k|^2 / |t_{k+1} - t_k|`.
 
-    On average over the data it is at least the squared 2-Wasserstein distance between the ends' distributions, over the
-    time it takes (Benamou and Brenier).
+    Its mean over the data is at least the squared 2-Wasserstein distance between the distributions
+    at the two ends, divided by the time between them.
 
     Args:
         ts: the times, ascending or descending.
@@ -44,7 +47,8 @@ def path_energy(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Flo
     Raises:
         ValueError: if there are fewer than two points, or the numbers of times and points differ.
 
-    Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482) normalize it by that distance.
+    Reference: Benamou and Brenier 2000; Tong et al. 2024 (arXiv 2302.00482) normalize it by that
+    distance.
 
     >>> path_energy(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))
     Array(18., dtype=float32)
@@ -53,13 +57,14 @@ def path_energy(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Flo
     return jnp.sum(jnp.sum(steps**2, 1) / jnp.abs(dts))
 
 
-def curvature(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
-    """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`, 0 for what one Euler step can follow.
+def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+    """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`.
 
-    It is the energy less that of the straight line between the ends.
+    It is the energy minus that of the straight line between the ends. It is 0 for a path that one
+    Euler step can follow.
 
     Args:
-        ts: the times, ascending or descending; T is what they span.
+        ts: the times, ascending or descending. T is the time between the first and the last.
         xs: one trajectory, of shape (times, *x).
 
     Returns:
@@ -68,7 +73,8 @@ def curvature(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float
     Raises:
         ValueError: as `path_energy`.
 
-    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), section 2.2, calls its average straightness.
+    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), section 2.2, calls its average
+    straightness.
 
     >>> curvature(jnp.array([1.0, 0.5, 0.0]), jnp.array([[0.0], [3.0], [3.0]]))  # 18 - 3^2
     Array(9., dtype=float32)
@@ -86,5 +92,7 @@ def _steps(xs):
 
 def _intervals(ts, xs):
     if jnp.shape(ts) != jnp.shape(xs)[:1]:
-        raise ValueError(f"ts: expected a time for each of the {len(xs)} points, got shape {jnp.shape(ts)}")
+        raise ValueError(
+            f"ts: expected a time for each of the {len(xs)} points, got shape {jnp.shape(ts)}"
+        )
     return jnp.diff(as_float(ts, "ts"))

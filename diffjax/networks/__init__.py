@@ -1,14 +1,14 @@
-"""Neural networks as Flax NNX modules: `network(x, t, cond=None, key=None) -> out`, of the shape of x.
+"""Neural networks as Flax NNX modules: `network(x, t, cond=None, key=None)`, of the shape of x.
 
-They take one sample or any leading batch axes, and without dropout a batched call equals the mapped
-one. An NNX module is a pytree, so a network goes through `jit`, `grad` and `vmap`, and into `bind`, as
-it is. A network draws random numbers only for dropout, from the key of the call. On a mesh with
-explicit axes the output is sharded as x. The guide is `docs/networks.md`.
+They take one sample or any leading batch axes. Without dropout a batched call equals the mapped
+one. An NNX module is a pytree, so `jit`, `grad`, `vmap` and `bind` take a network as it is. A
+network draws random numbers only for dropout, from the key of the call. On a mesh with explicit
+axes the output is sharded as x. The guide is `docs/networks.md`.
 """
 
-from diffjax.networks._layers import Attention, ClassEmbedding
-from diffjax.networks.dit import DiT
-from diffjax.networks.mlp import MLP
-from diffjax.networks.unet import UNet
+from ._layers import Attention, ClassEmbedding
+from .dit import DiT
+from .mlp import MLP
+from .unet import UNet
 
 __all__ = ["MLP", "Attention", "ClassEmbedding", "DiT", "UNet"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from diffjax.networks._layers import (
+from ._layers import (
     Attention,
     Embedding,
     apply_flat,
@@ -27,47 +27,53 @@ __all__ = ["UNet"]
 class UNet(nnx.Module):
     """The U-Net of ADM for images, sequences and volumes, channels last.
 
-    The data are images, sequences or volumes of any size. Level i works at 1 / 2^i of the resolution, rounded up, with
-    `width * multipliers[i]` channels. It has `blocks` residual blocks on the way down and `blocks + 1` on the way up, where
-    each takes in one stored activation. A residual block is
-    `skip(h) + conv(silu(GN(conv(silu(GN(h)))) (1 + scale) + shift))` with scale and shift linear in the embedding of
-    (t, cond). Levels are joined by strided convolutions down and nearest-neighbour upsampling, cropped to the size of the
-    stored activations, with a convolution up.
-    The last convolution of every branch, and the output layer, start at zero.
+    The data are images, sequences or volumes of any size. Level i works at 1 / 2^i of the
+    resolution, rounded up, with `width * multipliers[i]` channels. It has `blocks` residual blocks
+    on the way down and `blocks + 1` on the way up, where each takes in one stored activation. A
+    residual block is `skip(h) + conv(silu(GN(conv(silu(GN(h)))) (1 + scale) + shift))` with scale
+    and shift linear in the embedding of (t, cond). Levels are joined by strided convolutions down
+    and nearest-neighbour upsampling, cropped to the size of the stored activations, with a
+    convolution up. The last convolution of every branch, and the output layer, start at zero.
 
     Args:
-        shape: of one sample: (height, width, channels), (length, channels) or (depth, height, width, channels).
+        shape: of one sample: (height, width, channels), (length, channels) or (depth, height,
+            width, channels).
         width: channels of the first level, and of the embedding. A multiple of 4.
         multipliers: channels of each level, in units of `width`.
         blocks: residual blocks a level.
-        attention: the resolutions, as sizes of the first axis, whose blocks are followed by self-attention. The middle
-            always has it.
+        attention: the resolutions, as sizes of the first axis, whose blocks are followed by
+            self-attention. The middle always has it.
         head_width: channels of an attention head, where the level has as many.
         num_classes: the number K of class labels; None for no labels.
-        condition: instead of num_classes, a function or module that embeds any pytree: `condition(cond)` of shape (width,),
-            or (..., width) for a batch. It also says what cond=None means.
-        dropout: the probability with which each hidden unit of a block is set to zero, in a call with a `key`.
-        dtype: what the layers compute in, such as `jnp.bfloat16`; None for that of x. Parameters are float32.
+        condition: instead of num_classes, a function or module that embeds any pytree:
+            `condition(cond)` of shape (width,), or (..., width) for a batch. It also decides what
+            cond=None means.
+        dropout: the probability with which a call with a `key` sets each hidden unit of a block to
+            zero.
+        dtype: the dtype in which the layers compute, such as `jnp.bfloat16`; None for that of x.
+            Parameters, and the embedding of t and cond, are float32.
         rngs: the source of the initial parameters.
 
     Attributes:
         null: the label K that means "no class", the same as `cond=None`; None without classes.
 
     Call with x (..., *shape), t a scalar or of the leading shape, cond None, or integer labels or
-    what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of x, at least float32.
+    what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of
+    x, at least float32.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
-    deterministic. No random state is kept among the parameters. A label outside [0, K] that jax
-    traces cannot raise an error; the outputs with this label are NaN.
+    deterministic. The parameters hold no random state. A label outside [0, K] that jax traces
+    cannot raise an error; its output is NaN.
 
     Raises:
         ValueError: if a setting is out of its range, the channels come first, no level has a
             resolution in `attention`, or `rngs` is a key; if x, t or cond has another shape; if a
             label is outside [0, K], or the network has no classes; if `key` is not one key.
 
-    Reference: Dhariwal & Nichol 2021 (ADM, arXiv 2105.05233).
+    Reference: Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233).
 
-    >>> network = UNet((8, 8, 1), width=8, multipliers=(1, 2), blocks=1, attention=(4,), rngs=nnx.Rngs(0))
+    >>> settings = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}
+    >>> network = UNet((8, 8, 1), **settings, rngs=nnx.Rngs(0))
     >>> network(jnp.ones((3, 8, 8, 1)), jnp.array([0.1, 0.5, 0.9])).shape
     (3, 8, 8, 1)
     """
@@ -96,12 +102,15 @@ class UNet(nnx.Module):
             head_width=head_width,
             **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)},
         )
-        self.shape, self.null, self.dropout = check_grid_shape(shape, (1, 2, 3)), num_classes, dropout
+        self.shape, self.null = check_grid_shape(shape, (1, 2, 3)), num_classes
+        self.dropout, self.dtype = dropout, dtype
         if not multipliers:
             raise ValueError("multipliers: expected at least one level, got none")
         dims, resolutions = len(shape) - 1, [-(-shape[0] // 2**i) for i in range(len(multipliers))]
         if not set(attention) <= set(resolutions):
-            raise ValueError(f"attention: expected resolutions among {resolutions}, got {tuple(attention)}")
+            raise ValueError(
+                f"attention: expected resolutions among {resolutions}, got {tuple(attention)}"
+            )
         if width % 4:
             raise ValueError(f"width: expected a multiple of 4, got {width}")
 
@@ -112,14 +121,16 @@ class UNet(nnx.Module):
                     f"head_width: expected a width that cuts {outputs} channels into equal heads, "
                     f"got {head_width}, which makes {heads} heads"
                 )
-            settings = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+            settings = {"dropout": dropout, "rngs": rngs}
             return Block(dims, inputs, outputs, width, heads, **settings)
 
         def conv(inputs: int, outputs: int, stride: int = 1) -> nnx.Conv:
-            return nnx.Conv(inputs, outputs, (3,) * dims, strides=stride, dtype=dtype, rngs=rngs)
+            return nnx.Conv(inputs, outputs, (3,) * dims, strides=stride, rngs=rngs)
 
-        levels = [(width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)]
-        self.embed = Embedding(width, dtype=dtype, rngs=rngs)
+        levels = [
+            (width * m, r in attention) for m, r in zip(multipliers, resolutions, strict=True)
+        ]
+        self.embed = Embedding(width, rngs=rngs)
         self.condition = condition_of(num_classes, condition, width, rngs)
         self.inputs = conv(shape[-1], width)
 
@@ -140,15 +151,15 @@ class UNet(nnx.Module):
             if i > 0:
                 up[-1].append(conv(c, c))
         self.down, self.up = nnx.List(down), nnx.List(up)
-        self.norm = group_norm(c, dtype=dtype, rngs=rngs)
-        self.outputs = _zero_conv(dims, c, shape[-1], dtype=dtype, rngs=rngs)
+        self.norm = group_norm(c, rngs=rngs)
+        self.outputs = _zero_conv(dims, c, shape[-1], rngs=rngs)
 
     def __call__(self, x: Array, t, cond=None, key=None) -> Array:
         """The raw output for x (..., *shape) at time t."""
         return apply_flat(UNet._forward, self, self.shape, x, t, cond, key)
 
-    def _forward(self, x: Array, t: Array, cond: Array | None, key: Array | None) -> Array:
-        embedding, keys = self.embed(t, cond), keys_from(key)
+    def _forward(self, x: Array, embedding: Array, key: Array | None) -> Array:
+        keys = keys_from(key)
         h = self.inputs(x)
         stored = [h]
         for layers in self.down:
@@ -176,19 +187,18 @@ class Block(nnx.Module):
         heads: int,
         *,
         dropout: float = 0.0,
-        dtype=None,
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
-        self.norm1 = group_norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv1 = nnx.Conv(inputs, outputs, (3,) * dims, dtype=dtype, rngs=rngs)
-        self.modulation = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
-        self.norm2 = group_norm(outputs, dtype=dtype, rngs=rngs)
-        self.conv2 = _zero_conv(dims, outputs, outputs, dtype=dtype, rngs=rngs)
-        self.skip = nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
-        self.norm3 = group_norm(outputs, dtype=dtype, rngs=rngs) if heads else None
+        self.norm1 = group_norm(inputs, rngs=rngs)
+        self.conv1 = nnx.Conv(inputs, outputs, (3,) * dims, rngs=rngs)
+        self.modulation = nnx.Linear(embedding, 2 * outputs, rngs=rngs)
+        self.norm2 = group_norm(outputs, rngs=rngs)
+        self.conv2 = _zero_conv(dims, outputs, outputs, rngs=rngs)
+        self.skip = nnx.Linear(inputs, outputs, rngs=rngs) if inputs != outputs else None
+        self.norm3 = group_norm(outputs, rngs=rngs) if heads else None
         zeros = nnx.initializers.zeros
-        self.attention = Attention(outputs, heads, out_init=zeros, dtype=dtype, rngs=rngs) if heads else None
+        self.attention = Attention(outputs, heads, out_init=zeros, rngs=rngs) if heads else None
 
     def __call__(self, x: Array, embedding: Array, key: Array | None = None) -> Array:
         """(n, *sizes, inputs) -> (n, *sizes, outputs), given the embedding (n or 1, width)."""
@@ -210,5 +220,5 @@ def _upsample(x: Array, shape: tuple[int, ...]) -> Array:
     return x
 
 
-def _zero_conv(dims: int, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (3,) * dims, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+def _zero_conv(dims: int, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(inputs, outputs, (3,) * dims, kernel_init=nnx.initializers.zeros, rngs=rngs)

@@ -1,21 +1,23 @@
-r"""Optimized time grids: the best K steps for a denoiser, by dynamic programming or by gradient descent.
+r"""Optimized time grids: the best K steps for a denoiser, by dynamic programming or by descent.
 
 Dynamic programming. If the cost of a grid is a sum over its steps,
 
-    L(t_0 ... t_K) = sum_i L(t_{i-1}, t_i)                                                                       (1.57)
+    L(t_0 ... t_K) = sum_i L(t_{i-1}, t_i)                                                    (1.57)
 
-then `C[k, j] = min_i C[k-1, i] + L[i, j]` finds the best grid of every number of steps k at once, in a scan of (min, +)
-products of a vector with the table of all L. (Dijkstra's algorithm, which the chapter names, has no budget of steps.) The
-tables, on candidate times that descend from the prior to the data:
+then `C[k, j] = min_i C[k-1, i] + L[i, j]` finds the best grids for all numbers of steps k at once,
+in a scan of (min, +) products of a vector with the table of all L. (Dijkstra's algorithm, which the
+chapter names, cannot fix the number of steps.) The tables are over candidate times that descend
+from the prior to the data:
 
-    elbo_table           KL(q(x_s | x_t, x_0) || p(x_s | x_t)): the bound on the likelihood        Watson et al. 2021, (1.58)
-    klub_table           the bound on the KL of the discretised SDE                                 Align Your Steps
+    elbo_table           the likelihood bound, KL(q(x_s | x_t, x_0) || p(x_s | x_t))          (1.58)
+    klub_table           the bound on the KL of the discretised SDE (Align Your Steps)
     solver_error_table   the error of one step of a solver, against an accurate trajectory
 
-Gradient. `fit_grid` is least squares between the result of a K-step sampler and the accurate one, over the grid itself and
-over the numbers of the sampler if asked; `learn_grid` descends any other loss.
+Descent. `fit_grid` fits a K-step sampler to accurate results by least squares, over the grid and,
+if asked, over numbers of the sampler. `learn_grid` minimizes any other loss by gradient descent.
 
-All give plain arrays, for any sampler. `save_grid` and `load_grid` keep them with the schedule that they were found for.
+All grids are plain arrays, for any sampler. `save_grid` writes a grid with the log-SNRs that it
+visits, and `load_grid` gives the times at which a schedule has them.
 """
 
 from .files import load_grid, save_grid

@@ -1,6 +1,11 @@
-"""Grids as JSON, with the schedule that they were found for.
+"""Grids as JSON: their times, and the log-SNR at these times.
 
-JSON has no infinity. An infinite number of the schedule, such as its log-SNR at t = 0, is the string "inf" or "-inf".
+The log-SNRs are the noise levels that a grid visits, and they define it on any path. Where two
+paths have the same log-SNR, their x differ only by a factor, and so do the runs of DDIM or
+DPM-Solver on them.
+
+JSON has no infinity. An infinite log-SNR, such as that of `linear` at t = 0, is the string "inf" or
+"-inf".
 """
 
 import json
@@ -11,20 +16,22 @@ import reprlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._checks import check_that
+from .._checks import check_that, shown
 from ..samplers._sample import _check_grid
-from ..schedules import half_log_snr
+from ..schedules import half_log_snr, half_log_snr_inverse
 from ..typing import Schedule
 
 __all__ = ["load_grid", "save_grid"]
 
+# The tolerance of half log-SNRs. Rounding a time to float32 changes them by less, except within
+# 1e-4 of t = 1.
+_TOLERANCE = 1e-3
 
-def save_grid(path: str | pathlib.Path, ts: Float[ArrayLike, " times"], schedule: Schedule) -> None:
-    """Writes a grid as JSON, with the name and numbers of the schedule it was found for, and its log-SNR at the times.
+
+def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Schedule) -> None:
+    """Writes a grid as JSON: its times, and `lambda(t) = log(alpha / sigma)` at each of them.
 
     Args:
         path: the file.
@@ -32,64 +39,84 @@ def save_grid(path: str | pathlib.Path, ts: Float[ArrayLike, " times"], schedule
         schedule: its schedule.
 
     Raises:
-        ValueError: if ts is no vector of at least 2 times that descend within [0, 1], or if the log-SNR is NaN at one of
-            them.
+        ValueError: if ts is not a vector of at least 2 descending times in [0, 1], or if the
+            log-SNR does not increase along it.
         OSError: if the file cannot be written.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "grid.json"
-    >>> save_grid(path, uniform(2, end=0.5), linear_vp())
-    >>> load_grid(path, linear_vp())
-    Array([1.  , 0.75, 0.5 ], dtype=float32)
+    >>> save_grid(path, uniform(2), linear())
+    >>> json.loads(path.read_text())
+    {'ts': [1.0, 0.5, 0.0], 'half_log_snr': ['-inf', 0.0, 'inf']}
     """
     ts = _check_grid(ts)
-    description = {
-        field: value if field == "name" else [v if math.isfinite(v) else str(v) for v in value]
-        for field, value in _describe(schedule, ts).items()
+    values = _half_log_snrs(schedule, ts)
+    message = "schedule: expected a log-SNR that increases along ts, got half log-SNRs {}"
+    check_that(_increase, message, values)
+    record = {
+        "ts": ts.tolist(),
+        "half_log_snr": [v if math.isfinite(v) else str(v) for v in values.tolist()],
     }
-    record = {"ts": ts.tolist(), "schedule": description}
     pathlib.Path(path).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " times"]:
-    """Reads a grid of `save_grid`, for the schedule that it was found for.
+def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+1"]:
+    """Reads a grid of `save_grid`: the times at which the schedule has the log-SNRs of the file.
+
+    For the schedule that the grid was saved for, these are the saved times. For another schedule,
+    `half_log_snr_inverse` finds them. The grid is then as good as before for samplers that depend
+    on the path only through the log-SNR, such as `ddim` and `dpm_solver_2m`. For others, such as
+    `velocity_adams` and `deis`, find a grid on the path itself.
 
     Args:
         path: the file.
-        schedule: the schedule to use it with.
+        schedule: the schedule to use the grid with.
 
     Returns:
         The grid.
 
     Raises:
-        ValueError: if the file holds no grid that `save_grid` would write, or if the schedule is another one; it says what
-            differs.
+        ValueError: if the file does not hold a grid as `save_grid` writes it, or if the schedule
+            does not reach one of the log-SNRs, for example an infinite one.
         OSError: if the file cannot be read.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "grid.json"
-    >>> save_grid(path, uniform(2, end=0.5), linear_vp(0.1, 20.0))
-    >>> load_grid(path, linear_vp(0.1, 10.0))
+    >>> save_grid(path, jnp.array([0.8, 0.5, 0.0]), linear())  # sigma / alpha = 4, 1 and 0
+    >>> load_grid(path, linear())
+    Array([0.8, 0.5, 0. ], dtype=float32)
+    >>> load_grid(path, edm(8.0))
+    Array([0.5  , 0.125, 0.   ], dtype=float32)
+    >>> load_grid(path, ve(0.01, 8.0))
     Traceback (most recent call last):
-    ValueError: schedule: the grid in ... was found for another one: numbers [0.1..., 20.0], expected [0.1..., 10.0]
+    ValueError: schedule: expected one with half log-SNRs of [inf], ... got [4.605...] ...
     """
     data = pathlib.Path(path).read_bytes()
     try:
         record = json.loads(data)
-        description = record["schedule"]
-        saved = {"name": description["name"]}
-        saved |= {field: _floats(description[field]) for field in ("numbers", "half_log_snr")}
-        ts = _check_grid(jnp.asarray(_floats(record["ts"]), float))
+        ts, values = (
+            jnp.asarray(_floats(record[field]), float) for field in ("ts", "half_log_snr")
+        )
+        ts = _check_grid(ts)
+        if values.shape != ts.shape or not _increase(values):
+            raise ValueError(
+                f"half_log_snr: expected {ts.size} numbers that increase, got {shown(values)}"
+            )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"path: expected a grid of save_grid in {path}, got {reason}") from error
-    given = _describe(schedule, ts)
-    for field, tolerance in (("name", None), ("numbers", 1e-6), ("half_log_snr", 1e-3)):
-        a, b = saved[field], given[field]
-        same = a == b if tolerance is None else len(a) == len(b) and np.allclose(a, b, rtol=tolerance, atol=tolerance)
-        if not same:
-            raise ValueError(f"schedule: the grid in {path} was found for another one: {field} {a}, expected {b}")
-    return ts
+    if _agree(_half_log_snrs(schedule, ts), values).all():
+        return ts
+    found = jax.vmap(lambda value: half_log_snr_inverse(schedule, value))(values)
+    nearest = _half_log_snrs(schedule, found)
+    missed = ~_agree(nearest, values)
+    if missed.any():
+        raise ValueError(
+            f"schedule: expected one with half log-SNRs of {shown(values[missed])}, "
+            f"which the grid in {path} visits, got {shown(nearest[missed])} at the nearest times. "
+            "Give the schedule that the grid was saved for, or find a grid for this one"
+        )
+    return _check_grid(found)
 
 
 def _floats(values):
@@ -98,11 +125,13 @@ def _floats(values):
     return [float(v) for v in values]
 
 
-def _describe(schedule, ts):
-    """What tells a schedule from others: its function, its numbers, and (for closures) its log-SNR at the grid."""
-    fn = schedule.func if isinstance(schedule, Partial) else schedule
-    name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
-    numbers = [float(n) for leaf in jax.tree.leaves(schedule) if not callable(leaf) for n in np.ravel(leaf)]
-    values = jax.vmap(lambda t: half_log_snr(schedule, t))(ts)
-    check_that(lambda v: ~np.isnan(v), "schedule: expected a log-SNR at every time of the grid, got {}", values)
-    return {"name": name, "numbers": numbers, "half_log_snr": [float(v) for v in values]}
+def _half_log_snrs(schedule, ts):
+    return jax.vmap(lambda t: half_log_snr(schedule, t))(ts)
+
+
+def _increase(values):
+    return (values[1:] > values[:-1]).all()
+
+
+def _agree(a, b):
+    return np.isclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE)

@@ -1,4 +1,4 @@
-"""A grid, and numbers of a sampler, learned through the sampler: by gradient descent, or by least squares."""
+"""Learns a grid, and numbers of a sampler, by gradient descent or least squares."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,8 +17,10 @@ from ..typing import Time
 __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_grid"]
 
 
-def increments(ts: Float[ArrayLike, " n"]) -> Float[Array, " n-1"]:
-    """A grid as unconstrained numbers: the logarithms of its steps in t. The inverse of `from_increments`.
+def increments(ts: Float[Array, " n+1"]) -> Float[Array, " n"]:
+    """A grid as unconstrained numbers: the logarithms of its steps in t.
+
+    `from_increments` is the inverse.
 
     Args:
         ts: a grid of n times.
@@ -36,23 +38,25 @@ def increments(ts: Float[ArrayLike, " n"]) -> Float[Array, " n-1"]:
 
 
 def from_increments(z: Float[Array, " n"], start: Time, end: Time) -> Float[Array, " n+1"]:
-    """The grid from start to end whose steps are in proportion to `exp(z)`. It descends whatever z is.
+    """The grid from start to end whose steps are proportional to `exp(z)`; it descends for any z.
 
     Args:
-        z: n numbers; a constant added to all of them changes nothing.
+        z: n numbers. A constant added to all of them changes nothing.
         start: the first time.
         end: the last time.
 
     Returns:
-        n + 1 descending times, exactly start and end at the ends.
+        n + 1 descending times; the first is exactly start, the last exactly end.
 
     >>> from_increments(jnp.zeros(4), 1.0, 0.0)
     Array([1.  , 0.75, 0.5 , 0.25, 0.  ], dtype=float32)
     """
-    # summed from the data's end, where the times are small: accurate to relative precision there
-    shares = jax.lax.cummax(jnp.minimum(jnp.cumsum(jax.nn.softmax(z)[::-1]), 1.0))  # no rounding may turn it back
+    # Summed from the end of the data, where the times are small, for relative precision there.
+    # cummax and minimum undo rounding that would break the order.
+    shares = jax.lax.cummax(jnp.minimum(jnp.cumsum(jax.nn.softmax(z)[::-1]), 1.0))
     inner = end + (start - end) * shares[:-1][::-1]
-    return jnp.concatenate([jnp.full_like(inner, start, shape=1), inner, jnp.full_like(inner, end, shape=1)])
+    first, last = (jnp.full_like(inner, t, shape=1) for t in (start, end))
+    return jnp.concatenate([first, inner, last])
 
 
 class LearnedGrid(NamedTuple):
@@ -61,41 +65,45 @@ class LearnedGrid(NamedTuple):
     ts: Float[Array, " times"]
     """The grid."""
     numbers: Any
-    """The numbers of the sampler that were learned with it."""
+    """The numbers of the sampler that were learned with the grid."""
     losses: Float[Array, " n"]
-    """The loss at every iterate: of `fit_grid` the sum of squares, the last one included."""
+    """The loss at every iterate; for `fit_grid` the sum of squares, also at the last iterate."""
 
 
 def learn_grid(
     loss: Callable[..., Float[Array, ""]],
-    ts: Float[ArrayLike, " times"],
+    ts: Float[Array, " n+1"],
     optimizer: Any,
     steps: int,
     numbers: Any = None,
 ) -> LearnedGrid:
-    """Descends a loss over the steps of a grid, its ends fixed, and over numbers of the sampler if there are any.
+    """Minimizes a loss over the steps of a grid with fixed ends, and over numbers of the sampler.
 
-    For the distance to accurate end points x0 of the same x1:
-    `loss = lambda ts: jnp.mean((sample(key, sampler, x1, ts) - x0) ** 2)`; with numbers,
-    `loss = lambda ts, r: jnp.mean((sample(key, dpm_solver_2(denoise, schedule, r), x1, ts) - x0) ** 2)`.
+    A loss for the distance to accurate end points x0 of the same x1, without and with numbers:
+
+        loss = lambda ts: jnp.mean((sample(key, sampler, x1, ts) - x0) ** 2)
+        loss = lambda ts, r: jnp.mean((sample(key, method(r), x1, ts) - x0) ** 2)
+
+    with `method = lambda r: dpm_solver_2(denoise, schedule, r)`. For such a distance, `fit_grid` is
+    faster and goes further.
 
     Args:
         loss: `loss(ts)`, or `loss(ts, numbers)`.
         ts: the grid to begin with.
-        optimizer: a pair (init, update) of optax, such as `optax.adam(0.03)`. Its update gets what it
-            asks for of optax's extra arguments `value`, `grad` and `value_fn`.
-        steps: how many steps of it, at least 1.
-        numbers: a pytree of floating-point numbers to learn, too.
+        optimizer: a pair (init, update) of optax, such as `optax.adam(0.03)`. The update receives
+            those of optax's extra arguments `value`, `grad` and `value_fn` that it accepts.
+        steps: the number of steps of the optimizer, at least 1.
+        numbers: a pytree of floating-point numbers to learn with the grid; None: there are none.
 
     Returns:
-        `LearnedGrid(ts, numbers, losses)`, the iterate of the smallest loss.
+        `LearnedGrid(ts, numbers, losses)` with the iterate of smallest loss.
 
     Raises:
         ValueError: if ts does not descend or steps < 1.
 
-    Reference: Watson et al. 2022 (arXiv 2202.05830) descend a sample-quality loss over the coefficients of a sampler;
-    Tong et al. 2025 (LD3, arXiv 2405.15506) the distance to the teacher over the time steps. For a distance `fit_grid` is
-    faster and goes further.
+    Reference: Watson et al. 2022 (DDSS, arXiv 2202.05830), a sample-quality loss over the
+    coefficients of a sampler; Tong et al. 2025 (LD3, arXiv 2405.15506), the distance to the teacher
+    over the time steps.
 
     >>> import optax
     >>> schedule = linear_vp()
@@ -122,7 +130,9 @@ def _learn(loss, ts, optimizer, steps, numbers):
         better = value < best_loss
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
         extra = {"value": value, "grad": gradient, "value_fn": objective}
-        updates, state = optimizer.update(gradient, state, params, **accepted(optimizer.update, extra))
+        updates, state = optimizer.update(
+            gradient, state, params, **accepted(optimizer.update, extra)
+        )
         params = jax.tree.map(lambda p, u: p + u, params, updates)
         return (params, state, best, jnp.minimum(value, best_loss)), value
 
@@ -138,19 +148,22 @@ def fit_grid(
     numbers: Any = None,
     steps: int = 40,
 ) -> LearnedGrid:
-    """Least squares over the steps of a grid, its ends fixed, and over numbers of the sampler if there are any.
+    """Least squares over the steps of a grid with fixed ends, and over numbers of the sampler.
 
     For the distance to accurate end points x0 of the same x1:
-    `residuals = lambda ts: sample(key, sampler, x1, ts) - x0`. A grid has few numbers and there are many residuals, so
-    Levenberg-Marquardt needs tens of steps where a gradient descent takes hundreds; each costs about as much as sampling
-    once for each of the numbers. Samples that end elsewhere altogether outweigh all the others: bound their residuals,
+    `residuals = lambda ts: sample(key, sampler, x1, ts) - x0`. A grid has few numbers and there are
+    many residuals, so Levenberg-Marquardt needs tens of steps where gradient descent needs
+    hundreds. A step costs about one run of the sampler for each number. A sample with a very
+    different end point outweighs all others. To prevent this, bound the residuals of each sample:
     `r / sqrt(1 + |r|^2 / c^2)`.
 
     Args:
-        residuals: `residuals(ts)`, or `residuals(ts, numbers)`: a pytree of arrays, whose sum of squares is to be least.
+        residuals: `residuals(ts)`, or `residuals(ts, numbers)`: a pytree of arrays, whose sum of
+            squares is minimized.
         ts: the grid to begin with.
-        numbers: a pytree of floating-point numbers to fit, too.
-        steps: how many steps, at least 1. One that would not lessen the sum of squares is not taken.
+        numbers: a pytree of floating-point numbers to fit with the grid; None: there are none.
+        steps: the number of steps, at least 1. A step that would not reduce the sum of squares is
+            rejected.
 
     Returns:
         `LearnedGrid(ts, numbers, losses)` with steps + 1 sums of squares.
@@ -158,8 +171,8 @@ def fit_grid(
     Raises:
         ValueError: if ts does not descend or steps < 1.
 
-    Reference: Marquardt 1963 (J. SIAM 11, 431), with three dampings tried at once; Tong et al. 2025 (LD3, arXiv 2405.15506)
-    for the distance to the teacher.
+    Reference: Marquardt 1963 (J. SIAM 11, 431), here with three dampings tried at once; Tong et al.
+    2025 (LD3, arXiv 2405.15506) for the distance to the teacher.
 
     >>> schedule = linear_vp()
     >>> sampler = ddim(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -187,13 +200,15 @@ def _fit(residuals, ts, numbers, steps):
         flat, least, damping = carry
         jacobian, r = jax.jacfwd(lambda flat: (errors(flat),) * 2, has_aux=True)(flat)
         square, slope = jacobian.T @ jacobian, jacobian.T @ r
-        # (J'J + damping D) change = J'r, D the diagonal of J'J (a thousandth of its mean added), in the units of D
+        # (J'J + damping D) change = J'r, where D is the diagonal of J'J plus a thousandth of its
+        # mean. In the units of D, the damping is a multiple of the identity.
         diagonal = jnp.diagonal(square)
         unit = 1 / jnp.sqrt(diagonal + 1e-3 * jnp.mean(diagonal) + jnp.finfo(flat.dtype).tiny)
         values, vectors = jnp.linalg.eigh(unit[:, None] * square * unit[None])
         turned = vectors.T @ (unit * slope)
         dampings = damping * jnp.array([0.1, 1.0, 10.0], flat.dtype)
-        changes = jax.vmap(lambda d: unit * (vectors @ (turned / (jnp.maximum(values, 0) + d))))(dampings)
+        values = jnp.maximum(values, 0)
+        changes = jax.vmap(lambda d: unit * (vectors @ (turned / (values + d))))(dampings)
         losses = jax.vmap(lambda change: loss(flat - change))(changes)
         losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
         best = jnp.argmin(losses)
@@ -220,7 +235,7 @@ def _checked(ts, steps):
 
 
 def _parameters(ts, numbers):
-    """What is learned, and the function from it to the arguments of the loss."""
+    """The parameters to learn, and the function from them to the arguments of the loss."""
 
     def unpack(params):
         z, numbers = params

@@ -1,4 +1,4 @@
-"""The best grid of every number of steps, by dynamic programming over a table of costs."""
+"""The best grid for every number of steps, by dynamic programming over a table of costs."""
 
 from typing import NamedTuple
 
@@ -18,9 +18,9 @@ class Budgets(NamedTuple):
     """For each number of steps from 1 to K, the cheapest path through a table of costs."""
 
     costs: Float[Array, " K"]
-    """The cost of the cheapest path of k + 1 steps. It is infinite if there is no such path."""
+    """The cost of the cheapest path of k + 1 steps; infinite if there is no such path."""
     paths: Int[Array, "K K+1"]
-    """Its k + 2 candidates, from the first to the last, padded with the last. Meaningless if the cost is infinite."""
+    """The indices of its k + 2 candidates, padded with the last; invalid for an infinite cost."""
 
     def grid(self, ts: Float[ArrayLike, " n"], steps: int) -> Float[Array, " {steps}+1"]:
         """The times of the cheapest path.
@@ -40,13 +40,14 @@ class Budgets(NamedTuple):
         return jnp.asarray(ts)[self.paths[steps - 1, : steps + 1]]
 
 
-def cheapest_paths(table: Float[ArrayLike, "n n"], steps: int) -> Budgets:
-    """Finds the cheapest path from the first candidate to the last for each number of steps from 1 to K.
+def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
+    """Finds the cheapest path from the first to the last candidate for each number of steps to K.
 
     `C[k, j] = min_i C[k-1, i] + L[i, j]`: O(K n^2), a scan of (min, +) products.
 
     Args:
-        table: the cost of going from candidate i straight to candidate j; infinite where that is not allowed (j <= i).
+        table: the cost of going from candidate i straight to candidate j; infinite where that is
+            not allowed (j <= i).
         steps: K, from 1 to n - 1.
 
     Returns:
@@ -74,7 +75,6 @@ def cheapest_paths(table: Float[ArrayLike, "n n"], steps: int) -> Budgets:
 
 @once
 def _cheapest(table, n, steps):
-
     def extend(costs, _):
         through = costs[:, None] + table
         best = jnp.argmin(through, axis=0)
@@ -92,9 +92,7 @@ def _cheapest(table, n, steps):
 
         last = varying_carry(lambda j: back(j, steps - 1)[0], jnp.array(n - 1))
         _, path = jax.lax.scan(back, last, jnp.arange(steps)[::-1])
-        path = jnp.concatenate(
-            [path[::-1], zeros_of(path[:1]) + n - 1]
-        )  # where the path has fewer steps its last candidate is repeated
-        return path
+        # a path of fewer steps repeats its last candidate
+        return jnp.concatenate([path[::-1], zeros_of(path[:1]) + n - 1])
 
     return Budgets(costs, jax.vmap(walk_back)(jnp.arange(steps)))

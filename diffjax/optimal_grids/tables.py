@@ -1,4 +1,4 @@
-"""Costs of a step from any candidate time to any later one."""
+"""The costs of a step from any candidate time to any later one."""
 
 import jax
 import jax.numpy as jnp
@@ -23,28 +23,33 @@ def elbo_table(
     ts: Float[ArrayLike, " n"],
     x0: Float[ArrayLike, "batch *event"],
 ) -> Float[Array, "n n"]:
-    """The terms of the evidence lower bound between any two times, in nats an example (1.58).
+    """The terms of the evidence lower bound between any two times, in nats per example (1.58).
 
-    With the variances of q and p matched,
-    `L(t, s) = E KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = (e^(2 (lambda_s - lambda_t)) - 1) / 2 E |eps - eps_hat(x_t, t)|^2`,
-    so the whole table takes one mean squared error a time. If sigma = 0 at the last time, its column holds
-    `-E log p(x_0 | x_t)`, with a Gaussian of the estimate's own noise, `p = N(x0_hat, (sigma_t / alpha_t)^2 I)`.
+    If q and p have the same variance,
+
+        L(t, s) = E KL(q(x_s | x_t, x_0) || p(x_s | x_t))
+                = (e^(2 (lambda_s - lambda_t)) - 1) / 2 E |eps - eps_hat(x_t, t)|^2,
+
+    so the whole table needs one mean squared error per time. If sigma = 0 at the last time, its
+    column holds `-E log p(x_0 | x_t)` with `p = N(x0_hat, (sigma_t / alpha_t)^2 I)`, a Gaussian
+    with the noise of the estimate.
 
     Args:
-        key: a PRNG key, of the noise.
+        key: a PRNG key, for the noise.
         denoise: the denoiser.
         schedule: its path.
-        ts: the candidates, descending; alpha may be 0 at the first of them, sigma at the last.
+        ts: the candidates, descending; alpha may be 0 at the first one, sigma at the last.
         x0: data examples.
 
     Returns:
         The table, infinite on and below the diagonal.
 
     Raises:
-        ValueError: if ts is not a descending vector of at least 2 times in [0, 1], or concrete log-SNRs do not increase
-            along it.
+        ValueError: if ts is not a descending vector of at least 2 times in [0, 1], or concrete
+            log-SNRs do not increase along it.
 
-    Reference: Watson et al. 2021 (arXiv 2106.03802), section 3; Kingma et al. 2021 (arXiv 2107.00630), eq. 13-14; (1.58).
+    Reference: Watson et al. 2021 (arXiv 2106.03802), section 3; Kingma et al. 2021 (VDM, arXiv
+    2107.00630), eq. 13-14; (1.58).
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
@@ -70,7 +75,8 @@ def _elbo(key, denoise, schedule, ts, lambdas, x0):
     errors, data_errors = jax.lax.map(lambda inputs: mean_errors(*inputs), (keys, ts[:-1]))
     gains = lambdas[None, :] - lambdas[:-1, None]
     table = 0.5 * jnp.expm1(2 * jnp.where(jnp.isfinite(gains), gains, 0.0)) * errors[:, None]
-    from_nothing = 0.5 * jnp.exp(2 * lambdas)[None, :] * data_errors[:, None]  # the same where alpha_t = 0
+    # the limit alpha_t -> 0 of the same formula
+    from_nothing = 0.5 * jnp.exp(2 * lambdas)[None, :] * data_errors[:, None]
     table = jnp.where(jnp.isfinite(lambdas)[:-1, None], table, from_nothing)
     decoder = 0.5 * dims * jnp.log(2 * jnp.pi) - dims * lambdas[:-1] + 0.5 * errors
     return jnp.where(jnp.isfinite(lambdas)[None, :], table, decoder[:, None])
@@ -83,26 +89,27 @@ def klub_table(
     ts: Float[ArrayLike, " n"],
     x0: Float[ArrayLike, "batch *event"],
 ) -> Float[Array, "n n"]:
-    """The bound on the KL divergence that one step of the discretised reverse SDE adds: the objective of Align Your Steps.
+    """The KL bound of each step of the discretised reverse SDE: the objective of Align Your Steps.
 
-    `L(t, s) = 1/2 int_{SNR_t}^{SNR_s} E |x0_hat(x_u, u) - x0_hat(x_t, t)|^2 dSNR_u`, where x_u and x_t are on one forward
-    path: what it costs to hold the estimate of t until s. The integral is a sum over the candidates, so it is as fine
-    as they are; one evaluation a candidate.
+    `L(t, s) = 1/2 int_{SNR_t}^{SNR_s} E |x0_hat(x_u, u) - x0_hat(x_t, t)|^2 dSNR_u`, where x_u and
+    x_t are on one forward path, is the cost of keeping the estimate of t until s. The integral is a
+    sum over the candidates, so it is as fine as they are. One evaluation per candidate.
 
     Args:
-        key: a PRNG key, of the forward paths.
+        key: a PRNG key, for the forward paths.
         denoise: the denoiser.
         schedule: its path.
         ts: the candidates, descending; alpha > 0 and sigma > 0 at all of them.
         x0: data examples.
 
     Returns:
-        The table, in nats an example, infinite on and below the diagonal.
+        The table, in nats per example, infinite on and below the diagonal.
 
     Raises:
-        ValueError: as `elbo_table`, or if a concrete log-SNR is infinite.
+        ValueError: as for `elbo_table`, or if a concrete log-SNR is infinite.
 
-    Reference: Sabour et al. 2024 (Align Your Steps, arXiv 2404.14507), section 3: their KLUB, there in sigma / alpha.
+    Reference: Sabour et al. 2024 (Align Your Steps, arXiv 2404.14507), section 3: their KLUB, which
+    they write in sigma / alpha.
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
@@ -129,46 +136,46 @@ def _klub(key, denoise, schedule, ts, lambdas, x0):
     steps = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
     _, estimates = jax.lax.scan(forward, x0, (jax.random.split(key, len(ts)), back, *steps))
     estimates = estimates[::-1].reshape(len(ts), len(x0), -1)
-    distances = jax.lax.map(lambda a: jnp.sum((estimates - a[None]) ** 2, (1, 2)) / len(x0), estimates)
+    squares = jax.lax.map(lambda a: jnp.sum((estimates - a[None]) ** 2, (1, 2)), estimates)
+    distances = squares / len(x0)
     snr = jnp.exp(2 * lambdas)
     middle = 0.5 * (distances[:, 1:] + distances[:, :-1])
-    parts = (
-        0.5
-        * jnp.diff(snr)[None, :]
-        * jnp.where(jnp.arange(len(ts) - 1)[None, :] >= jnp.arange(len(ts))[:, None], middle, 0.0)
-    )
+    later = jnp.arange(len(ts) - 1)[None, :] >= jnp.arange(len(ts))[:, None]
+    parts = 0.5 * jnp.diff(snr)[None, :] * jnp.where(later, middle, 0.0)
     return jnp.concatenate([jnp.zeros((len(ts), 1)), jnp.cumsum(parts, 1)], 1)
 
 
 def solver_error_table(
     sampler: Sampler, schedule: Schedule, ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n batch *event"]
 ) -> Float[Array, "n n"]:
-    """The error of one step of a solver from any candidate to any later one, against an accurate trajectory.
+    """The error of one solver step between any two candidates, against an accurate trajectory.
 
-    `L(t, s) = sqrt(mean |step(x_t; t -> s) - x_s|^2 / (alpha_s^2 + sigma_s^2))`. The step begins with an empty memory: of a
-    multistep method it is the first one, so take the table of a singlestep method of its order.
+    `L(t, s) = sqrt(mean |step(x_t; t -> s) - x_s|^2 / (alpha_s^2 + sigma_s^2))`. The step starts
+    with an empty memory, so it is always the first step of a multistep method. Use the table of a
+    singlestep method of the same order instead.
 
     Args:
         sampler: a deterministic sampler.
         schedule: its path.
         ts: the candidates, descending.
-        xs: an accurate trajectory of the probability flow at these times, of a batch: `trajectory` of a fine grid, or
-            `solve_flow` from one candidate to the next.
+        xs: an accurate trajectory of a batch along the probability flow at these times, by
+            `trajectory` on a fine grid or by `solve_flow` from one candidate to the next.
 
     Returns:
-        The table, infinite on and below the diagonal. It takes one step a pair; a step of one evaluation (DDIM) shares it
-        between all s.
+        The table, infinite on and below the diagonal. It takes one step per pair; if a step has one
+        evaluation (DDIM), all s share it.
 
     Raises:
-        ValueError: if ts is not a descending vector, or xs has another length.
+        ValueError: if ts is not a descending vector, or xs has another length than ts.
 
-    Reference: the dynamic program of Watson et al. 2021 (arXiv 2106.03802) on the local error of a solver.
+    Reference: Watson et al. 2021 (arXiv 2106.03802), whose dynamic program is used here on the
+    local error of a solver.
 
     >>> schedule = linear_vp()
     >>> sampler = ddim(gaussian(jnp.zeros(1), jnp.eye(1), schedule), schedule)
     >>> ts = uniform_log_snr(schedule, 4)
     >>> xs = trajectory(jax.random.key(0), sampler, jnp.ones((3, 1)), ts)
-    >>> solver_error_table(sampler, schedule, ts, xs)[0, 1]  # the step that made xs has no error against it
+    >>> solver_error_table(sampler, schedule, ts, xs)[0, 1]  # the same step made xs
     Array(0., dtype=float32)
     """
     ts, _ = _candidates(schedule, ts)
@@ -197,7 +204,9 @@ def _solver_errors(sampler, schedule, ts, xs):
 def _candidates(schedule, ts):
     ts = as_float(ts, "ts")
     if ts.ndim != 1 or ts.size < 2:
-        raise ValueError(f"ts: expected a vector of at least 2 candidate times, got shape {ts.shape}")
+        raise ValueError(
+            f"ts: expected a vector of at least 2 candidate times, got shape {ts.shape}"
+        )
     check_that(lambda ts: (ts >= 0) & (ts <= 1), "ts: expected times in [0, 1], got {}", ts)
     check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend, got {}", ts)
     lambdas = jax.vmap(lambda t: half_log_snr(schedule, t))(ts)
@@ -207,11 +216,12 @@ def _candidates(schedule, ts):
 
 
 def _upper(table):
-    """The table, infinite on and below the diagonal; its last row is added where it lacks one."""
+    """Makes the table infinite on and below the diagonal, and adds the last row if it has none."""
     check_that(
         lambda table: ~np.isnan(table),
-        "denoise: expected values that are not NaN at every time of ts. A network that predicts the noise has none for x0 "
-        "where alpha = 0: start the candidates below, as uniform(20, start=0.999) does",
+        "denoise: expected no NaN at any time of ts, got some. A network that predicts the noise "
+        "does not define x0 where alpha = 0: start the candidates at a smaller t, as "
+        "uniform(20, start=0.999) does",
         table,
     )
     n = table.shape[1]

@@ -1,8 +1,9 @@
 """Samplers: published methods, one short function each, and the scan that runs them.
 
-A sampler is a pair of pure functions, `init(x, t) -> state` and `step(key, state, t, s) -> state`, with its denoiser and
-schedule bound: a pytree. One step is a few lines; to add a method, write its update and wrap it in `one_step`, or, if it
-interpolates earlier predictions, name what it interpolates (`_exponential`).
+A sampler is a pair of pure functions, `init(x, t) -> state` and `step(key, state, t, s) -> state`.
+Its denoiser and schedule are bound, so it is a pytree. To add a method, write its update and wrap
+it in `one_step`. A method that interpolates earlier predictions only names what it interpolates
+(`_interpolation`).
 """
 
 from ._sample import checkpointed_scan, one_step, sample, trajectory, truncated_scan

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._bind import bind
 from .._checks import as_float, check_that, is_concrete, shown
 from .._once import once
-from .._varying import varying_carry
+from .._varying import varying_scan
 from ..typing import Sampler, State, Time
 
 __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
@@ -24,32 +24,35 @@ __all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_s
 def sample(
     key: PRNGKeyArray,
     sampler: Sampler,
-    x: Float[ArrayLike, "*x"],
-    ts: Float[ArrayLike, " times"],
+    x: Array,
+    ts: Float[Array, " n+1"],
     scan: Callable = jax.lax.scan,
-) -> Float[Array, "*x"]:
+) -> Array:
     """Runs a sampler over a time grid, and returns the last x.
 
-    Step i of n goes from `ts[i]` to `ts[i + 1]` with the key `fold_in(key, i)`. For many samples either give a batch as
-    x, or vmap over keys and x: then each sample is the same for any batch size and any number of devices.
+    Step i of n goes from `ts[i]` to `ts[i + 1]` with the key `fold_in(key, i)`. For many samples,
+    either give a batch as x, or vmap over keys and x. With vmap, each sample is the same for any
+    batch size and any number of devices.
 
-    Outside `jit`, the loop is compiled once for all calls with the same functions, shapes and Python numbers. What a
-    function reads from its closure and globals is looked at again in every call.
+    Outside `jit`, the loop is compiled once for all calls with the same functions, shapes and
+    Python numbers. It is compiled again if what a function reads from its closure or globals has
+    changed.
 
     Args:
         key: a PRNG key; a deterministic sampler does not use it.
         sampler: `ddim(denoise, schedule)`, ...
-        x: where to start, at time ts[0]: one sample, or a batch that shares the times.
-        ts: descending times in [0, 1], one or more steps.
-        scan: the loop, which decides what reverse mode keeps: `jax.lax.scan` every step, `checkpointed_scan` about
-            2 sqrt(n), `truncated_scan(k)` the last k alone.
+        x: the start, at time ts[0]: one sample, or a batch that shares the times.
+        ts: descending times in [0, 1], at least two.
+        scan: the loop, which decides which states reverse mode keeps. `jax.lax.scan` keeps all,
+            `checkpointed_scan` about 2 sqrt(n), `truncated_scan(k)` only the last k.
 
     Returns:
         x at time ts[-1], of the shape of x.
 
     Raises:
-        ValueError: if ts is not a vector of at least two times, x is not floating-point, concrete times do not descend or
-            leave [0, 1], or a concrete result is not finite: the message names the step.
+        ValueError: if ts is not a vector of at least two times, x is not floating-point, concrete
+            times do not descend or leave [0, 1], or a concrete result is not finite. The message
+            then names the step.
 
     >>> schedule = linear()
     >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
@@ -62,11 +65,11 @@ def sample(
 def trajectory(
     key: PRNGKeyArray,
     sampler: Sampler,
-    x: Float[ArrayLike, "*x"],
-    ts: Float[ArrayLike, " times"],
+    x: Array,
+    ts: Float[Array, " n+1"],
     scan: Callable = jax.lax.scan,
-) -> Float[Array, "times *x"]:
-    """Runs a sampler over a time grid, and returns x at all of its times.
+) -> Array:
+    """Runs a sampler over a time grid, and returns x at every time of the grid.
 
     Args:
         key: as for `sample`.
@@ -79,7 +82,7 @@ def trajectory(
         x at every time of the grid, of shape (n + 1, *x.shape); the first is x itself.
 
     Raises:
-        ValueError: as `sample`.
+        ValueError: as for `sample`.
 
     >>> schedule = linear()
     >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
@@ -91,12 +94,12 @@ def trajectory(
 
 
 def _run(key, sampler, x, ts, scan, keep):
-    """The last x, or every x after the first."""
+    """Returns the last x or, with `keep`, every x after the first."""
     ts = _check_grid(ts)
     if not (hasattr(sampler, "init") and hasattr(sampler, "step")):
         raise ValueError(
-            "sampler: expected a Sampler(init, step), such as the result of ddim(denoise, schedule), got "
-            f"{getattr(sampler, '__name__', repr(sampler))}"
+            "sampler: expected a Sampler(init, step), such as the result of "
+            f"ddim(denoise, schedule), got {getattr(sampler, '__name__', repr(sampler))}"
         )
     state = sampler.init(x, ts[0])
     out = _scan_steps(key, sampler.step, state, ts, scan, keep)
@@ -111,9 +114,7 @@ def _scan_steps(key, step, state, ts, scan, keep):
         state = step(jax.random.fold_in(key, i), state, t, s)
         return state, state.x if keep else None
 
-    inputs = jnp.arange(ts.size - 1), ts[:-1], ts[1:]
-    first = jax.tree.map(lambda a: a[0], inputs)
-    state, xs = scan(body, varying_carry(lambda state: body(state, first)[0], state), inputs)
+    state, xs = varying_scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]), scan)
     return xs if keep else state.x
 
 
@@ -121,15 +122,16 @@ def _check_finite(key, sampler, x, ts, result):
     if not is_concrete(key, sampler, x, ts, result) or jnp.all(jnp.isfinite(result)):
         return
     check_that(np.isfinite, "x: expected finite values, got {}", x)
-    # The steps once more, one by one and without compilation: whatever checks a number can see it now.
+    # Repeats the steps one by one without compilation, so that every check sees concrete numbers.
     with jax.disable_jit(), jax.debug_key_reuse(False):
         state = sampler.init(x, ts[0])
         for i, (t, s) in enumerate(itertools.pairwise(ts)):
             state = sampler.step(jax.random.fold_in(key, i), state, t, s)
             check_that(
                 lambda x, t, s: np.isfinite(x),
-                "x: expected finite values after the step from t={1} to s={2}, got {0}. Is alpha 0 at t? Then start the "
-                "grid below, as uniform(20, start=0.999) does. Is it not? Then see what the denoiser returns there",
+                "x: expected finite values after the step from t={1} to s={2}, got {0}. "
+                "If alpha = 0 at t, start the grid at a smaller t, as uniform(20, start=0.999) "
+                "does. Otherwise look at what the denoiser returns at t",
                 state.x,
                 t,
                 s,
@@ -142,12 +144,16 @@ def _check_grid(ts):
     if ts.ndim != 1 or ts.size < 2:
         raise ValueError(f"ts: expected a vector of at least 2 times, got shape {ts.shape}")
     check_that(lambda ts: (ts >= 0) & (ts <= 1), "ts: expected times in [0, 1], got {}", ts)
-    check_that(lambda ts: ts[1:] < ts[:-1], "ts: expected times that descend from prior (1) to data (0), got {}", ts)
+    check_that(
+        lambda ts: ts[1:] < ts[:-1],
+        "ts: expected times that descend from prior (1) to data (0), got {}",
+        ts,
+    )
     return ts
 
 
 def one_step(update: Callable[[PRNGKeyArray, Array, Time, Time], Array]) -> Sampler:
-    """The sampler whose step is a function of the current x alone.
+    """A sampler without memory, from the update of one step.
 
     Args:
         update: `(key, x, t, s) -> x` from time t to s < t.
@@ -171,13 +177,14 @@ def _one_step(update, key, state, t, s):
     return State(update(key, state.x, t, s))
 
 
-# ---- what reverse mode keeps -----------------------------------------------------------------------------------------
+# ---- what reverse mode keeps ---------------------------------------------------------------------
 
 
 def checkpointed_scan(body: Callable, init, xs):
-    """`jax.lax.scan` whose reverse mode keeps about 2 sqrt(n) states instead of n, for one more forward pass.
+    """`jax.lax.scan`, but its reverse mode keeps about 2 sqrt(n) states instead of n.
 
-    A scan over sqrt(n) segments of sqrt(n) steps, each recomputed when its gradient is asked for.
+    It scans over sqrt(n) segments of sqrt(n) steps. Reverse mode computes the states of a segment
+    again, and then each step again: two more forward passes.
 
     Args:
         body: as for `jax.lax.scan`.
@@ -185,7 +192,7 @@ def checkpointed_scan(body: Callable, init, xs):
         xs: as for `jax.lax.scan`; not None.
 
     Returns:
-        As `jax.lax.scan`.
+        As for `jax.lax.scan`.
 
     Reference: Chen et al. 2016 (arXiv 1604.06174), section 4.3.
 
@@ -212,10 +219,10 @@ def checkpointed_scan(body: Callable, init, xs):
 
 @functools.cache  # equal numbers give one function, which is compiled once
 def truncated_scan(last: int) -> Callable:
-    """A scan whose reverse mode stops before its last steps: no gradient and no memory for the earlier ones.
+    """A scan whose reverse mode covers only the last steps; the earlier ones need no memory.
 
     Args:
-        last: how many steps to differentiate, at least 0.
+        last: the number of steps to differentiate, at least 0.
 
     Returns:
         A function with the signature of `jax.lax.scan`.
@@ -237,8 +244,11 @@ def truncated_scan(last: int) -> Callable:
         if last >= n:
             return jax.lax.scan(body, init, xs)
         first = n - last
-        # nothing of the first steps may be differentiated: neither carry, nor xs, nor what the body closes over
-        carry, head = jax.lax.stop_gradient(jax.lax.scan(body, init, jax.tree.map(lambda x: x[:first], xs)))
+        # The first steps have no gradient at all: with respect to neither the carry, nor xs, nor
+        # what the body closes over.
+        carry, head = jax.lax.stop_gradient(
+            jax.lax.scan(body, init, jax.tree.map(lambda x: x[:first], xs))
+        )
         carry, tail = jax.lax.scan(body, carry, jax.tree.map(lambda x: x[first:], xs))
         return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)
 

@@ -1,46 +1,30 @@
-"""DPM-Solver, singlestep: intermediate evaluations at free places within a step.
+"""Singlestep DPM-Solver: intermediate evaluations at freely chosen places within a step.
 
-The evaluations of a step differ by numbers alone, so a step is a scan over its stages: a compiled sampler holds the network
-once. Every stage goes from the beginning of its step, where (x0, eps) and its prediction p are known, to a later time by
-
-    x = alpha x0 + sigma eps + w (p_now - p),
-
-with w = 0 for the first stage: DDIM. The rows of Fig. 1.4 are the times of the stages and their w.
+The rows of Fig. 1.4 give the times and the weights w of the stages, which `_singlestep` runs.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._bind import bind
-from .._calls import call_denoiser
 from .._checks import check_number, check_that
 from .._numerics import phis
-from .._once import once
 from .._varying import stack, zeros_of
 from ..schedules import half_log_snr_inverse
-from ..typing import Denoiser, Estimate, Sampler, Schedule
-from ._exponential import Place, eps_of, places, x0_of
+from ..typing import Denoiser, Sampler, Schedule
+from ._interpolation import places, predict_eps, predict_x0
 from ._sample import one_step
-from .kernels import towards
+from ._singlestep import Stages, run_stages
 
 __all__ = ["dpm_solver_2", "dpm_solver_2s", "dpm_solver_3"]
 
 
-class Stages(NamedTuple):
-    """The evaluations of a step: when, where to from there, and by which w."""
-
-    times: Float[Array, " n"]
-    targets: Place
-    weights: Float[Array, " n"]
-
-
 def _stages(schedule, t, s, ratios):
-    """Returns h, the places `lambda_t + r h` followed by s, and a function from the weights w to `Stages`.
+    """Returns h, the targets, and a function from the weights w to `Stages`.
 
-    If h is infinite, all inner places are t.
+    The targets are the places at `lambda_t + r h`, followed by s. If h is infinite, all of them but
+    s are t.
     """
     t, s = places(schedule, t, s)
     h = s.half_log_snr - t.half_log_snr
@@ -59,69 +43,45 @@ def _stages(schedule, t, s, ratios):
 
 
 def stages_1(schedule, t, s):
-    """DPM-Solver-1 (1.56)."""
+    """The stage of DPM-Solver-1 (1.56)."""
     (target,) = places(schedule, s)
     return jax.tree.map(lambda a: jnp.asarray(a)[None], Stages(t, target, zeros_of(t)))
 
 
 def stages_2(schedule, t, s, r1=0.5):
-    """DPM-Solver-2 (Fig. 1.4)."""
+    """The stages of DPM-Solver-2 (Fig. 1.4)."""
     h, (_, s), stages = _stages(schedule, t, s, (r1,))
     return stages([-s.sigma * jnp.expm1(h) / (2 * r1)])
 
 
 def stages_2s(schedule, t, s, r1=0.5):
-    """DPM-Solver++(2S)."""
+    """The stages of DPM-Solver++(2S)."""
     h, (_, s), stages = _stages(schedule, t, s, (r1,))
     return stages([-s.alpha * jnp.expm1(-h) / (2 * r1)])
 
 
 def stages_3(schedule, t, s, r1=1 / 3, r2=2 / 3):
-    """DPM-Solver-3 (Fig. 1.4)."""
+    """The stages of DPM-Solver-3 (Fig. 1.4)."""
     h, (_, u2, s), stages = _stages(schedule, t, s, (r1, r2))
     _, phi_2 = phis(2, jnp.stack([r2 * h, h]))
     return stages([-u2.sigma * r2 / r1 * r2 * h * phi_2[0], -s.sigma / r2 * h * phi_2[1]])
 
 
-@once
-def run_stages(denoise, predict, x, stages, first):
-    """Runs the stages of one step or of several, which begin where `first` holds.
-
-    Returns x after the last stage and the estimate at the beginning of its step, and what each stage's
-    prediction differs by from that at the beginning of its step.
-    """
-
-    def body(carry, inputs):
-        x, start = carry
-        first, time, target, weight = inputs
-        estimate = call_denoiser(denoise, x, time)
-        start = jax.tree.map(lambda new, old: jnp.where(first, new, old), estimate, start)
-        difference = predict(estimate) - predict(start)
-        return (towards(start, target.alpha, target.sigma) + weight * difference, start), difference
-
-    return jax.lax.scan(body, (x, Estimate(zeros_of(x), zeros_of(x))), (first, *stages))
-
-
-def begins(stages):
-    """Which of the stages of one step is its first."""
-    return jnp.arange(stages.times.size) == 0
-
-
 def _singlestep(denoise, schedule, predict, make_stages, ratios, key, x, t, s):
     t, s = jnp.asarray(t), jnp.asarray(s)
-    stages = make_stages(schedule, t, s, *ratios)
-    return run_stages(denoise, predict, x, stages, begins(stages))[0][0]
+    return run_stages(denoise, predict, x, make_stages(schedule, t, s, *ratios))[0][0]
 
 
 def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
-    """DPM-Solver-2: noise prediction, one intermediate time at `lambda_t + r1 h`. Second order; 2 evaluations a step.
+    """DPM-Solver-2: noise prediction with one intermediate time, at `lambda_t + r1 h`.
 
     `u = alpha_r / alpha_t x - sigma_r (e^(r1 h) - 1) eps`,
     `x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) (eps + (eps_u - eps) / (2 r1))` (Fig. 1.4).
+    Second order; 2 evaluations per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any; a step to or from an infinite log-SNR is DDIM.
+        schedule: its path; any path works. A step to or from an infinite log-SNR is DDIM.
         r1: where the intermediate time lies, in (0, 1].
 
     Returns:
@@ -138,18 +98,19 @@ def dpm_solver_2(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5)
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_2, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_eps, stages_2, (r1,)))
 
 
 def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5) -> Sampler:
-    """DPM-Solver++(2S): as `dpm_solver_2` with data prediction. Second order; 2 evaluations a step.
+    """DPM-Solver++(2S): data prediction with one intermediate time, at `lambda_t + r1 h`.
 
     `u = sigma_r / sigma_t x + alpha_r (1 - e^(-r1 h)) x0`,
     `x_s = sigma_s / sigma_t x + alpha_s (1 - e^-h) (x0 + (x0_u - x0) / (2 r1))`.
+    Second order; 2 evaluations per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any; a step to or from an infinite log-SNR is DDIM.
+        schedule: its path; any path works. A step to or from an infinite log-SNR is DDIM.
         r1: where the intermediate time lies, in (0, 1].
 
     Returns:
@@ -166,23 +127,27 @@ def dpm_solver_2s(denoise: Denoiser, schedule: Schedule, r1: float | Array = 0.5
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1)
-    return one_step(bind(_singlestep, denoise, schedule, x0_of, stages_2s, (r1,)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_x0, stages_2s, (r1,)))
 
 
 def dpm_solver_3(
     denoise: Denoiser, schedule: Schedule, r1: float | Array = 1 / 3, r2: float | Array = 2 / 3
 ) -> Sampler:
-    """DPM-Solver-3: noise prediction, two intermediate times. Third order; 3 evaluations a step.
+    """DPM-Solver-3: noise prediction with two intermediate times.
 
-    `u1` as in `dpm_solver_2`; with `D1 = eps_u1 - eps` and `D2 = eps_u2 - eps`,
-    `u2 = alpha_r2 / alpha_t x - sigma_r2 (e^(r2 h) - 1) eps - sigma_r2 (r2 / r1) ((e^(r2 h) - 1) / (r2 h) - 1) D1`,
-    `x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) eps - (sigma_s / r2) ((e^h - 1) / h - 1) D2` (Fig. 1.4).
+    With u1 as in `dpm_solver_2`, `D1 = eps_u1 - eps` and `D2 = eps_u2 - eps` (Fig. 1.4):
+
+        u2 = alpha_r2 / alpha_t x - sigma_r2 (e^(r2 h) - 1) eps
+             - sigma_r2 (r2 / r1) ((e^(r2 h) - 1) / (r2 h) - 1) D1
+        x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) eps - (sigma_s / r2) ((e^h - 1) / h - 1) D2
+
+    Third order; 3 evaluations per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any; a step to or from an infinite log-SNR is DDIM.
+        schedule: its path; any path works. A step to or from an infinite log-SNR is DDIM.
         r1: where the first intermediate time lies, in (0, 1]. Third order needs r2 = 2/3.
-        r2: where the second one lies.
+        r2: where the second one lies, in (r1, 1].
 
     Returns:
         The sampler.
@@ -198,7 +163,7 @@ def dpm_solver_3(
     Array([0.5], dtype=float32)
     """
     _check_ratios(r1, r2)
-    return one_step(bind(_singlestep, denoise, schedule, eps_of, stages_3, (r1, r2)))
+    return one_step(bind(_singlestep, denoise, schedule, predict_eps, stages_3, (r1, r2)))
 
 
 def _check_ratios(*ratios):

@@ -1,11 +1,11 @@
-"""Transition kernels: the Gaussian that a stochastic step draws from, `kernel(x, t, s) -> (mean, std)`.
+"""Transition kernels `(x, t, s) -> (mean, std)`: the Gaussian that a stochastic step draws from.
 
 A sampler hides its Gaussian. Policy gradients, importance weights and particle methods need it:
 
     kernel_sampler(kernel)                  x_s = mean + std z,  z ~ N(0, I)
     log_transition(kernel, x, t, y, s)      log N(y; mean, std^2 I)
 
-`ddim(eta)`, `ddpm`, `euler_maruyama` and `bridge_sampler` are samplers of such kernels.
+`ddim` with eta, `ddpm`, `euler_maruyama` and `bridge_sampler` are samplers of such kernels.
 """
 
 import jax
@@ -43,7 +43,8 @@ def kernel_sampler(kernel: Kernel) -> Sampler:
         The sampler.
 
     >>> schedule = linear()
-    >>> sampler = kernel_sampler(ddpm_kernel(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule))
+    >>> denoise = gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule)
+    >>> sampler = kernel_sampler(ddpm_kernel(denoise, schedule))
     >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform(10))
     Array([3.], dtype=float32)
     """
@@ -56,9 +57,10 @@ def _draw(kernel, key, x, t, s):
 
 
 def log_transition(kernel: Kernel, x: Array, t: Time, y: Array, s: Time) -> Float[Array, ""]:
-    """The log density of a step from x at time t to y at time s, `log N(y; mean, std^2 I)`, in nats.
+    """The log density `log N(y; mean, std^2 I)` of a step from x at time t to y at time s, in nats.
 
-    The sum over the steps of a trajectory is the log density of the chain, but for that of its start:
+    The sum over the steps of a trajectory is the log density of the chain, without that of its
+    start:
     `jax.vmap(functools.partial(log_transition, kernel))(xs[:-1], ts[:-1], xs[1:], ts[1:]).sum()`.
 
     Args:
@@ -66,41 +68,49 @@ def log_transition(kernel: Kernel, x: Array, t: Time, y: Array, s: Time) -> Floa
         x: one sample at time t, of any shape; vmap for many.
         t: its time, a scalar.
         y: the sample at time s, of the shape of x.
-        s: the later step's time, s < t.
+        s: the time of y, s < t.
 
     Returns:
         The log density, a scalar.
 
     Raises:
-        ValueError: if y has another shape than x, or a concrete std is 0: a step without noise has no density.
+        ValueError: if y has another shape than x, or a concrete std is 0, because a step without
+            noise has no density.
 
-    Reference: Black et al. 2024 (DDPO, arXiv 2305.13301), section 4.3, for the chain's policy gradient.
+    Reference: Black et al. 2024 (DDPO, arXiv 2305.13301), section 4.3, for the chain's policy
+    gradient.
 
     >>> schedule = linear()
     >>> kernel = ddpm_kernel(gaussian(jnp.zeros(2), jnp.eye(2), schedule), schedule)
     >>> mean, std = kernel(jnp.ones(2), 0.8, 0.4)
-    >>> log_transition(kernel, jnp.ones(2), 0.8, mean, 0.4) + jnp.log(2 * jnp.pi * std**2)  # of d = 2 at the mean
+    >>> log_p = log_transition(kernel, jnp.ones(2), 0.8, mean, 0.4)
+    >>> log_p + jnp.log(2 * jnp.pi * std**2)  # d = 2, at the mean
     Array(0., dtype=float32)
     """
     mean, std = kernel(x, t, s)
     if jnp.shape(y) != jnp.shape(mean):
         raise ValueError(f"y: expected the shape of x, {jnp.shape(mean)}, got {jnp.shape(y)}")
-    message = "kernel: expected a positive std, got {} from t={} to s={}: a step without noise has no density"
+    message = (
+        "kernel: expected a positive std, got {} from t={} to s={}. "
+        "A step without noise has no density: leave it out, or give it noise"
+    )
     check_that(lambda std, t, s: std > 0, message, std, t, s)
     return jnp.sum(jax.scipy.stats.norm.logpdf(y, mean, std))
 
 
 def towards(estimate: Estimate, alpha: Array, sigma: Array) -> Array:
-    """Gives x at (alpha, sigma) if both estimates stay as they are: the step of DDIM, and DPM-Solver-1 (1.56)."""
+    """The step of DDIM and DPM-Solver-1 to (alpha, sigma), which keeps both estimates (1.56)."""
     return alpha * estimate.x0 + sigma * estimate.eps
 
 
 def ddim_kernel(denoise: Denoiser, schedule: Schedule, eta: float | Array = 1.0) -> Kernel:
-    """DDIM's kernel: `mean = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps`, `std = eta sigma_s sqrt(1 - SNR_t / SNR_s)`.
+    """DDIM's kernel of stochasticity eta.
+
+    `mean = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps`, `std = eta sigma_s sqrt(1 - SNR_t / SNR_s)`.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
+        schedule: its path; any path works.
         eta: the stochasticity, in [0, 1]: 1 is ancestral DDPM, 0 the deterministic step.
 
     Returns:
@@ -109,7 +119,7 @@ def ddim_kernel(denoise: Denoiser, schedule: Schedule, eta: float | Array = 1.0)
     Raises:
         ValueError: for a concrete eta outside [0, 1].
 
-    Reference: Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16.
+    Reference: Song et al. 2021 (DDIM, arXiv 2010.02502), eq. 12 and 16.
 
     >>> kernel = ddim_kernel(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
     >>> mean, std = kernel(jnp.array([1.0]), 1.0, 0.0)
@@ -132,12 +142,12 @@ def ddpm_kernel(denoise: Denoiser, schedule: Schedule) -> Kernel:
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
+        schedule: its path; any path works.
 
     Returns:
         The kernel.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), algorithm 2 with eq. 7.
+    Reference: Ho et al. 2020 (DDPM, arXiv 2006.11239), algorithm 2 with eq. 7; (1.29).
 
     >>> kernel = ddpm_kernel(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
     >>> mean, std = kernel(jnp.array([1.0]), 1.0, 0.0)
@@ -152,8 +162,12 @@ def _ddpm_kernel(denoise, schedule, x, t, s):
     return x_weight * x + x0_weight * call_denoiser(denoise, x, t).x0, std
 
 
-def euler_maruyama_kernel(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> Kernel:
-    """Euler-Maruyama's kernel: `mean = x + (s - t) (v(x, t) - a^2 score / 2)`, `std = a sqrt(t - s)` (1.19).
+def euler_maruyama_kernel(
+    denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion
+) -> Kernel:
+    """Euler-Maruyama's kernel for the reverse SDE of any noise amplitude a (1.19).
+
+    `mean = x + (s - t) (v(x, t) - a^2 score / 2)`, `std = a sqrt(t - s)`.
 
     Args:
         denoise: the denoiser.
@@ -166,8 +180,8 @@ def euler_maruyama_kernel(denoise: Denoiser, schedule: Schedule, amplitude: Ampl
     Reference: Song et al. 2021 (arXiv 2011.13456), section 4.1; (1.19).
 
     >>> kernel = euler_maruyama_kernel(gaussian(jnp.zeros(1), jnp.eye(1), linear_vp()), linear_vp())
-    >>> mean, std = kernel(jnp.array([1.0]), 0.5, 0.4)  # beta = 10.05: mean 1 - 0.1 beta / 2, variance 0.1 beta
-    >>> round(float(mean[0]), 4), round(float(std**2), 4)
+    >>> mean, std = kernel(jnp.array([1.0]), 0.5, 0.4)  # beta(0.5) = 10.05
+    >>> round(float(mean[0]), 4), round(float(std**2), 4)  # 1 - 0.1 beta / 2 and 0.1 beta
     (0.4975, 1.005)
     """
     return bind(_euler_maruyama_kernel, denoise, schedule, amplitude)
@@ -179,20 +193,22 @@ def _euler_maruyama_kernel(denoise, schedule, amplitude, x, t, s):
 
 
 def diffuse(x, drift, amplitude, t, s):
-    """The mean and the standard deviation of a step of Euler-Maruyama."""
+    """The mean and the standard deviation of an Euler-Maruyama step."""
     return x + (s - t) * drift, amplitude * jnp.sqrt(t - s)
 
 
-def sde_dpm_solver_kernel(denoise: Denoiser, schedule: Schedule, tau: float | Array = 1.0) -> Kernel:
-    """SDE-DPM-Solver++'s kernel of first order, for the reverse SDE of noise amplitude tau g.
+def sde_dpm_solver_kernel(
+    denoise: Denoiser, schedule: Schedule, tau: float | Array = 1.0
+) -> Kernel:
+    """The first-order kernel of SDE-DPM-Solver++, for the reverse SDE of noise amplitude tau g.
 
     `mean = sigma_s / sigma_t e^(-tau^2 h) x + alpha_s (1 - e^(-(1 + tau^2) h)) x0` and
-    `std = sigma_s sqrt(1 - e^(-2 tau^2 h))`, with h the step of half the log-SNR.
+    `std = sigma_s sqrt(1 - e^(-2 tau^2 h))`, with h the step in half log-SNR.
     For tau = 1 it is `ddpm_kernel`, for tau = 0 the step of DDIM.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
+        schedule: its path; any path works.
         tau: the noise amplitude in units of g: 1 is Anderson's SDE, 0 the probability flow.
 
     Returns:
@@ -201,10 +217,11 @@ def sde_dpm_solver_kernel(denoise: Denoiser, schedule: Schedule, tau: float | Ar
     Raises:
         ValueError: if a concrete tau is negative or not finite.
 
-    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), SDE-DPM-Solver++1; for any tau Xue et al. 2023
-    (arXiv 2309.05019).
+    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), SDE-DPM-Solver++1; Xue et al. 2023
+    (SA-Solver, arXiv 2309.05019) for any tau.
 
-    >>> kernel = sde_dpm_solver_kernel(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear(), 0.5)
+    >>> denoise = gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear())
+    >>> kernel = sde_dpm_solver_kernel(denoise, linear(), 0.5)
     >>> mean, std = kernel(jnp.array([1.0]), 1.0, 0.0)
     >>> mean, float(std)
     (Array([3.], dtype=float32), 0.0)
@@ -217,7 +234,8 @@ def _sde_dpm_solver_kernel(denoise, schedule, tau, x, t, s):
     square = as_scalar(tau, "tau") ** 2
     (alpha_t, sigma_t), (alpha, sigma) = alpha_sigma(schedule, t), alpha_sigma(schedule, s)
     h = log_ratio(alpha, sigma) - log_ratio(alpha_t, sigma_t)
-    noise = jnp.where(square > 0, square * jnp.where(square > 0, h, 0.0), 0.0)  # tau^2 h, and 0 for 0 * infinity
+    # tau^2 h, and 0 for 0 * infinity
+    noise = jnp.where(square > 0, square * jnp.where(square > 0, h, 0.0), 0.0)
     x0_weight = -alpha * jnp.expm1(-h - noise)
     mean = sigma / sigma_t * jnp.exp(-noise) * x + x0_weight * call_denoiser(denoise, x, t).x0
     return mean, sigma * safe_sqrt(-jnp.expm1(-2 * noise))

@@ -1,7 +1,8 @@
-"""Multistep solvers: one evaluation a step, and a memory of the last ones. Each is a row of the exponential integrator.
+"""Multistep solvers: one evaluation per step, and a memory of the last ones.
 
-Where a step is too long beside the distances of its nodes, every method but `deis` takes a lower order. `diffjax.grids` says
-on which grids that does not happen.
+Each function names what it interpolates. If a step is too long compared with the distances of its
+nodes, every method but `deis` takes a lower order. `diffjax.grids` says on which grids this does
+not happen.
 """
 
 import jax.numpy as jnp
@@ -9,15 +10,15 @@ from jaxtyping import Array, Float
 
 from .._checks import check_number
 from ..typing import Denoiser, Sampler, Schedule
-from ._exponential import (
+from ._interpolation import (
     bh1,
     bh2,
     data_prediction,
-    multistep,
     noise_prediction,
     noise_prediction_in_time,
     velocity_prediction,
 )
+from ._multistep import multistep
 
 __all__ = [
     "bh1",
@@ -35,43 +36,46 @@ __all__ = [
 
 
 def dpm_solver_2m(denoise: Denoiser, schedule: Schedule) -> Sampler:
-    """DPM-Solver++(2M): the last two x0, extrapolated to the middle of the step. Second order; 1 evaluation a step.
+    """DPM-Solver++(2M): extrapolates the last two x0 to the middle of the step.
 
     With `h = lambda_s - lambda_t` and r the ratio of the last h to this one:
-    `x_s = sigma_s / sigma_t x + alpha_s (1 - e^-h) ((1 + 1 / (2 r)) x0 - 1 / (2 r) x0_before)`. The first step is DDIM, and
-    so is one to or from an infinite log-SNR.
+    `x_s = sigma_s / sigma_t x + alpha_s (1 - e^-h) ((1 + 1 / (2 r)) x0 - 1 / (2 r) x0_before)`. The
+    first step and a step to or from an infinite log-SNR are DDIM. Second order; 1 evaluation per
+    step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
+        schedule: its path; any path works.
 
     Returns:
         The sampler.
 
-    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), algorithm 2; the same as UniP-2 with B2.
+    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), algorithm 2. It is UniP-2 with B2.
 
     >>> schedule = linear_vp()
     >>> sampler = dpm_solver_2m(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
-    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(1)  # N(0, 1) -> N(0, 1/4)
+    >>> sample(jax.random.key(0), sampler, jnp.array([1.0]), uniform_log_snr(schedule, 20)).round(1)
     Array([0.5], dtype=float32)
     """
     return multistep(denoise, schedule, data_prediction(bh2), 2)
 
 
 def dpm_solver_3m(denoise: Denoiser, schedule: Schedule) -> Sampler:
-    """DPM-Solver++(3M): a parabola through the last three x0. Third order; 1 evaluation a step.
+    """DPM-Solver++(3M): a parabola through the last three x0. Third order; 1 evaluation per step.
 
-    `x_s = sigma_s / sigma_t x + alpha_s int_0^h e^(u - h) x0(u) du`, exactly for the parabola. (The authors' code halves its
-    quadratic term, and with it the third order.) The first steps are those of DDIM and `dpm_solver_2m`.
+    `x_s = sigma_s / sigma_t x + alpha_s int_0^h e^(u - h) x0(u) du`, exact for the parabola. (The
+    authors' code halves the quadratic term and so loses the third order.) The first step is DDIM,
+    the second one `dpm_solver_2m`.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
+        schedule: its path; any path works.
 
     Returns:
         The sampler.
 
-    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), the Taylor expansion of its eq. 9 to the third order.
+    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), the Taylor expansion of its eq. 9 to
+    the third order.
 
     >>> schedule = linear_vp()
     >>> sampler = dpm_solver_3m(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -82,15 +86,19 @@ def dpm_solver_3m(denoise: Denoiser, schedule: Schedule) -> Sampler:
 
 
 def sde_dpm_solver_2m(denoise: Denoiser, schedule: Schedule, tau: float | Array = 1.0) -> Sampler:
-    """SDE-DPM-Solver++(2M): `dpm_solver_2m` for the reverse SDE of noise amplitude tau g. 1 evaluation a step.
+    """SDE-DPM-Solver++(2M): `dpm_solver_2m` for the reverse SDE of noise amplitude tau g.
 
-    `x_s = sigma_s / sigma_t e^(-tau^2 h) x + alpha_s (1 - e^(-(1 + tau^2) h)) D + sigma_s sqrt(1 - e^(-2 tau^2 h)) z`, with
-    D of `dpm_solver_2m`. With D = x0 and tau = 1 (SDE-DPM-Solver++(1)) it is `ddpm`.
+        x_s = sigma_s / sigma_t e^(-tau^2 h) x + alpha_s (1 - e^(-(1 + tau^2) h)) D
+              + sigma_s sqrt(1 - e^(-2 tau^2 h)) z,  z ~ N(0, I)
+
+    with the extrapolated D of `dpm_solver_2m`. With D = x0 and tau = 1 (SDE-DPM-Solver++(1)) it is
+    `ddpm`. 1 evaluation per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
-        tau: the noise amplitude in units of g: 1 is Anderson's SDE, 0 the probability flow (which still draws noise).
+        schedule: its path; any path works.
+        tau: the noise amplitude in units of g: 1 is Anderson's SDE, 0 the probability flow (which
+            still draws noise).
 
     Returns:
         The sampler.
@@ -98,8 +106,8 @@ def sde_dpm_solver_2m(denoise: Denoiser, schedule: Schedule, tau: float | Array 
     Raises:
         ValueError: if a concrete tau is negative or not finite.
 
-    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), SDE-DPM-Solver++(2M); for any tau Xue et al. 2023
-    (arXiv 2309.05019).
+    Reference: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), SDE-DPM-Solver++(2M); Xue et al.
+    2023 (SA-Solver, arXiv 2309.05019) for any tau.
 
     >>> schedule = linear_vp()
     >>> sampler = sde_dpm_solver_2m(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -111,16 +119,18 @@ def sde_dpm_solver_2m(denoise: Denoiser, schedule: Schedule, tau: float | Array 
     return multistep(denoise, schedule, data_prediction(bh2, tau), 2, tau)
 
 
-def sa_solver(denoise: Denoiser, schedule: Schedule, order: int = 3, tau: float | Array = 1.0) -> Sampler:
-    """SA-Solver: a stochastic Adams predictor and corrector on x0. 1 evaluation a step.
+def sa_solver(
+    denoise: Denoiser, schedule: Schedule, order: int = 3, tau: float | Array = 1.0
+) -> Sampler:
+    """SA-Solver: a stochastic Adams predictor and corrector on x0. 1 evaluation per step.
 
-    The predictor interpolates the last `order` x0, the corrector the same ones and the new one; both see the same noise.
-    Take an even grid: noise in differences over very short steps is amplified.
+    The predictor interpolates the last `order` x0; the corrector adds the new one. Both use the
+    same noise. Take an even grid: very short steps amplify the noise in the differences.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
-        order: how many x0 the predictor sees, from 1 to 3: its order for tau = 0.
+        schedule: its path; any path works.
+        order: the number of x0 that the predictor uses, from 1 to 3; its order for tau = 0.
         tau: the noise amplitude in units of g.
 
     Returns:
@@ -139,19 +149,19 @@ def sa_solver(denoise: Denoiser, schedule: Schedule, order: int = 3, tau: float 
     """
     _check_order(order)
     check_number(tau, "tau", 0)
-    rule = data_prediction(tau=tau)
-    return multistep(denoise, schedule, rule, order, tau, corrector=rule)
+    return multistep(denoise, schedule, data_prediction(tau=tau), order, tau, corrected=True)
 
 
 def unipc(denoise: Denoiser, schedule: Schedule, order: int = 3, b=bh2) -> Sampler:
-    """UniPC: a predictor (UniP) that interpolates x0, and a corrector (UniC) that costs no evaluation.
+    """UniPC: a predictor (UniP) on x0, and a corrector (UniC) that needs no evaluation of its own.
 
-    Of order `order + 1`; 1 evaluation a step, and one saved: the last step is not corrected. Where the polynomial has one
-    node, its weight is `B(h) / 2` and not the exact integral; with more nodes B cancels.
+    Its order is `order + 1`, with 1 evaluation per step. The last step is not corrected, which
+    saves one evaluation. If the polynomial has one node, its weight is `B(h) / 2` and not the exact
+    integral; with more nodes B cancels.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
+        schedule: its path; any path works.
         order: the order p of UniP-p and UniC-p, from 1 to 3.
         b: `bh2` for B2 = e^h - 1, `bh1` for B1 = h.
 
@@ -161,7 +171,8 @@ def unipc(denoise: Denoiser, schedule: Schedule, order: int = 3, b=bh2) -> Sampl
     Raises:
         ValueError: if order is not 1, 2 or 3.
 
-    Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), algorithms 1 and 2 in their data-prediction form.
+    Reference: Zhao et al. 2023 (UniPC, arXiv 2302.04867), algorithms 1 and 2 in their
+    data-prediction form.
 
     >>> schedule = linear_vp()
     >>> sampler = unipc(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -169,18 +180,19 @@ def unipc(denoise: Denoiser, schedule: Schedule, order: int = 3, b=bh2) -> Sampl
     Array([0.5], dtype=float32)
     """
     _check_order(order)
-    return multistep(denoise, schedule, data_prediction(b), order, corrector=data_prediction(b))
+    return multistep(denoise, schedule, data_prediction(b), order, corrected=True)
 
 
 def deis(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler:
-    """tAB-DEIS: the last `order` eps as a polynomial in the time of the path. 1 evaluation a step.
+    """tAB-DEIS: a polynomial in time through the last `order` eps. 1 evaluation per step.
 
-    `x_s = alpha_s / alpha_t x + alpha_s int_t^s eps(u) d(sigma / alpha)(u)`, the integral by a Gauss-Legendre rule.
+    `x_s = alpha_s / alpha_t x + alpha_s int_t^s eps(u) d(sigma / alpha)(u)`, where a Gauss-Legendre
+    rule gives the integral.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
-        order: how many eps it sees, from 1 to 3.
+        schedule: its path; any path works.
+        order: the number of eps that it uses, from 1 to 3; 1 is DDIM.
 
     Returns:
         The sampler.
@@ -200,14 +212,14 @@ def deis(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler:
 
 
 def data_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler:
-    """Exponential Adams-Bashforth on x0, as a polynomial in the half log-SNR. 1 evaluation a step.
+    """Exponential Adams-Bashforth: x0 as a polynomial in the half log-SNR.
 
-    `x_s = sigma_s / sigma_t x + alpha_s int_0^h e^(u - h) x0(u) du`.
+    `x_s = sigma_s / sigma_t x + alpha_s int_0^h e^(u - h) x0(u) du`. 1 evaluation per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
-        order: how many x0 it sees, from 1 to 3; 1 is DDIM.
+        schedule: its path; any path works.
+        order: the number of x0 that it uses, from 1 to 3; 1 is DDIM.
 
     Returns:
         The sampler.
@@ -215,7 +227,8 @@ def data_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler
     Raises:
         ValueError: if order is not 1, 2 or 3.
 
-    Reference: Hochbruck and Ostermann 2010 (Acta Numerica 19), section 2.5; Lu et al. 2022 (arXiv 2211.01095), eq. 9.
+    Reference: Hochbruck and Ostermann 2010 (Acta Numerica 19), section 2.5; Lu et al. 2022
+    (DPM-Solver++, arXiv 2211.01095), eq. 9.
 
     >>> schedule = linear_vp()
     >>> sampler = data_adams(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -227,14 +240,15 @@ def data_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler
 
 
 def noise_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sampler:
-    """Exponential Adams-Bashforth on eps, as a polynomial in the half log-SNR: DPM-Solver's multistep (1.55).
+    """Exponential Adams-Bashforth: eps as a polynomial in the half log-SNR (1.53), (1.55).
 
-    `x_s = alpha_s / alpha_t x - sigma_s int_0^h e^(h - u) eps(u) du`. 1 evaluation a step.
+    `x_s = alpha_s / alpha_t x - sigma_s int_0^h e^(h - u) eps(u) du`: the multistep form of
+    DPM-Solver. 1 evaluation per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
-        order: how many eps it sees, from 1 to 3; 1 is DDIM.
+        schedule: its path; any path works.
+        order: the number of eps that it uses, from 1 to 3; 1 is DDIM.
 
     Returns:
         The sampler.
@@ -242,7 +256,8 @@ def noise_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sample
     Raises:
         ValueError: if order is not 1, 2 or 3.
 
-    Reference: Zhang and Chen 2023 (arXiv 2204.13902), section 3; Lu et al. 2022 (arXiv 2206.00927), eq. 3.5; (1.53), (1.55).
+    Reference: Zhang and Chen 2023 (DEIS, arXiv 2204.13902), section 3; Lu et al. 2022 (DPM-Solver,
+    arXiv 2206.00927), eq. 3.5; (1.53), (1.55).
 
     >>> schedule = linear_vp()
     >>> sampler = noise_adams(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -254,28 +269,32 @@ def noise_adams(denoise: Denoiser, schedule: Schedule, order: int = 3) -> Sample
 
 
 def velocity_adams(
-    denoise: Denoiser, schedule: Schedule, order: int = 3, gains: Float[Array, "n {order}-1"] | None = None
+    denoise: Denoiser,
+    schedule: Schedule,
+    order: int = 3,
+    gains: Float[Array, "n order-1"] | None = None,
 ) -> Sampler:
-    """Adams-Bashforth on the velocity eps - x0 of the linear path, in its coordinates; regular at both ends of any path.
+    """Adams-Bashforth on the linear path's velocity eps - x0; regular at both ends of any path.
 
-    With `r = sigma / (alpha + sigma)` and `y = x / (alpha + sigma)`, the probability flow of every path is
-    `dy/dr = eps - x0`. 1 evaluation a step.
+    With `r = sigma / (alpha + sigma)` and `y = x / (alpha + sigma)`, the probability flow of every
+    path is `dy/dr = eps - x0`. 1 evaluation per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path, any.
-        order: how many velocities it sees, from 1 to 3; 1 is DDIM.
-        gains: what the weights of the earlier velocities are multiplied by, a row for each of the n steps of the grid:
-            numbers to fit with it (`optimal_grids.fit_grid`). All 1 is the method itself. On a grid of more steps
-            than rows the last row serves the rest.
+        schedule: its path; any path works.
+        order: the number of velocities that it uses, from 1 to 3; 1 is DDIM.
+        gains: factors of the weights of the earlier velocities, one row for each of the n steps of
+            the grid. `optimal_grids.fit_grid` can fit them with the grid. Factors of 1 change
+            nothing. On a grid of more steps, the last row applies to the rest.
 
     Returns:
         The sampler.
 
     Raises:
-        ValueError: if order is not 1, 2 or 3, or the gains have another number of columns than order - 1.
+        ValueError: if order is not 1, 2 or 3, or gains is not a matrix of order - 1 columns.
 
-    Reference: Hairer, Norsett and Wanner 1993, section III.1, with variable steps; (1.18) on the linear path.
+    Reference: Hairer, Nørsett and Wanner 1993, section III.1, with variable steps; (1.18) on the
+    linear path.
 
     >>> schedule = linear_vp()
     >>> sampler = velocity_adams(gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule), schedule)
@@ -284,7 +303,9 @@ def velocity_adams(
     """
     _check_order(order)
     if gains is not None and (jnp.ndim(gains) != 2 or jnp.shape(gains)[1] != order - 1):
-        raise ValueError(f"gains: expected shape (n, {order - 1}) for order {order}, got {jnp.shape(gains)}")
+        raise ValueError(
+            f"gains: expected shape (n, {order - 1}) for order {order}, got {jnp.shape(gains)}"
+        )
     return multistep(denoise, schedule, velocity_prediction(), order, gains=gains)
 
 

@@ -1,13 +1,12 @@
 """Classical solvers of the probability-flow ODE in the time of the path: Euler and Heun.
 
-They take the velocity as it is, at every time of the grid but the last one if sigma = 0 there.
+They evaluate the velocity itself, and never at sigma = 0.
 """
 
-import jax
 import jax.numpy as jnp
 
 from .._bind import bind
-from .._varying import stack, zeros_of
+from .._varying import stack, varying_scan, zeros_of
 from ..parametrizations import velocity
 from ..schedules import alpha_sigma
 from ..typing import Denoiser, Sampler, Schedule
@@ -17,9 +16,9 @@ __all__ = ["euler", "heun"]
 
 
 def euler(denoise: Denoiser, schedule: Schedule) -> Sampler:
-    """Euler's method: `x_s = x + (s - t) v(x, t)`. First order; 1 evaluation a step.
+    """Euler's method: `x_s = x + (s - t) v(x, t)`. First order; 1 evaluation per step.
 
-    On the linear path it is DDIM, and the sampler of rectified flow.
+    On the linear path it is DDIM and the sampler of rectified flow.
 
     Args:
         denoise: the denoiser.
@@ -28,7 +27,7 @@ def euler(denoise: Denoiser, schedule: Schedule) -> Sampler:
     Returns:
         The sampler.
 
-    Reference: (1.18); Liu et al. 2023 (arXiv 2209.03003), section 2.1.
+    Reference: Liu et al. 2023 (rectified flow, arXiv 2209.03003), section 2.1; (1.18).
 
     >>> sampler = euler(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
     >>> sampler.step(None, sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.5).x
@@ -42,10 +41,10 @@ def _euler(denoise, schedule, key, x, t, s):
 
 
 def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
-    """Heun's method, the explicit trapezoidal rule. Second order; 2 evaluations a step.
+    """Heun's method, the explicit trapezoidal rule. Second order; 2 evaluations per step.
 
-    `x' = x + (s - t) v(x, t)`, `x_s = x + (s - t) (v(x, t) + v(x', s)) / 2`. A step to sigma = 0, where the velocity of most
-    networks has no value, is Euler's: `x_s = x'`.
+    `x' = x + (s - t) v(x, t)`, `x_s = x + (s - t) (v(x, t) + v(x', s)) / 2`. A step to sigma = 0,
+    where the velocity of most networks is undefined, is Euler's: `x_s = x'`.
 
     Args:
         denoise: the denoiser.
@@ -54,8 +53,8 @@ def heun(denoise: Denoiser, schedule: Schedule) -> Sampler:
     Returns:
         The sampler.
 
-    Reference: (1.18); Hairer, Norsett and Wanner 1993, section II.1; Karras et al. 2022 (arXiv 2206.00364), algorithm 1,
-    for the step to sigma = 0.
+    Reference: Hairer, Nørsett and Wanner 1993, section II.1; Karras et al. 2022 (EDM, arXiv
+    2206.00364), algorithm 1, for the step to sigma = 0; (1.18).
 
     >>> sampler = heun(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), linear()), linear())
     >>> sampler.step(None, sampler.init(jnp.array([1.0]), 1.0), 1.0, 0.5).x
@@ -75,5 +74,5 @@ def _heun(denoise, schedule, key, x, t, s):
         v = velocity(denoise, schedule, x, time)
         return (x + weight * (v - before), v), None
 
-    (x, _), _ = jax.lax.scan(stage, (x, zeros_of(x)), (times, weights))
+    (x, _), _ = varying_scan(stage, (x, zeros_of(x)), (times, weights))
     return x

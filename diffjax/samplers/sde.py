@@ -1,4 +1,6 @@
-"""Samplers of the reverse SDE at any noise amplitude, and of a bridge; Langevin corrections of any sampler."""
+"""Samplers of the reverse SDE of any noise amplitude and of a bridge; Langevin corrections."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +9,27 @@ from jaxtyping import Array
 from .._bind import bind
 from .._calls import call_denoiser, call_network
 from .._checks import as_scalar, check_number
-from ..schedules import coefficients, diffusion
-from ..typing import Amplitude, Denoiser, Network, Sampler, Schedule
-from .kernels import diffuse, euler_maruyama_kernel, kernel_sampler
+from .._varying import varying_scan
+from ..schedules import alpha_sigma, diffusion
+from ..typing import Amplitude, Denoiser, Kernel, Network, Sampler, Schedule
+from ._sample import one_step
+from .kernels import ddpm_kernel, diffuse, euler_maruyama_kernel, kernel_sampler
 
 __all__ = ["bridge_sampler", "euler_maruyama", "predictor_corrector"]
 
 
-def euler_maruyama(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion) -> Sampler:
+def euler_maruyama(
+    denoise: Denoiser, schedule: Schedule, amplitude: Amplitude = diffusion
+) -> Sampler:
     """Euler-Maruyama for the reverse SDE of any noise amplitude a (1.19).
 
-    `x_s = x + (s - t) (v(x, t) - a^2 score / 2) + a sqrt(t - s) z`, z ~ N(0, I). Weak order 1; 1 evaluation a step.
+    `x_s = x + (s - t) (v(x, t) - a^2 score / 2) + a sqrt(t - s) z`, z ~ N(0, I). Weak order 1; 1
+    evaluation per step.
 
     Args:
         denoise: the denoiser.
-        schedule: its path. On paths with alpha(1) = 0, g is infinite at t = 1: start the grid below, or choose
-            another amplitude.
+        schedule: its path. If alpha(1) = 0, g is infinite at t = 1: start the grid below 1, or
+            choose another amplitude.
         amplitude: `(schedule, t) -> a`; `diffusion` is g, Anderson's reverse SDE (1.20).
 
     Returns:
@@ -40,16 +47,19 @@ def euler_maruyama(denoise: Denoiser, schedule: Schedule, amplitude: Amplitude =
 
 
 def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) -> Sampler:
-    """Euler-Maruyama for the SDE of a Schrodinger bridge, from any prior to the data.
+    """Euler-Maruyama for the SDE of a Schrödinger bridge, from any prior to the data.
 
-    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I): (1.19). Velocity and
-    score are separate functions, because for a prior that is not Gaussian neither determines the other. 1 evaluation of
-    both a step. With amplitude 0 it is Euler's method for the flow, which has the same marginals.
+    `x_s = x + (s - t) (v(x, t) - a^2 score(x, t) / 2) + a sqrt(t - s) z`, z ~ N(0, I) (1.19).
+    Velocity and score are separate functions, because for a prior that is not Gaussian neither
+    determines the other. Each step evaluates both once. With amplitude 0 it is Euler's method for
+    the flow, which has the same marginals.
 
     Args:
-        velocity: `(x, t) -> v`, in increasing t, such as a network trained by `losses.bridge_matching`.
+        velocity: `(x, t) -> v`, in increasing t, such as a network trained by
+            `losses.bridge_matching`.
         score: `(x, t) -> grad log p_t(x)`.
-        amplitude: a, at least 0: that of the bridge for its own paths, any other for other paths of the same marginals.
+        amplitude: a, at least 0. That of the bridge gives the paths of the bridge; any other gives
+            paths with the same marginals.
 
     Returns:
         The sampler.
@@ -69,52 +79,75 @@ def bridge_sampler(velocity: Network, score: Network, amplitude: float | Array) 
 
 def _bridge_kernel(velocity, score, amplitude, x, t, s):
     amplitude = as_scalar(amplitude, "amplitude")
-    drift = call_network(velocity, x, t, "velocity") - 0.5 * amplitude**2 * call_network(score, x, t, "score")
-    return diffuse(x, drift, amplitude, t, s)
+    v, score_value = call_network(velocity, x, t, "velocity"), call_network(score, x, t, "score")
+    return diffuse(x, v - 0.5 * amplitude**2 * score_value, amplitude, t, s)
 
 
 def predictor_corrector(
-    predictor: Sampler, denoise: Denoiser, schedule: Schedule, snr: float | Array = 0.16
+    denoise: Denoiser,
+    schedule: Schedule,
+    predictor: Callable[[Denoiser, Schedule], Kernel] = ddpm_kernel,
+    snr: float | Array = 0.16,
+    corrections: int = 1,
 ) -> Sampler:
-    """Any sampler, each of its steps followed by a step of Langevin dynamics at the new time.
+    """Draws from a kernel, then corrects x by Langevin dynamics at the new time.
 
-    `x <- x + h score + sqrt(2 h) z`, z ~ N(0, I), with the step size `h = 2 (snr sigma)^2`. That is Song's
-    `2 (snr |z| / |score|)^2` with the norms that both have on average, so that a sample does not depend on the others of
-    its batch, nor on its own noise. Wrap twice for two corrections. 1 evaluation a step more than the predictor.
+    A correction is `x <- x + h score + sqrt(2 h) z`, z ~ N(0, I), with `h = 2 (snr sigma)^2`. That
+    is Song's `h = 2 (snr |z| / |score|)^2` with the norms that both have on average, so that a
+    sample depends neither on the others of its batch nor on the norm of its own noise. 1 evaluation
+    per step, and 1 per correction.
 
     Args:
-        predictor: the sampler to correct, such as `ddpm(denoise, schedule)` or `euler_maruyama(denoise, schedule)`.
-        denoise: the denoiser.
+        denoise: the denoiser, for the predictor and the corrections.
         schedule: its path.
-        snr: the signal-to-noise ratio of the correction, dimensionless.
+        predictor: makes the kernel, such as `ddpm_kernel`, `euler_maruyama_kernel` or
+            `bind(ddim_kernel, eta=0.5)`. The kernel may evaluate the denoiser only at its own x and
+            t.
+        snr: the signal-to-noise ratio of a correction, dimensionless.
+        corrections: the number of corrections per step, at least 1.
 
     Returns:
         The sampler.
 
     Raises:
-        ValueError: if a concrete snr is negative or not finite.
+        ValueError: if a concrete snr is negative or not finite, or corrections < 1; and at the
+            first step, if the predictor evaluates the denoiser elsewhere.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), algorithms 1, 4 and 5.
 
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), linear_vp())
-    >>> sampler = predictor_corrector(ddpm(denoise, linear_vp()), denoise, linear_vp())
+    >>> sampler = predictor_corrector(denoise, linear_vp())
     >>> x0 = sample(jax.random.key(0), sampler, jnp.zeros((1000, 1)), uniform(100, end=1e-3))
     >>> 0.9 < float(x0.std()) < 1.1
     True
     """
     check_number(snr, "snr", 0)
-    return Sampler(predictor.init, bind(_predictor_corrector, predictor.step, denoise, schedule, snr))
+    if corrections < 1:
+        raise ValueError(f"corrections: expected at least 1, got {corrections}")
+    empty = jnp.zeros(corrections)  # a shape is static, while a number would be traced
+    return one_step(bind(_predictor_corrector, denoise, schedule, predictor, snr, empty))
 
 
-def _predictor_corrector(predict, denoise, schedule, snr, key, state, t, s):
-    predict_key, correct_key = jax.random.split(key)
-    state = predict(predict_key, state, t, s)
-    return state._replace(x=_langevin(denoise, schedule, snr, correct_key, state.x, t, s))
+def _predictor_corrector(denoise, schedule, predictor, snr, empty, key, x, t, s):
+    sigma, snr = alpha_sigma(schedule, s)[1], as_scalar(snr, "snr")
+
+    def stage(x, i):  # a scan, so that a compiled sampler holds the network once
+        first = i == 0
+        time = jnp.where(first | (sigma == 0), t, s)  # at sigma = 0, eps may be undefined
+        estimate = call_denoiser(denoise, x, time)
+        predicted = predictor(bind(_reuse, estimate, x), schedule)(x, t, s)
+        # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0
+        corrected = x - 2 * snr**2 * sigma * estimate.eps, 2 * snr * sigma
+        mean, std = (jnp.where(first, p, c) for p, c in zip(predicted, corrected, strict=True))
+        return mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype), None
+
+    return varying_scan(stage, x, jnp.arange(1 + empty.size))[0]
 
 
-def _langevin(denoise, schedule, snr, key, x, t, s):
-    # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0, where eps may have no value
-    sigma, snr = coefficients(schedule, s).sigma, as_scalar(snr, "snr")
-    eps = call_denoiser(denoise, x, jnp.where(sigma > 0, s, t)).eps
-    moved = x + 2 * snr * sigma * (jax.random.normal(key, x.shape, x.dtype) - snr * eps)
-    return jnp.where(sigma > 0, moved, x)
+def _reuse(estimate, x, at, t):
+    if at is not x:
+        raise ValueError(
+            "predictor: expected a kernel that evaluates the denoiser only at its own x and t, "
+            "got one that evaluates it elsewhere. Choose another, such as ddpm_kernel"
+        )
+    return estimate

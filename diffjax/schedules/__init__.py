@@ -1,16 +1,17 @@
-r"""Noise schedules: the path `x_t = alpha(t) x0 + sigma(t) eps` from data (t = 0) to the prior (t = 1).
+r"""Noise schedules: paths `x_t = alpha(t) x0 + sigma(t) eps` from data (t = 0) to prior (t = 1).
 
-A schedule is any function `t -> (alpha, sigma)` of a scalar time. With it come, for every schedule alike,
+A schedule is any function `t -> (alpha, sigma)` of a scalar time. It defines
 
     p(x_t | x_0) = N(alpha x_0, sigma^2 I)                                   (1.3), (1.24)
     dx = f x dt + g dw,  f = alpha'/alpha,  g^2 = (sigma^2)' - 2 f sigma^2    (1.2), (1.25)
     half log-SNR  lambda = log(alpha / sigma), decreasing in t
 
-by one forward-mode derivative: nothing is to be derived by hand. The constructors are Table 1.1. Their alpha and sigma
-are accurate to *relative* precision at both ends: `sqrt(-expm1(2 log alpha))` and not `sqrt(1 - alpha^2)`, which in
-float32 is 9% off at t = 1e-6.
+The derivatives come from one forward-mode pass, so none is derived by hand. The constructors are
+the paths of Table 1.1. Their alpha and sigma are accurate to *relative* precision at both ends:
+sigma is `sqrt(-expm1(2 log alpha))` and not `sqrt(1 - alpha^2)`, which in float32 is 9% off at
+t = 1e-6.
 
-A schedule of your own is a function; bind its numbers to make them visible to jax:
+Your own schedule is a function. Bind its numbers to make them visible to jax:
 
     def power(exponent, t):
         return 1 - t**exponent, t**exponent

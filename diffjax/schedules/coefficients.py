@@ -1,4 +1,4 @@
-"""What any schedule has: its derivatives, the drift and diffusion of its SDE, its log-SNR and the inverse of that."""
+"""Functions of any schedule: its derivatives, its SDE's coefficients, its log-SNR and inverse."""
 
 from typing import NamedTuple
 
@@ -53,7 +53,9 @@ def coefficients(schedule: Schedule, t: Time) -> Coefficients:
     Coefficients(alpha=Array(0.75, dtype=float32...), ..., dalpha=Array(-1., dtype=float32...), ...)
     """
     t = _time(t)
-    (alpha, sigma), (dalpha, dsigma) = jax.jvp(lambda t: alpha_sigma(schedule, t), (t,), (jnp.ones_like(t),))
+    (alpha, sigma), (dalpha, dsigma) = jax.jvp(
+        lambda t: alpha_sigma(schedule, t), (t,), (jnp.ones_like(t),)
+    )
     return Coefficients(alpha, sigma, dalpha, dsigma)
 
 
@@ -77,9 +79,10 @@ def drift(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def diffusion_squared(schedule: Schedule, t: Time) -> Float[Array, ""]:
-    """The squared diffusion coefficient g^2 of the forward SDE: `g^2 = 2 sigma sigma' - 2 f sigma^2` (1.25).
+    """The squared diffusion of the forward SDE: `g^2 = 2 sigma sigma' - 2 f sigma^2` (1.25).
 
-    At t = 0 it is the limit from the right, finite where sigma' is not (the VP paths). It is infinite where alpha = 0.
+    At t = 0 it is the limit from the right, which is finite even where sigma' is infinite (the VP
+    paths). It is infinite where alpha = 0.
 
     Args:
         schedule: any schedule.
@@ -96,7 +99,7 @@ def diffusion_squared(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def diffusion(schedule: Schedule, t: Time) -> Float[Array, ""]:
-    """The diffusion coefficient g of the forward SDE, the square root of `diffusion_squared` (1.25).
+    """The diffusion coefficient g of the forward SDE, the root of `diffusion_squared` (1.25).
 
     Args:
         schedule: any schedule.
@@ -112,7 +115,9 @@ def diffusion(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
-    """`lambda(t) = log(alpha / sigma)`, half the log signal-to-noise ratio: +inf where sigma = 0, -inf where alpha = 0.
+    """Half the log signal-to-noise ratio, `lambda(t) = log(alpha / sigma)`.
+
+    It is +inf where sigma = 0, and -inf where alpha = 0.
 
     Args:
         schedule: any schedule.
@@ -128,11 +133,11 @@ def half_log_snr(schedule: Schedule, t: Time) -> Float[Array, ""]:
 
 
 def half_log_snr_inverse(schedule: Schedule, value: Float[Array, ""] | float) -> Float[Array, ""]:
-    """The time in [0, 1] at which the half log-SNR has the given value: `t(lambda)` of Table 1.1, for any schedule.
+    """The time in [0, 1] at which the half log-SNR has the given value: `t(lambda)` of Table 1.1.
 
-    By bisection, hence for every schedule whose half log-SNR decreases. A value that the schedule does not reach gives
-    the nearer end. Its derivatives, with respect to the value and to the schedule's numbers, are those of the implicit
-    function: `dt = (dvalue - d lambda) / lambda'(t)`.
+    Bisection finds it for every schedule whose half log-SNR decreases. A value that the schedule
+    does not reach gives the nearer end. The derivatives with respect to the value and to the
+    schedule's numbers are those of the implicit function: `dt = (dvalue - d lambda) / lambda'(t)`.
 
     Args:
         schedule: any schedule.
@@ -167,7 +172,7 @@ def _inverse(schedule, value):
 
     def tangent_solve(linear, y):
         slope = linear(jnp.ones_like(y))
-        regular = jnp.isfinite(slope) & (slope != 0)  # not so where alpha or sigma is 0
+        regular = jnp.isfinite(slope) & (slope != 0)  # false where alpha or sigma is 0
         return jnp.where(regular, y / jnp.where(regular, slope, 1.0), 0.0)
 
     zero = zeros_of(target, *alpha_sigma(schedule, 0.5))
@@ -176,7 +181,7 @@ def _inverse(schedule, value):
 
 
 def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
-    """`schedule(t)`, checked: alpha and sigma, where no derivative is needed.
+    """Evaluates a schedule without derivatives: `schedule(t)`, with a check of what it returns.
 
     Args:
         schedule: any schedule.
@@ -195,27 +200,30 @@ def alpha_sigma(schedule: Schedule, t: Time) -> tuple[Array, Array]:
     maker = _maker(schedule)
     if maker:
         raise ValueError(
-            f"schedule: expected a schedule, got {maker}, the function that makes one; call it, as in {maker}()"
+            f"schedule: expected a schedule, got {maker}, the function that makes one; "
+            f"call it, as in {maker}()"
         )
     out = schedule(t)
     if not (isinstance(out, tuple) and len(out) == 2 and all(jnp.shape(o) == () for o in out)):
         raise ValueError(
-            f"schedule: expected it to return two scalars (alpha, sigma), got {jax.tree.map(jnp.shape, out)}"
+            "schedule: expected it to return two scalars (alpha, sigma), "
+            f"got {jax.tree.map(jnp.shape, out)}"
         )
     alpha, sigma = out
     return as_float(alpha + 0 * t, "alpha"), as_float(sigma + 0 * t, "sigma")
 
 
 def _maker(schedule) -> str | None:
-    """The name of the public function of this package that was given in place of the schedule that it returns."""
+    """The name of the constructor that was given in place of a schedule, or None."""
     fn = schedule.func if isinstance(schedule, Partial) and not schedule.args else schedule
     name, module = getattr(fn, "__name__", "_"), getattr(fn, "__module__", None) or ""
     return name if module.startswith("diffjax.schedules") and not name.startswith("_") else None
 
 
 def log_ratio(alpha: Array, sigma: Array) -> Array:
-    """log(alpha / sigma), of gradient 0 where it is infinite."""
-    finite = (alpha != 0) & (sigma != 0)  # elsewhere the logarithm's infinite slope would make NaN of a gradient of 0
+    """log(alpha / sigma), with gradient 0 where it is infinite."""
+    # the logarithm's infinite slope times a gradient of 0 would be NaN
+    finite = (alpha != 0) & (sigma != 0)
     value = jnp.log(jnp.where(finite, alpha, 1.0)) - jnp.log(jnp.where(finite, sigma, 1.0))
     return jnp.where(finite, value, jnp.where(sigma == 0, jnp.inf, -jnp.inf))
 

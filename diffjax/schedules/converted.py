@@ -1,4 +1,4 @@
-"""Paths from what others describe them by: the betas of a discrete chain, or the two coefficients of an SDE."""
+"""Paths from other descriptions: the betas of a discrete chain, or the coefficients of an SDE."""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from ..typing import Schedule
 __all__ = ["from_betas", "from_sde", "to_betas"]
 
 
-def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
-    """DDPM's discrete chain as a path in continuous time, exact at its n points t = i / n (1.31-1.33).
+def from_betas(betas: Float[Array, " n"]) -> Schedule:
+    """DDPM's discrete chain as a continuous path, exact at its n points t = i / n (1.31-1.33).
 
-    `log alpha` is linear between the points `1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and 0 at t = 0; VP. So
-    `uniform(n)` visits the chain's own steps, and beta(t) of (1.26) is constant on each of them.
+    `log alpha = 1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and it is linear in between. The
+    path is variance-preserving. `uniform(n)` visits the chain's own steps, and beta(t) of (1.26) is
+    constant on each of them.
 
     Args:
         betas: beta_1 ... beta_n, each in [0, 1).
@@ -27,10 +28,11 @@ def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: if betas is not a non-empty vector, or a concrete value is outside [0, 1) or not finite, or
-            concrete values look like `alphas_cumprod`.
+        ValueError: if betas is not a non-empty vector, a concrete value is not finite or not in
+            [0, 1), or concrete values look like `alphas_cumprod`.
 
-    Reference: Ho et al. 2020 (arXiv 2006.11239), eq. 4; Lu et al. 2022 (arXiv 2206.00927), appendix D.1.
+    Reference: Ho et al. 2020 (DDPM, arXiv 2006.11239), eq. 4; Lu et al. 2022 (DPM-Solver, arXiv
+    2206.00927), appendix D.1.
 
     >>> import jax.numpy as jnp
     >>> schedule = from_betas(jnp.linspace(1e-4, 0.02, 1000))  # DDPM
@@ -48,7 +50,8 @@ def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
     check_that(
         lambda b: (b.size < 3) | (b[0] < 0.9) | np.any(np.diff(b) >= 0),
         "betas: expected the variances beta_i of the steps, got {}, which descend from "
-        "almost 1 as alphas_cumprod does; its betas are 1 - a / jnp.concatenate([jnp.ones(1), a[:-1]])",
+        "almost 1 as alphas_cumprod does; its betas are "
+        "1 - a / jnp.concatenate([jnp.ones(1), a[:-1]])",
         betas,
     )
     steps = 0.5 * jnp.log1p(-betas)
@@ -57,15 +60,15 @@ def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
 
 
 def _from_betas(starts, steps, t):
-    # A difference of two sums would lose the digits of the slope: the steps are kept beside them.
+    # The steps are kept, too, because a difference of two sums would lose digits of the slope.
     n = steps.size
     i = jnp.clip(jnp.floor(t * n).astype(int), 0, n - 1)
     log_alpha = starts[i] + (t * n - i) * steps[i]
     return jnp.exp(log_alpha), safe_sqrt(-jnp.expm1(2 * log_alpha))
 
 
-def to_betas(schedule: Schedule, n: int) -> Float[Array, " {n}"]:
-    """The n steps of the discrete chain that a variance-preserving path is at t = i / n: the inverse of `from_betas`.
+def to_betas(schedule: Schedule, n: int) -> Float[Array, " n"]:
+    """The betas of a variance-preserving path as a chain at t = i / n: the inverse of `from_betas`.
 
     `beta_i = 1 - (alpha(t_i) / alpha(t_{i-1}))^2` (1.31).
 
@@ -88,29 +91,34 @@ def to_betas(schedule: Schedule, n: int) -> Float[Array, " {n}"]:
     alphas, sigmas = jax.vmap(schedule)(jnp.linspace(0.0, 1.0, n + 1))
     check_that(
         lambda a, s: abs(a * a + s * s - 1) < 1e-3,
-        "schedule: expected a variance-preserving path, alpha^2 + sigma^2 = 1; only those are DDPM chains",
+        "schedule: expected a variance-preserving path, alpha^2 + sigma^2 = 1, got alpha = {} and "
+        "sigma = {}; no other path is a DDPM chain",
         alphas,
         sigmas,
     )
-    # log alpha from whichever of alpha and sigma is the smaller one, hence the more accurate
+    # log alpha from the smaller one of alpha and sigma, which is the more accurate
     quiet = sigmas < alphas
-    log_alphas = jnp.where(quiet, 0.5 * jnp.log1p(-(jnp.where(quiet, sigmas, 0.0) ** 2)), jnp.log(alphas))
+    log_alphas = jnp.where(
+        quiet, 0.5 * jnp.log1p(-(jnp.where(quiet, sigmas, 0.0) ** 2)), jnp.log(alphas)
+    )
     return -jnp.expm1(2 * jnp.diff(log_alphas))
 
 
 def from_sde(f, g, nodes: int = 32) -> Schedule:
     """The path of the SDE `dx = f(t) x dt + g(t) dw`, by quadrature (1.4).
 
-    `alpha = exp int_0^t f du`, `sigma^2 = int_0^t g(u)^2 exp(2 int_u^t f) du`: Gauss-Legendre rules, which converge
-    spectrally as long as f and g are smooth on [0, t]. They need not be integrable up to t = 1.
+    `alpha = exp int_0^t f du`, `sigma^2 = int_0^t g(u)^2 exp(2 int_u^t f) du`. The Gauss-Legendre
+    rules converge spectrally as long as f and g are smooth on [0, t]. f and g need not be
+    integrable up to t = 1.
 
     Args:
         f: t -> f(t), the scalar linear drift, in units of 1/time.
-        g: t -> g(t), the scalar diffusion coefficient, in units of the data per square root of time.
-        nodes: points of the rule in each of the two nested integrals.
+        g: t -> g(t), the scalar diffusion coefficient, in units of the data per square root of
+            time.
+        nodes: the number of points of the rule in each of the two nested integrals.
 
     Returns:
-        The schedule; `drift` and `diffusion_squared` of it give f and g^2 back.
+        The schedule. Its `drift` is f, and its `diffusion_squared` is g^2.
 
     Raises:
         ValueError: if nodes < 1.

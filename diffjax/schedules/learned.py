@@ -1,4 +1,4 @@
-"""A variance-preserving path whose log-SNR is a monotone network, to be learned by gradient."""
+"""A variance-preserving path whose log-SNR is a monotone network, learned by gradient descent."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,13 @@ __all__ = ["MonotoneNetwork", "init_monotone", "monotone_vp"]
 
 
 class MonotoneNetwork(NamedTuple):
-    """`h(t) = |slope| t + sum_j |outer_j| sigmoid(|inner_j| t + bias_j)`, which increases whatever its numbers are."""
+    """`h(t) = |slope| t + sum_j |outer_j| sigmoid(|inner_j| t + bias_j)`.
+
+    It increases with t whatever the numbers are.
+    """
 
     slope: Float[Array, ""]
-    """The least slope of h."""
+    """|slope| is a lower bound on the slope of h."""
     inner: Float[Array, " units"]
     """inner_j: how fast unit j rises."""
     bias: Float[Array, " units"]
@@ -28,11 +31,11 @@ class MonotoneNetwork(NamedTuple):
 
 
 def init_monotone(key: PRNGKeyArray, units: int = 64) -> MonotoneNetwork:
-    """Initial numbers of a monotone network: a straight line, about which the units vary by a few per cent.
+    """Initial numbers of a monotone network: a straight line, varied by a few percent by the units.
 
     Args:
         key: a PRNG key.
-        units: how many sigmoids, at least 1. (The paper takes 1024.)
+        units: the number of sigmoids, at least 1. (The paper takes 1024.)
 
     Returns:
         The numbers, a pytree to optimize.
@@ -40,7 +43,7 @@ def init_monotone(key: PRNGKeyArray, units: int = 64) -> MonotoneNetwork:
     Raises:
         ValueError: if units < 1.
 
-    Reference: as `monotone_vp`.
+    Reference: see `monotone_vp`.
 
     >>> init_monotone(jax.random.key(0), 8).inner.shape
     (8,)
@@ -51,40 +54,47 @@ def init_monotone(key: PRNGKeyArray, units: int = 64) -> MonotoneNetwork:
     return MonotoneNetwork(jnp.ones(()), 4 * inner, 4 * bias, outer / units)
 
 
-def monotone_vp(network: MonotoneNetwork, high: float | Array = 6.65, low: float | Array = -2.5) -> Schedule:
-    """The variance-preserving path with a learned log-SNR: `alpha^2 = sigmoid(2 lambda)`, `sigma^2 = sigmoid(-2 lambda)`.
+def monotone_vp(
+    network: MonotoneNetwork, high: float | Array = 6.65, low: float | Array = -2.5
+) -> Schedule:
+    """A variance-preserving path with a learned log-SNR.
 
-    `lambda(t) = high - (high - low) (h(t) - h(0)) / (h(1) - h(0))`. The network and both ends are data of the schedule, so
-    `jax.grad` of a loss reaches them: the mean of `losses.variational_bound` depends on the ends alone, its variance also
-    on the shape in between.
+    `alpha^2 = sigmoid(2 lambda)`, `sigma^2 = sigmoid(-2 lambda)`,
+    `lambda(t) = high - (high - low) (h(t) - h(0)) / (h(1) - h(0))`. The network and both ends are
+    data of the schedule, so `jax.grad` of a loss reaches them. The mean of
+    `losses.variational_bound` depends only on the ends; its variance also on the shape in between.
 
     Args:
         network: h, see `init_monotone`.
-        high: lambda(0), half the log-SNR of the data's end. VDM starts at a log-SNR of 13.3.
-        low: lambda(1) < high, half the log-SNR of the prior's end. VDM starts at a log-SNR of -5.
+        high: lambda(0), half the log-SNR at the data end. VDM starts at a log-SNR of 13.3.
+        low: lambda(1) < high, half the log-SNR at the prior end. VDM starts at a log-SNR of -5.
 
     Returns:
         The schedule. A little noise stays at t = 0, and a little data at t = 1.
 
     Raises:
-        ValueError: for concrete ends unless low < high, both finite.
+        ValueError: if concrete ends are not finite with low < high.
 
-    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 3, section 3.2 and appendices H and I.2; a network of
-    one layer fewer.
+    Reference: Kingma et al. 2021 (VDM, arXiv 2107.00630), eq. 3, section 3.2 and appendices H and
+    I.2; here with one layer fewer.
 
     >>> schedule = monotone_vp(init_monotone(jax.random.key(0)), 6.0, -3.0)
     >>> round(float(half_log_snr(schedule, 0.0)), 3), round(float(half_log_snr(schedule, 1.0)), 3)
     (6.0, -3.0)
     """
     message = "high, low: expected finite numbers with low < high, got high={}, low={}"
-    check_that(lambda high, low: np.isfinite(high) & np.isfinite(low) & (low < high), message, high, low)
+    check_that(
+        lambda high, low: np.isfinite(high) & np.isfinite(low) & (low < high), message, high, low
+    )
     return bind(_monotone_vp, network, high, low)
 
 
 def _monotone_vp(network, high, low, t):
     start, end = _monotone(network, jnp.zeros_like(t)), _monotone(network, jnp.ones_like(t))
     value = high - (high - low) * (_monotone(network, t) - start) / (end - start)
-    return jnp.exp(0.5 * jax.nn.log_sigmoid(2 * value)), jnp.exp(0.5 * jax.nn.log_sigmoid(-2 * value))
+    alpha = jnp.exp(0.5 * jax.nn.log_sigmoid(2 * value))
+    sigma = jnp.exp(0.5 * jax.nn.log_sigmoid(-2 * value))
+    return alpha, sigma
 
 
 def _monotone(network, t):

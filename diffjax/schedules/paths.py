@@ -1,4 +1,4 @@
-"""Table 1.1: the paths in closed form."""
+"""The paths of Table 1.1, in closed form."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +14,10 @@ __all__ = ["cosine", "edm", "gvp", "linear", "linear_vp", "sub_vp", "ve"]
 
 
 def linear_vp(beta_min: float | Array = 0.1, beta_max: float | Array = 20.0) -> Schedule:
-    """Variance-preserving path with linear beta, the continuous limit of DDPM (1.26, 1.27, 1.35).
+    """The variance-preserving path of linear beta, the limit of DDPM (1.26, 1.27, 1.35).
 
-    `beta(t) = beta_min + t (beta_max - beta_min)`, `alpha = exp(-1/2 int_0^t beta)`, `alpha^2 + sigma^2 = 1`.
+    `beta(t) = beta_min + t (beta_max - beta_min)`, `alpha = exp(-1/2 int_0^t beta)`,
+    `alpha^2 + sigma^2 = 1`.
 
     Args:
         beta_min: beta(0) >= 0.
@@ -26,7 +27,7 @@ def linear_vp(beta_min: float | Array = 0.1, beta_max: float | Array = 20.0) -> 
         The schedule.
 
     Raises:
-        ValueError: for a concrete beta that is not finite, negative, or descending.
+        ValueError: unless concrete betas are finite with 0 <= beta_min <= beta_max, 0 < beta_max.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), eq. 32-33; Table 1.1.
 
@@ -48,7 +49,7 @@ def _linear_vp_log_alpha(beta_min, beta_max, t):
 
 
 def sub_vp(beta_min: float | Array = 0.1, beta_max: float | Array = 20.0) -> Schedule:
-    """Sub-VP path: alpha of `linear_vp`, and `sigma = 1 - alpha^2`, everywhere less noise than VP.
+    """The sub-VP path: alpha of `linear_vp` and `sigma = 1 - alpha^2`, at all times less than VP's.
 
     Args:
         beta_min: beta(0) >= 0.
@@ -58,7 +59,7 @@ def sub_vp(beta_min: float | Array = 0.1, beta_max: float | Array = 20.0) -> Sch
         The schedule.
 
     Raises:
-        ValueError: as `linear_vp`.
+        ValueError: see `linear_vp`.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), eq. 28-29; Table 1.1.
 
@@ -75,9 +76,9 @@ def _sub_vp(beta_min, beta_max, t):
 
 
 def ve(sigma_min: float | Array = 0.01, sigma_max: float | Array = 50.0) -> Schedule:
-    """Variance-exploding path: `alpha = 1`, `sigma = sigma_min (sigma_max / sigma_min)^t`.
+    """The variance-exploding path: `alpha = 1`, `sigma = sigma_min (sigma_max / sigma_min)^t`.
 
-    Its prior is N(0, sigma_max^2 I), not N(0, I), and a little noise, sigma_min, stays at t = 0.
+    Its prior is N(0, sigma_max^2 I), not N(0, I), and a little noise, sigma_min, remains at t = 0.
 
     Args:
         sigma_min: sigma(0) > 0, in units of the data.
@@ -87,7 +88,7 @@ def ve(sigma_min: float | Array = 0.01, sigma_max: float | Array = 50.0) -> Sche
         The schedule.
 
     Raises:
-        ValueError: for concrete values unless 0 < sigma_min < sigma_max < infinity.
+        ValueError: unless concrete values satisfy 0 < sigma_min < sigma_max < infinity.
 
     Reference: Song et al. 2021 (arXiv 2011.13456), eq. 30; Table 1.1.
 
@@ -110,7 +111,9 @@ def _ve(sigma_min, sigma_max, t):
 
 
 def edm(sigma_max: float | Array = 80.0) -> Schedule:
-    """EDM's path: `alpha = 1`, `sigma = t sigma_max`: Karras' sigma, in units of its largest value, is the time.
+    """EDM's path: `alpha = 1`, `sigma = t sigma_max`.
+
+    The time is Karras' sigma in units of its maximum.
 
     Args:
         sigma_max: sigma(1) > 0, in units of the data.
@@ -119,9 +122,9 @@ def edm(sigma_max: float | Array = 80.0) -> Schedule:
         The schedule; its prior is N(0, sigma_max^2 I).
 
     Raises:
-        ValueError: for a concrete sigma_max that is not positive and finite.
+        ValueError: if a concrete sigma_max is not positive and finite.
 
-    Reference: Karras et al. 2022 (arXiv 2206.00364), Table 1; Table 1.1.
+    Reference: Karras et al. 2022 (EDM, arXiv 2206.00364), Table 1; Table 1.1.
 
     >>> float(edm(80.0)(0.5)[1])
     40.0
@@ -138,10 +141,11 @@ def linear() -> Schedule:
     """The linear path of flow matching and rectified flow: `alpha = 1 - t`, `sigma = t` (1.17).
 
     Returns:
-        The schedule. Its velocity `eps - x0` is regular at both ends; f and g^2 are infinite at t = 1.
+        The schedule. Its velocity `eps - x0` is regular at both ends, but f and g^2 are infinite
+        at t = 1.
 
-    Reference: Lipman et al. 2023 (arXiv 2210.02747), eq. 20 with sigma_min = 0; Liu et al. 2023 (arXiv 2209.03003);
-    Table 1.1. Both papers run time the other way: their t is 1 - t here.
+    Reference: Lipman et al. 2023 (arXiv 2210.02747), eq. 20 with sigma_min = 0; Liu et al. 2023
+    (arXiv 2209.03003); Table 1.1. In both papers time runs the other way: their t is 1 - t here.
 
     >>> [float(c) for c in linear()(0.25)]
     [0.75, 0.25]
@@ -154,10 +158,12 @@ def _linear(t):
 
 
 def gvp() -> Schedule:
-    """The generalised variance-preserving (trigonometric) path: `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`.
+    """The generalised variance-preserving (GVP) or trigonometric path.
+
+    `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`.
 
     Returns:
-        The schedule. `f = -(pi/2) tan(pi t/2)` and `g^2 = pi tan(pi t/2)`, infinite at t = 1.
+        The schedule. `f = -(pi/2) tan(pi t/2)` and `g^2 = pi tan(pi t/2)` are infinite at t = 1.
 
     Reference: Albergo and Vanden-Eijnden 2023 (arXiv 2209.15571), eq. 5; Table 1.1.
 
@@ -168,8 +174,8 @@ def gvp() -> Schedule:
 
 
 def _gvp(t):
-    # Each half of the path has an angle that is small at its end. So alpha(1) is exactly 0, and
-    # near both ends the derivatives keep their digits, too.
+    # Each half of the path has its own angle, small at its end. So alpha(1) is exactly 0, and the
+    # derivatives are accurate near both ends.
     first = t < 0.5
     angle = 0.5 * jnp.pi * jnp.where(first, t, 1 - t)
     near, far = jnp.cos(angle), jnp.sin(angle)
@@ -177,16 +183,18 @@ def _gvp(t):
 
 
 def cosine(s: float | Array = 0.008) -> Schedule:
-    """The cosine path of improved DDPM: `alpha = cos(b + (pi/2 - b) t) / cos(b)`, `b = (pi/2) s / (1 + s)`, VP.
+    """The cosine path of improved DDPM, which is variance-preserving.
+
+    `alpha = cos(b + (pi/2 - b) t) / cos(b)` with `b = (pi/2) s / (1 + s)`.
 
     Args:
-        s: the offset at t = 0, at least 0; at s = 0 it is `gvp`.
+        s: the offset at t = 0, at least 0; s = 0 gives `gvp`.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: for a concrete s that is negative or not finite.
+        ValueError: if a concrete s is negative or not finite.
 
     Reference: Nichol and Dhariwal 2021 (arXiv 2102.09672), eq. 17.
 
@@ -201,8 +209,8 @@ def _cosine(s, t):
     b = 0.5 * jnp.pi * s / (1 + s)
     length = 0.5 * jnp.pi - b
     a = length * t
-    # Each half of the path has formulas of its own, which keep their digits and those of their
-    # derivatives. sigma^2 = 1 - cos^2(a + b) / cos^2(b) = sin(a) sin(a + 2 b) / cos^2(b)
+    # Each half of the path has its own formulas, which are accurate, as are their derivatives.
+    # sigma^2 = 1 - cos^2(a + b) / cos^2(b) = sin(a) sin(a + 2 b) / cos^2(b)
     first = t < 0.5
     alpha = jnp.where(first, jnp.cos(a + b), jnp.sin(length * (1 - t))) / jnp.cos(b)
     near_data = jnp.sin(a) * jnp.sin(a + 2 * b) / jnp.cos(b) ** 2

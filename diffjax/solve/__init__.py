@@ -1,4 +1,4 @@
-"""What runs to the end in one call: diffrax for the equations of a path, and DPM-Solver with steps of its own choice."""
+"""Solvers that run from start to end in one call: diffrax, and DPM-Solver with its own steps."""
 
 from .dpm_solver import (
     DPM_SOLVER_12,

@@ -1,4 +1,4 @@
-"""DPM-Solver to the end: with steps of adaptive length, for every sample its own, and with exactly K evaluations."""
+"""DPM-Solver from start to end: with adaptive steps, or with exactly K evaluations."""
 
 import functools
 import itertools
@@ -15,8 +15,9 @@ from .._checks import as_float, check_that
 from .._once import once
 from .._varying import error_if, varying_carry
 from ..grids import uniform_log_snr
-from ..samplers._exponential import eps_of
-from ..samplers.dpm_solver import Stages, begins, run_stages, stages_1, stages_2, stages_3
+from ..samplers._interpolation import predict_eps
+from ..samplers._singlestep import Stages, run_stages
+from ..samplers.dpm_solver import stages_1, stages_2, stages_3
 from ..samplers.kernels import towards
 from ..schedules import alpha_sigma, half_log_snr, half_log_snr_inverse
 from ..typing import Denoiser, Schedule, Time
@@ -32,12 +33,12 @@ __all__ = [
 
 
 class AdaptiveSolution(NamedTuple):
-    """What an adaptive solver returns."""
+    """The result of an adaptive solver."""
 
     x: Array
     """x at the last time."""
     evaluations: Int[Array, ""]
-    """How often the denoiser was called, rejected steps included."""
+    """The number of calls of the denoiser, including those of rejected steps."""
 
 
 def _lower_1(schedule, t, s, start, differences):
@@ -45,24 +46,25 @@ def _lower_1(schedule, t, s, start, differences):
 
 
 def _lower_2(schedule, t, s, start, differences):
-    return _lower_1(schedule, t, s, start, differences) + stages_2(schedule, t, s, 1 / 3).weights[1] * differences[1]
+    weight = stages_2(schedule, t, s, 1 / 3).weights[1]
+    return _lower_1(schedule, t, s, start, differences) + weight * differences[1]
 
 
 class EmbeddedPair(NamedTuple):
     """A solver and, from the same evaluations, one of lower order that estimates its error."""
 
     order: int
-    """The order of the solver, one more than that of the other."""
+    """The order of the solver; that of the other one is `order - 1`."""
     stages: Callable[[Schedule, Time, Time], Stages]
     """`stages(schedule, t, s)`: the solver's evaluations between t and s."""
     lower: Callable[..., Array]
-    """`lower(schedule, t, s, start, differences) -> x_s`: the step of lower order, from the same evaluations."""
+    """`lower(schedule, t, s, start, differences) -> x_s`: the step of lower order."""
 
 
 DPM_SOLVER_12 = EmbeddedPair(2, stages_2, _lower_1)
-"""DPM-Solver-2 beside DPM-Solver-1."""
+"""DPM-Solver-2, with DPM-Solver-1 for the error estimate."""
 DPM_SOLVER_23 = EmbeddedPair(3, stages_3, _lower_2)
-"""DPM-Solver-3 beside DPM-Solver-2 of r1 = 1/3."""
+"""DPM-Solver-3, with DPM-Solver-2 (r1 = 1/3) for the error estimate."""
 
 
 def dpm_solver_adaptive(
@@ -78,11 +80,14 @@ def dpm_solver_adaptive(
     safety: float | Array = 0.9,
     max_steps: int = 1000,
 ) -> AdaptiveSolution:
-    """DPM-Solver-12 and -23: steps in log-SNR of a length that keeps a solver within the tolerance of a lower one.
+    """DPM-Solver-12 and -23: adaptive steps in log-SNR, from a pair of solvers.
 
-    With x_high of order q and x_low of order q - 1, a step h is taken if
-    `E = |(x_high - x_low) / max(atol, rtol max(|x_low|, |x_before|))|_2 / sqrt(d) <= 1`, and the next one is
-    `safety h E^(-1/q)`. x is one sample: under vmap every sample has steps of its own. No reverse mode.
+    With x_high of order q and x_low of order q - 1, a step h is accepted if E <= 1,
+
+        E = |(x_high - x_low) / max(atol, rtol max(|x_low|, |x_before|))|_2 / sqrt(d),
+
+    and the next one is `safety h E^(-1/q)`. x is one sample; under vmap every sample has its own
+    steps. Reverse mode is not available.
 
     Args:
         denoise: the denoiser.
@@ -90,21 +95,21 @@ def dpm_solver_adaptive(
         x: one sample at time t.
         t: the time of x; its log-SNR must be finite.
         s: the time to stop at, s < t; its log-SNR must be finite.
-        pair: DPM_SOLVER_12 (2 evaluations a step) or DPM_SOLVER_23 (3).
+        pair: DPM_SOLVER_12 (2 evaluations per step) or DPM_SOLVER_23 (3).
         rtol: the relative tolerance of a step.
         atol: the absolute tolerance of a step, in units of x.
         first_step: the first h, in nats of half log-SNR.
         safety: how much of the estimated best step to take, in (0, 1).
-        max_steps: after how many tried steps to give up.
+        max_steps: the maximum number of steps, accepted or rejected.
 
     Returns:
         `AdaptiveSolution(x, evaluations)`.
 
     Raises:
-        ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or concrete tolerances that
-            are not positive.
-        RuntimeError: if max_steps do not suffice, or x or what the denoiser returns is not finite. Within `shard_map`,
-            where jax cannot raise, x is NaN instead.
+        ValueError: for concrete times that are not 0 <= s < t <= 1 or have no finite log-SNR, or
+            concrete tolerances that are not positive.
+        RuntimeError: if max_steps is too small, or if x or an output of the denoiser is not finite.
+            Within `shard_map`, where jax cannot raise, x is NaN instead.
 
     Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), appendix C.
 
@@ -133,30 +138,43 @@ def _adapt(denoise, schedule, x, t, s, pair, rtol, atol, first_step, safety, max
         last = h >= end - now
         target = jnp.where(last, s, half_log_snr_inverse(schedule, jnp.where(last, end, now + h)))
         stages = pair.stages(schedule, t, target)
-        (high, start), differences = run_stages(denoise, eps_of, x, stages, begins(stages))
+        (high, start), differences = run_stages(denoise, predict_eps, x, stages)
         low = pair.lower(schedule, t, target, start, differences)
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(before)))
         error = jnp.sqrt(jnp.mean(((high - low) / scale) ** 2))
         taken = error <= 1
         h = safety * jnp.minimum(h, end - now) * jnp.maximum(error, 1e-6) ** (-1 / pair.order)
-        x, before, t = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t))
+        x, before, t = jax.tree.map(
+            lambda a, b: jnp.where(taken, a, b), (high, low, target), (x, before, t)
+        )
         return x, t, before, h, tried + 1
 
     carry = (x, t, x, first_step.astype(end.dtype), jnp.zeros((), jnp.int32))
     x, t, _, h, tried = jax.lax.while_loop(unfinished, attempt, varying_carry(attempt, carry))
-    unreached = f"the adaptive DPM-Solver did not reach its end within max_steps = {max_steps}"
-    x = error_if(
-        x, ~jnp.isfinite(h), "the adaptive DPM-Solver met values that are not finite, in x or from the denoiser"
+    not_finite = "x: expected finite values of x and the denoiser from t to s, got others"
+    too_few = (
+        f"max_steps: expected enough steps to go from t to s, got {max_steps}. "
+        "Give more steps, or larger tolerances"
     )
-    x = error_if(x, t > s, unreached)
+    x = error_if(x, ~jnp.isfinite(h), not_finite)
+    x = error_if(x, t > s, too_few)
     return AdaptiveSolution(x, pair.order * tried)
 
 
 def _check_adaptive(schedule, t, s, rtol, atol, first_step):
-    check_that(lambda t, s: (0 <= s) & (s < t) & (t <= 1), "t, s: expected 0 <= s < t <= 1, got t={}, s={}", t, s)
+    check_that(
+        lambda t, s: (0 <= s) & (s < t) & (t <= 1),
+        "t, s: expected 0 <= s < t <= 1, got t={}, s={}",
+        t,
+        s,
+    )
     for name, time in (("t", t), ("s", s)):
         value = half_log_snr(schedule, time)
-        check_that(jnp.isfinite, f"{name}: expected a time of finite log-SNR, got {name}={time} with {{}}", value)
+        check_that(
+            jnp.isfinite,
+            f"{name}: expected a time of finite log-SNR, got {name}={time} with {{}}",
+            value,
+        )
     for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step)):
         check_that(lambda v: v > 0, f"{name}: expected a positive number, got {{}}", value)
 
@@ -164,32 +182,35 @@ def _check_adaptive(schedule, t, s, rtol, atol, first_step):
 def dpm_solver_fast(
     denoise: Denoiser,
     schedule: Schedule,
-    x: Float[ArrayLike, "*x"],
+    x: Array,
     evaluations: int,
     start: Time = 1.0,
     end: Time = 1e-3,
-) -> Float[Array, "*x"]:
-    """DPM-Solver-fast: exactly K evaluations, in steps of order 3 and, for the rest of K, of order 2 and 1.
+) -> Array:
+    """DPM-Solver-fast: exactly K evaluations, in steps of order 3, and the rest of order 2 and 1.
 
-    K mod 3 = 0: K/3 - 1 steps of order 3, one of 2, one of 1; 1: floor(K/3) of order 3, one of 1; 2: floor(K/3) of order 3,
-    one of 2. The steps are uniform in the log-SNR.
+        K mod 3 = 0    K/3 - 1 steps of order 3, one of order 2, one of order 1
+        K mod 3 = 1    floor(K/3) steps of order 3, one of order 1
+        K mod 3 = 2    floor(K/3) steps of order 3, one of order 2
+
+    The steps are uniform in the log-SNR.
 
     Args:
         denoise: the denoiser.
         schedule: its path.
-        x: where to start: one sample, or a batch.
+        x: the start: one sample, or a batch.
         evaluations: K, at least 1.
         start: the time of x.
-        end: the last time; 0 for the data themselves.
+        end: the last time; 0 ends at the data themselves.
 
     Returns:
         x at the last time, of the shape of x.
 
     Raises:
-        ValueError: if evaluations < 1, x is not floating-point, or a concrete result is not finite; and as
-            `uniform_log_snr`.
+        ValueError: if evaluations < 1, x is not floating-point, or a concrete result is not finite;
+            and as for `uniform_log_snr`.
 
-    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4; the rule of the chapter's Fig. 1.4.
+    Reference: Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.4; Fig. 1.4.
 
     >>> schedule = linear_vp()
     >>> denoise = gaussian(jnp.zeros(1), 0.25 * jnp.eye(1), schedule)
@@ -205,11 +226,16 @@ def dpm_solver_fast(
     steps, done = [], 0
     for order, group in itertools.groupby(orders):
         n = done + len(list(group))
-        of_order = jax.vmap(functools.partial(make[order], schedule))(outer[done:n], outer[done + 1 : n + 1])
-        steps.append(jax.tree.map(jnp.ravel, of_order))
+        make_group = jax.vmap(functools.partial(make[order], schedule))
+        stages = make_group(outer[done:n], outer[done + 1 : n + 1])
+        steps.append(jax.tree.map(jnp.ravel, stages))
         done = n
     stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
     first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
-    (last, _), _ = run_stages(denoise, eps_of, as_float(x, "x"), stages, first)
-    check_that(np.isfinite, "denoise: expected finite values at all times from start to end, got x={} at the end", last)
-    return last
+    (x, _), _ = run_stages(denoise, predict_eps, x, stages, first)
+    check_that(
+        np.isfinite,
+        "denoise: expected finite values at all times from start to end, got x={} at the end",
+        x,
+    )
+    return x

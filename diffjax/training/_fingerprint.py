@@ -29,7 +29,8 @@ def named(tree: Any, part: str | None = None) -> dict[str, Any]:
     names = {".".join([*start, *map(_quoted, path)]) or "%": leaf for path, leaf in leaves}
     if len(names) < len(leaves):
         raise ValueError(
-            f"state: expected leaves with different names, got {len(leaves)} leaves and {len(names)} names"
+            f"state: expected leaves with different names, "
+            f"got {len(leaves)} leaves and {len(names)} names"
         )
     return names
 
@@ -46,7 +47,10 @@ def is_key(leaf: Any) -> bool:
 
 def describe(leaf: Any) -> list:
     """`[shape, dtype]`, as JSON can hold them."""
-    return [list(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)]
+    return [
+        list(np.shape(leaf)),
+        str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype),
+    ]
 
 
 def text(shape: list[int], dtype: str) -> str:
@@ -55,7 +59,7 @@ def text(shape: list[int], dtype: str) -> str:
 
 
 def fingerprint(leaves: dict[str, Any]) -> dict[str, list]:
-    """`{name: [shape, dtype, checksum]}`. It is None for Python objects and deleted arrays.
+    """`{name: [shape, dtype, checksum]}`. The checksum of objects and deleted arrays is None.
 
     >>> import numpy as np
     >>> fingerprint({"w": np.ones(2, np.float32)}) == fingerprint({"w": jax.numpy.ones(2)})
@@ -89,9 +93,10 @@ def _host_words(array: np.ndarray) -> np.ndarray | None:
 
 @jax.jit
 def _sum(x: jax.Array) -> jax.Array:
-    """The sum modulo 2^32 of all words, each of them mixed with its place.
+    """The sum modulo 2^32 of all words, each mixed with its position.
 
-    A sum has no order, so every shard can add its part. The mixing is that of MurmurHash3.
+    The order of a sum does not matter, so every shard can add its part. The mixing is that of
+    MurmurHash3.
     """
     words = _words(x).astype(jnp.uint32)
     place = jnp.zeros(words.shape, jnp.uint32)
@@ -112,7 +117,11 @@ def _words(x: jax.Array) -> jax.Array:
 def _bits(dtype: Any) -> int:
     if jnp.issubdtype(dtype, jnp.integer):
         return jnp.iinfo(dtype).bits
-    return jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else 8 * np.dtype(dtype).itemsize
+    return (
+        jnp.finfo(dtype).bits
+        if jnp.issubdtype(dtype, jnp.floating)
+        else 8 * np.dtype(dtype).itemsize
+    )
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a training run writes for people: `metrics.jsonl`, TensorBoard's files and a progress bar."""
+"""The logs of a training run: `metrics.jsonl`, TensorBoard's files and a progress bar."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ logger = logging.getLogger("diffjax")
 
 
 def say(message: str, show: bool) -> None:
-    """Logs a message, and prints it if there is a progress bar, too."""
+    """Logs a message, and prints it if there is a progress bar."""
     logger.info(message)
     if show:
         from tqdm import tqdm
@@ -27,7 +27,7 @@ def say(message: str, show: bool) -> None:
 def metrics_log(
     directory: pathlib.Path | None, start: int, tensorboard: bool
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A function `write(step, record)`. Lines of a stopped run beyond the step it resumes from go."""
+    """A function `write(step, record)`. It removes the lines of steps that will be run again."""
     if directory is None:
         yield lambda step, record: None
         return
@@ -40,10 +40,14 @@ def metrics_log(
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            writer = stack.enter_context(SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1))
+            writer = stack.enter_context(
+                SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+            )
 
         def write(step: int, record: dict[str, float]) -> None:
-            known = {name: value if math.isfinite(value) else None for name, value in record.items()}
+            known = {
+                name: value if math.isfinite(value) else None for name, value in record.items()
+            }
             file.write(json.dumps({"step": step, **known}) + "\n")
             if writer is not None:
                 for name, value in record.items():
@@ -66,7 +70,9 @@ def _drop_lines_after(path: pathlib.Path, start: int) -> None:
         elif step <= start:
             kept.append(line + b"\n")
     if broken:
-        logger.warning("%s: dropped what is no JSON object with a step, in lines %s", path, ", ".join(broken))
+        logger.warning(
+            "%s: dropped lines that are not JSON objects with a step: %s", path, ", ".join(broken)
+        )
     if (cleaned := b"".join(kept)) != content:
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_bytes(cleaned)

@@ -22,7 +22,7 @@ def is_main() -> bool:
 
 
 def gather(value: Any) -> list:
-    """The values of all processes, in their order. Each is anything that JSON can hold.
+    """The values of all processes, in their order. A value is anything that JSON can hold.
 
     >>> gather({"a": 1})
     [{'a': 1}]
@@ -66,8 +66,8 @@ class Stop(BaseException):
 class Signals:
     """A context in which the first SIGTERM or SIGINT only asks the loop to stop.
 
-    Python lets the main thread alone handle signals, so elsewhere the context does nothing. A signal
-    that the program ignores stays ignored.
+    Python lets the main thread alone handle signals, so elsewhere the context does nothing. A
+    signal that the program ignores stays ignored.
 
     Over several processes, jax's preemption service tells every process of a SIGTERM that one of
     them got, and at which step all of them are to stop. That service handles SIGTERM itself. A
@@ -95,7 +95,7 @@ class Signals:
 
     def _handle(self, number: int, _) -> None:
         if number == signal.SIGINT and self._received == signal.SIGINT:
-            raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait
         self._received = number
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -103,10 +103,10 @@ class Signals:
             raise Stop
 
     def interrupt(self, function: Callable[..., T], *args: Any) -> T:
-        """Calls the function. A signal ends the call by `Stop`, also one that came before.
+        """Calls the function. A signal, also an earlier one, ends the call by `Stop`.
 
-        Over several processes no call is ended: the others are in the middle of a step that needs
-        this process.
+        Over several processes no call is ended, because the others are in a step that needs this
+        process.
         """
         self._waiting = True
         try:
@@ -117,12 +117,12 @@ class Signals:
             self._waiting = False
 
     def check(self, step: int) -> None:
-        """Raises `Stop` if the run is to end after this step: called once a step, everywhere."""
+        """Raises `Stop` if the run ends after this step. Every process calls it at every step."""
         if self._enabled and (_preempted(step) if self._several else self._received is not None):
             raise Stop
 
     def error(self) -> BaseException:
-        """What the run ends with once its state is saved."""
+        """The exception that ends the run once its state is saved."""
         interrupted = self._received == signal.SIGINT
         return KeyboardInterrupt() if interrupted else SystemExit(128 + signal.SIGTERM)
 

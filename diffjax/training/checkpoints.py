@@ -1,22 +1,20 @@
 """Checkpoints of any pytree of arrays, by Orbax: complete or absent, and checked when read.
 
-A checkpoint holds the arrays by name ("params.hidden.kernel"), the place of the data iterator, and a
-manifest with every array's shape, dtype and checksum. So a damaged checkpoint is told from a good
-one, and one of another architecture from a damaged one, before anything is used.
+A checkpoint holds the arrays by name ("params.hidden.kernel"), the position of the data iterator,
+and a manifest with the shape, dtype and checksum of every array. So a damaged checkpoint and one of
+another architecture are recognized before anything is used.
 
 Arrays may be sharded over devices and processes. Each process writes and reads its own shards, and
 the checksums are computed on the devices, so no array is gathered anywhere.
 """
 
-import errno
 import json
 import os
 import pathlib
-import socket
 import threading
 import warnings
 import zlib
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from diffjax.training._fingerprint import describe, fingerprint, is_key, named, text
-from diffjax.training._processes import gather, is_main, together
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from ._fingerprint import describe, fingerprint, is_key, named, text
+from ._lock import FolderLock
+from ._processes import gather, is_main, together
 
 __all__ = ["Checkpoint", "manager", "restore", "save", "wait"]
 
@@ -47,14 +41,14 @@ class Checkpoint(NamedTuple):
     state: Any
     """The pytree that was saved, or the part of it that was asked for."""
     data: Any
-    """What was saved beside it. `fit` keeps there how far its batches were drawn."""
+    """What was saved beside it. `fit` stores the position of its batches there."""
 
 
 class _Manager(ocp.CheckpointManager):
     """Orbax's manager, with a lock on its folder until it is closed."""
 
     def __init__(self, directory: pathlib.Path, options: ocp.CheckpointManagerOptions) -> None:
-        self._folder_lock = together(lambda: _FolderLock(directory) if is_main() else None)
+        self._folder_lock = together(lambda: FolderLock(directory) if is_main() else None)
         try:
             super().__init__(directory, options=options)
         except BaseException:
@@ -73,17 +67,17 @@ class _Manager(ocp.CheckpointManager):
 
 
 def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
-    """Opens a folder for writing checkpoints, and creates it if need be.
+    """Opens a folder for writing checkpoints, and creates it if necessary.
 
     The folder is locked until the manager is closed or its process ends. The processes of one
     `jax.distributed` program share it.
 
     Args:
         directory: the folder.
-        keep: how many checkpoints to keep; older ones go once a newer one is complete.
+        keep: how many checkpoints to keep. Older ones are removed once a newer one is complete.
 
     Returns:
-        Orbax's manager, to be closed (`.close()`) at the end.
+        Orbax's manager. Close it (`.close()`) at the end.
 
     Raises:
         ValueError: if keep < 1.
@@ -99,19 +93,21 @@ def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointMa
     """
     if keep < 1:
         raise ValueError(f"keep: expected at least 1 checkpoint, got {keep}")
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True
+    )
     return _Manager(pathlib.Path(directory).absolute(), options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None) -> None:
     """Begins to save a state. It may be donated once this returns; `wait` waits for the write.
 
-    Checkpoints of this step or later ones are the leftovers of a run that was resumed before them:
-    they are renamed to "replaced-STEP" (or "replaced-STEP-2" and so on) and no longer count.
+    Checkpoints of this step or later ones are left over from a run that was resumed before them.
+    They are renamed to "replaced-STEP" (or "replaced-STEP-2" and so on) and no longer count.
 
-    Over several processes, each of them calls this with its part of the same global arrays. An array
-    that is not global (a numpy array, or one on a local device) has to be the same in all of them,
-    and so has `data`.
+    Over several processes, each process calls this with its part of the same global arrays. `data`
+    and arrays that are not global (numpy arrays, or arrays on a local device) must be the same in
+    all of them.
 
     Args:
         manager: an open `manager`.
@@ -120,9 +116,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
         data: anything that JSON can hold.
 
     Raises:
-        ValueError: if a leaf of the state is no array.
-        OSError: if this save, or the one begun before it, fails (a full disk, say). Earlier
-            checkpoints are intact.
+        ValueError: if a leaf of the state is not an array.
+        OSError: if this save, or the one begun before it, fails, for example on a full disk.
+            Earlier checkpoints are intact.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -170,16 +166,18 @@ def wait(manager: ocp.CheckpointManager) -> None:
         raise _save_error(manager, error) from error
 
 
-def restore(directory: str | pathlib.Path, like: Any, *, part: str | None = None) -> Checkpoint | None:
+def restore(
+    directory: str | pathlib.Path, like: Any, *, part: str | None = None
+) -> Checkpoint | None:
     """Reads the newest checkpoint that is intact, without touching the folder.
 
     Args:
         directory: the folder of the checkpoints, or that of a run of `fit`, which holds it.
-        like: a pytree of arrays, or of `jax.ShapeDtypeStruct`s, with the structure, shapes and dtypes
-            to expect. Arrays return with its shardings. A leaf without one returns on the default
-            device, like an array that was never placed.
-        part: the name of the part to read, "params" or "ema" of a `TrainState`, say. `like` describes
-            that part alone, and nothing else is read.
+        like: a pytree of arrays, or of `jax.ShapeDtypeStruct`s, with the structure, shapes and
+            dtypes to expect. Arrays return with its shardings. A leaf without one returns on the
+            default device, like an array that was never placed.
+        part: the name of the part to read, such as "params" or "ema" of a `TrainState`. `like`
+            then describes that part alone, and nothing else is read.
 
     Returns:
         The checkpoint; None if the folder holds none.
@@ -188,10 +186,10 @@ def restore(directory: str | pathlib.Path, like: Any, *, part: str | None = None
         UserWarning: for each newer checkpoint that is damaged, with its path.
 
     Raises:
-        ValueError: if the newest checkpoint has another structure, shape or dtype (it lists what
-            differs), or no such part.
-        OSError: if a checkpoint cannot be read (permissions, a broken disk), or if there are
-            checkpoints and all are damaged.
+        ValueError: if the newest checkpoint has another structure, shape or dtype (the message
+            lists what differs), or no such part.
+        OSError: if a checkpoint cannot be read (permissions, a broken disk), or if all checkpoints
+            are damaged.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -211,7 +209,7 @@ def restore(directory: str | pathlib.Path, like: Any, *, part: str | None = None
     leaves = named(like, part)
     _check_leaves(leaves)
     damaged = []
-    # Process 0 lists the folder for all: another one might see a checkpoint a moment later.
+    # Process 0 lists the folder for all, because another might see a checkpoint a moment later.
     for path in map(pathlib.Path, gather(_checkpoints_in(directory))[0]):
         manifest, reason = _attempt(path, lambda path=path: _read_manifest(path))
         if reason is None:
@@ -262,7 +260,7 @@ def _attempt(path: pathlib.Path, read: Any) -> tuple[Any, str | None]:
 
 
 def _is_damage(path: pathlib.Path, error: Exception) -> bool:
-    """Whether the content of a checkpoint is to blame, and not the disk, its rights, or memory."""
+    """Whether the content of a checkpoint is at fault, and not the disk, permissions or memory."""
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
         return False
@@ -306,7 +304,9 @@ def _read_arrays(path: pathlib.Path, leaves: dict[str, Any]) -> dict[str, Any]:
 def _restore_args(target: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
     if target.sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=target.dtype)
-    return ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
+    return ocp.ArrayRestoreArgs(
+        sharding=target.sharding, global_shape=target.shape, dtype=target.dtype
+    )
 
 
 def _check_leaves(leaves: dict[str, Any]) -> None:
@@ -315,7 +315,9 @@ def _check_leaves(leaves: dict[str, Any]) -> None:
             raise ValueError(f"{name}: expected an array of numbers, got {type(leaf).__name__}")
 
 
-def _check_same(path: pathlib.Path, manifest: dict, leaves: dict[str, Any], part: str | None) -> None:
+def _check_same(
+    path: pathlib.Path, manifest: dict, leaves: dict[str, Any], part: str | None
+) -> None:
     if manifest.get("format") != _FORMAT:
         raise ValueError(
             f"the checkpoint {path}: expected format {_FORMAT}, got {manifest.get('format', 1)}; "
@@ -331,7 +333,8 @@ def _check_same(path: pathlib.Path, manifest: dict, leaves: dict[str, Any], part
     saved = {name: text(*found[:2]) for name, found in described.items()}
     expected = {name: text(*describe(leaf)) for name, leaf in leaves.items()}
     differ = [
-        f"  {name}: expected {expected.get(name, 'none')}, the checkpoint has {saved.get(name, 'none')}"
+        f"  {name}: expected {expected.get(name, 'none')}, "
+        f"the checkpoint has {saved.get(name, 'none')}"
         for name in sorted(saved.keys() | expected.keys())
         if saved.get(name) != expected.get(name)
     ]
@@ -368,7 +371,8 @@ def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
 def _save_error(manager: ocp.CheckpointManager, error: Exception) -> OSError:
     manager.reload()  # what it meant to remove is still there
     return OSError(
-        f"could not save a checkpoint in {manager.directory}: {_first_line(error)}; complete are: {manager.all_steps()}"
+        f"could not save a checkpoint in {manager.directory}: {_first_line(error)}; "
+        f"the complete ones are {manager.all_steps()}"
     )
 
 
@@ -384,7 +388,7 @@ def _to_write(leaf: Any) -> Any:
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What to read: key data for keys, and a sharding if the leaf was placed on purpose."""
+    """What to read: key data for keys, and a sharding if the leaf has one of its own."""
     sharding = getattr(leaf, "sharding", None)
     unplaced = isinstance(leaf, jax.Array) and not leaf.committed
     if unplaced or (sharding is not None and _is_local(sharding)):
@@ -397,12 +401,12 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _is_local(x: Any) -> bool:
-    """Whether one of several processes has the whole of it. Orbax wants such arrays as numpy's."""
+    """Whether one of several processes has all of it. Orbax takes such arrays from numpy."""
     return jax.process_count() > 1 and x.is_fully_addressable
 
 
 def _like(array: Any, leaf: Any) -> Any:
-    """The array that was read as a leaf of the same kind. None was read if it has no element."""
+    """The array that was read, as a leaf of the same kind; it is None if the leaf is empty."""
     target = _target(leaf)
     if array is None:
         array = np.zeros(target.shape, target.dtype)
@@ -419,52 +423,3 @@ def _key_impl(leaf: Any) -> Any:
     abstract = jax.ShapeDtypeStruct((), leaf.dtype)
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), abstract)
     return found[0]
-
-
-class _FolderLock:
-    """A lock on a folder. It names its holder, and goes with the holder's process."""
-
-    _held: ClassVar[set[str]] = set()
-    _guard = threading.Lock()
-
-    def __init__(self, directory: pathlib.Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._name = str(directory.resolve())
-        with self._guard:
-            # The system's lock is one of a process, so another manager of this one is found here.
-            if self._name in self._held:
-                raise self._error(f"this process ({os.getpid()})")
-            self._file = (directory / "lock").open("a+")
-            try:
-                self._lock()
-            except BaseException:
-                self._file.close()
-                raise
-            self._held.add(self._name)
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # the file system has no locks
-                warnings.warn(f"could not lock {self._name}: {error}", stacklevel=2)
-                return
-            self._file.seek(0)
-            raise self._error(self._file.read().strip() or "another process") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-
-    def _error(self, holder: str) -> RuntimeError:
-        return RuntimeError(
-            f"directory: expected a folder that no other run writes to, "
-            f"got {self._name}, in use by {holder}; end that run, or choose another folder"
-        )
-
-    def release(self) -> None:
-        with self._guard:
-            if not self._file.closed:
-                self._file.close()
-                self._held.discard(self._name)

@@ -12,22 +12,22 @@ __all__ = ["check_labels", "in_memory"]
 
 
 def in_memory(arrays: Any, batch_size: int, *, seed: int = 0) -> Callable[[int], Any]:
-    """Batches of a data set that fits in memory, as a pure function of the step; so resuming needs no iterator state.
+    """Batches of a data set that fits in memory, as a pure function of the step.
 
-    Each epoch is a new permutation of the examples. Epochs follow on one another without a gap: a batch may hold the
-    end of one and the start of the next, and no example is dropped.
+    So resuming needs no iterator state. Each epoch is a new permutation of the examples. A batch
+    may hold the end of one epoch and the start of the next, and no example is dropped.
 
     Args:
-        arrays: a pytree of arrays (images and labels, say) with the same leading size n.
-        batch_size: examples a batch, from 1 to n.
+        arrays: a pytree of arrays, such as images and labels, with the same leading size n.
+        batch_size: the number of examples in a batch, from 1 to n.
         seed: the seed of the permutations.
 
     Returns:
         `step -> batch`, of the structure of `arrays`, as numpy arrays.
 
     Raises:
-        ValueError: on an empty data set, leading sizes that differ, values that are not finite or not numbers, or a
-            batch_size outside [1, n].
+        ValueError: if the data set is empty, leading sizes differ, values are not finite or not
+            numbers, or batch_size is outside [1, n].
 
     >>> batches = in_memory({"x": np.arange(5)}, 3)
     >>> sorted(np.concatenate([batches(i)["x"] for i in range(5)]).tolist())
@@ -39,10 +39,14 @@ def in_memory(arrays: Any, batch_size: int, *, seed: int = 0) -> Callable[[int],
         _check_data(name, array)
     sizes = {name: len(array) for name, array in named.items()}
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"arrays: expected arrays of the same leading size, got {sizes or 'no array'}")
+        raise ValueError(
+            f"arrays: expected arrays of the same leading size, got {sizes or 'no array'}"
+        )
     n = next(iter(sizes.values()))
     if not 1 <= batch_size <= n:
-        raise ValueError(f"batch_size: expected a number from 1 to {n}, the number of examples, got {batch_size}")
+        raise ValueError(
+            f"batch_size: expected a number from 1 to {n}, the number of examples, got {batch_size}"
+        )
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
@@ -65,7 +69,9 @@ def _check_data(name: str, array: np.ndarray) -> None:
         raise ValueError(f"{name}: expected at least one example, got shape {array.shape}")
     if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
         index = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(f"{name}: expected finite numbers, got {array[tuple(index)]} at {tuple(index.tolist())}")
+        raise ValueError(
+            f"{name}: expected finite numbers, got {array[tuple(index)]} at {tuple(index.tolist())}"
+        )
 
 
 def check_labels(labels: Any, num_classes: int) -> np.ndarray:
@@ -90,5 +96,7 @@ def check_labels(labels: Any, num_classes: int) -> np.ndarray:
     bad = np.argwhere((labels < 0) | (labels >= num_classes))
     if len(bad):
         index = tuple(bad[0].tolist())
-        raise ValueError(f"labels: expected integers in [0, {num_classes}), got {labels[index]} at {index}")
+        raise ValueError(
+            f"labels: expected integers in [0, {num_classes}), got {labels[index]} at {index}"
+        )
     return labels.astype(np.int32)

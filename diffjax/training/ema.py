@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffjax._bind import bind
-from diffjax._checks import check_number, check_that
+from .._bind import bind
+from .._checks import check_number, check_that
 
 __all__ = ["constant_ema", "power_ema"]
 
@@ -33,7 +33,9 @@ def _move(weight, average, params, step):
 
 
 def power_ema(gamma: float = 6.94) -> Partial:
-    """The power-function average, whose weights grow as step^gamma and so stretch with the length of the run.
+    """The power-function average, whose weights grow as step^gamma.
+
+    The weights stretch with the length of the run.
 
     `ema <- decay ema + (1 - decay) params` with `decay = (1 - 1 / step)^(gamma + 1)`. The weights'
     standard deviation relative to the run's length is

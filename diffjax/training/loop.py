@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._checks import check_alive
-from diffjax.training import checkpoints
-from diffjax.training._fingerprint import fingerprint, named, text
-from diffjax.training._log import metrics_log, progress_bar, say
-from diffjax.training._processes import Signals, Stop, gather, is_main
+from .._checks import check_alive
+from . import checkpoints
+from ._fingerprint import fingerprint, named, text
+from ._log import metrics_log, progress_bar, say
+from ._processes import Signals, Stop, gather, is_main
 
 __all__ = ["fit"]
 
@@ -43,45 +43,46 @@ def fit(
 
     The same command continues a run that was stopped anywhere, and ends (on the same devices) with
     bitwise the same parameters as if it had never been stopped. On SIGTERM and on Ctrl-C the loop
-    saves a checkpoint, and exits with status 143 or by `KeyboardInterrupt`. It stops waiting for a
-    batch, too. A second Ctrl-C does not wait. The device is asked for its metrics only when they are
-    logged.
+    saves a checkpoint, and exits with status 143 or by `KeyboardInterrupt`, even while it waits for
+    a batch. A second Ctrl-C ends it at once, without a checkpoint. Metrics are copied from the
+    device only when they are logged.
 
-    Over several processes (`jax.distributed`), each of them calls `fit` with the same arguments and a
-    folder that all of them see. A SIGTERM to one stops all of them at the same step. Process 0 alone
-    writes logs.
+    Over several processes (`jax.distributed`), each process calls `fit` with the same arguments and
+    a folder that all of them see. A SIGTERM to one stops all of them at the same step. Only process
+    0 writes logs.
 
     Args:
         state: a `TrainState`. If `step` donates it, it is gone afterwards.
         step: `(state, batch) -> (state, metrics)`, from `make_train_step`, jitted by the caller.
-        batches: a function `step -> batch` such as `in_memory`, or an iterator: one of grain's, whose
-            place goes into the checkpoints, or any other where there is no `directory`.
-        num_steps: the number of steps in all, those of earlier runs included.
+        batches: a function `step -> batch` such as `in_memory`, or an iterator. Checkpoints store
+            the position of grain's iterators; any other iterator needs `directory=None`.
+        num_steps: the total number of steps, including those of earlier runs.
         directory: where to keep `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None to write
             nothing. One run at a time may use it.
         log_every: steps between two lines of `metrics.jsonl`. Each holds means over the steps since
             the last one.
-        checkpoint_every: steps between two checkpoints. There is one at the end, too.
+        checkpoint_every: steps between two checkpoints. The last step always has one.
         keep: how many checkpoints to keep.
-        callback: called as `callback(step, state)`, to draw samples, say. It must not keep the state.
+        callback: called as `callback(step, state)`, for example to draw samples. It must not keep
+            the state.
         callback_every: steps between two calls.
-        tensorboard: whether to write the metrics for TensorBoard, too (needs tensorboardX).
+        tensorboard: whether to write the metrics for TensorBoard as well (needs tensorboardX).
         progress: whether to show a progress bar with loss, speed and time left (needs tqdm).
 
     Returns:
         The final state.
 
     Warns:
-        UserWarning: if a run continues with other batches than it had, or with another
+        UserWarning: if a run continues with batches other than those it had, or with another
             `jax_enable_x64`; and as `checkpoints.restore`.
 
     Raises:
-        FloatingPointError: if a loss or a gradient norm is not finite; if at a checkpoint or at the
-            end the parameters, their average or the optimizer's state are not; or if
-            `skip_nonfinite` left out every step of the run, or 1000 in a row. It names the step and
+        FloatingPointError: if a loss or a gradient norm is not finite; if the parameters, their
+            average or the optimizer's state are not finite at a checkpoint or at the end; or if
+            `skip_nonfinite` skipped every step of the run, or 1000 in a row. It names the step and
             the last checkpoint.
-        ValueError: on arguments in another order, or an interval below 1; if `batches` ends early, or
-            cannot be saved or resumed; and as `checkpoints.restore`.
+        ValueError: if the arguments are in another order, or an interval is below 1; if `batches`
+            ends early, or cannot be saved or resumed; and as `checkpoints.restore`.
         OSError: as `checkpoints.save` and `checkpoints.restore`.
         RuntimeError: if another run writes to `directory`; it names that process.
 
@@ -111,7 +112,7 @@ def fit(
         if operator.index(value) < 1:
             raise ValueError(
                 f"{name}: expected a number of steps of at least 1, got {value}; "
-                f"for none between, pass more than num_steps"
+                f"to switch it off, pass more than num_steps"
             )
     if tensorboard and directory is None:
         raise ValueError("directory: expected a folder for tensorboard=True, got None")
@@ -120,7 +121,7 @@ def fit(
         manager = None
         if directory is not None:
             directory = pathlib.Path(directory)
-            # The lock of the folder comes first, so nobody else writes what is read here.
+            # The folder is locked first, so that no other run writes what is read here.
             manager = stack.enter_context(checkpoints.manager(directory / "checkpoints", keep=keep))
             state = _resume(directory / "checkpoints", state, source, progress)
         check_alive(state, "state")
@@ -128,7 +129,9 @@ def fit(
         if done >= num_steps:
             say(f"fit: {done} steps are done, num_steps is {num_steps}: nothing to do", progress)
         signals = stack.enter_context(Signals(enabled=manager is not None))
-        write = stack.enter_context(metrics_log(directory if is_main() else None, done, tensorboard))
+        write = stack.enter_context(
+            metrics_log(directory if is_main() else None, done, tensorboard)
+        )
         bar = stack.enter_context(progress_bar(done, num_steps)) if progress else None
         log = _Log(write, bar, lambda: _last_checkpoint(manager))
 
@@ -137,7 +140,9 @@ def fit(
             log.require_a_step(done, last=done == num_steps)
             if not (finite := _finite(state)).all():
                 parts = ", ".join(np.array(_PARTS)[~finite])
-                raise FloatingPointError(f"{parts}: not finite after step {done}; {_last_checkpoint(manager)}")
+                raise FloatingPointError(
+                    f"{parts}: not finite after step {done}; {_last_checkpoint(manager)}"
+                )
             if manager is not None:
                 checkpoints.save(manager, done, state, source.record(done))
 
@@ -185,15 +190,17 @@ class _Batches:
         self._is_iterator = hasattr(batches, "__next__")
         self._resumes = must_resume
         if not self._is_iterator and not callable(batches):
-            raise ValueError(f"batches: expected a function of the step or an iterator, got {type(batches)}")
+            raise ValueError(
+                f"batches: expected a function of the step or an iterator, got {type(batches)}"
+            )
         has_place = hasattr(batches, "get_state") and hasattr(batches, "set_state")
         if self._is_iterator and must_resume and not has_place:
             raise ValueError(
                 f"batches: expected a function of the step or an iterator with get_state and "
                 f"set_state (as grain's), to resume from checkpoints, got {type(batches)}"
             )
-        self._last: tuple[Any, Any] | None = None  # the last batch, and the place before it
-        self._drawing: Any = None  # the place before a batch that is being drawn
+        self._last: tuple[Any, Any] | None = None  # the position before the last batch, and it
+        self._drawing: Any = None  # the position before a batch that is being drawn
 
     def draw(self, step: int) -> Any:
         if not self._is_iterator:
@@ -205,7 +212,8 @@ class _Batches:
             batch = next(self._batches)
         except StopIteration:
             raise ValueError(
-                f"batches: expected num_steps batches, got {step}; repeat the data set, or lower num_steps"
+                f"batches: expected num_steps batches, got {step}; "
+                f"repeat the data set, or lower num_steps"
             ) from None
         self._last, self._drawing = (self._drawing, batch), None
         return batch
@@ -232,7 +240,7 @@ class _Batches:
         }
 
     def resume(self, step: int, data: dict[str, Any], directory: pathlib.Path) -> None:
-        """Goes on where a checkpoint of that step was saved, and warns of what has changed."""
+        """Continues where a checkpoint of that step was saved, and warns of what has changed."""
         if data["iterator"] != self._is_iterator:
             kinds = ("an iterator", "a function of the step")
             was, now = kinds if data["iterator"] else kinds[::-1]
@@ -244,7 +252,7 @@ class _Batches:
         if count != processes:
             if self._is_iterator:
                 raise ValueError(
-                    f"batches: expected the {count} iterators of {count} processes whose places "
+                    f"batches: expected the {count} iterators of {count} processes whose positions "
                     f"were saved in {directory}, got {processes}; resume with {count} processes"
                 )
             return
@@ -263,11 +271,14 @@ class _Batches:
 
 
 def _warn_if_other(step: int, was: dict[str, list], now: dict[str, list]) -> None:
-    shapes_were, shapes_are = ({name: text(*found[:2]) for name, found in arrays.items()} for arrays in (was, now))
+    shapes_were, shapes_are = (
+        {name: text(*found[:2]) for name, found in arrays.items()} for arrays in (was, now)
+    )
     if shapes_were != shapes_are:
         names = [x for x in sorted(was | now) if shapes_were.get(x) != shapes_are.get(x)]
         differ = "; ".join(
-            f"{x}: {shapes_were.get(x, 'none')} then, {shapes_are.get(x, 'none')} now" for x in names
+            f"{x}: {shapes_were.get(x, 'none')} then, {shapes_are.get(x, 'none')} now"
+            for x in names
         ).replace("%: ", "")
         message = f"fit: the run goes on with batches of other shapes or dtypes: {differ}"
     elif any(None not in (was[x][2], now[x][2]) and was[x] != now[x] for x in was):
@@ -331,7 +342,9 @@ class _Log:
         values = {name: metrics[name] for name in ("loss", "grad_norm") if name in metrics}
         if not np.isfinite(list(values.values())).all():
             what = ", ".join(f"{name} = {value}" for name, value in values.items())
-            raise FloatingPointError(f"not finite at step {number}: {what}; {self._last_checkpoint()}")
+            raise FloatingPointError(
+                f"not finite at step {number}: {what}; {self._last_checkpoint()}"
+            )
 
     def require_a_step(self, done: int, last: bool) -> None:
         """Raises if all steps of the run, or very many in a row, were skipped."""
@@ -361,7 +374,7 @@ def _all_finite(params: Any, ema: Any, opt_state: Any) -> tuple:
         leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return jnp.array([(jnp.isfinite(x) | allowed(x)).all() for x in leaves], bool).all()
 
-    # Optimizers keep infinite scalars on purpose, the best value so far before the first step, say.
+    # Some optimizers begin with an infinite scalar, such as the best value so far.
     infinite = lambda x: jnp.isinf(x) & (x.ndim == 0)  # noqa: E731
     never = jnp.zeros_like
     return (

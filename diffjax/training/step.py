@@ -13,8 +13,8 @@ import optax.contrib
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from diffjax._checks import accepted, check_alive, described
-from diffjax.training.ema import constant_ema
+from .._checks import accepted, check_alive, described
+from .ema import constant_ema
 
 __all__ = ["TrainState", "init_state", "make_train_step"]
 
@@ -25,8 +25,8 @@ class TrainState(NamedTuple):
     params: Any
     """The parameters, a pytree of arrays."""
     ema: Any
-    """Their moving average, of the same structure: what to sample with. It is float32 or better,
-    whatever the dtype of the parameters; `optax.tree.cast_like(state.ema, state.params)` has theirs."""
+    """Their moving average, of the same structure, for sampling. It is float32 or better, whatever
+    the dtype of the parameters; `optax.tree.cast_like(state.ema, state.params)` converts it."""
     opt_state: Any
     """The state of the optax optimizer."""
     step: Array
@@ -35,24 +35,26 @@ class TrainState(NamedTuple):
     """The key of the whole run; step k uses `fold_in(key, k)`."""
 
 
-def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the average starts at the parameters.
+def init_state(
+    key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step. The average starts at the parameters.
 
-    All its arrays are copies, those of the optimizer's state included. So a step that donates its
-    state leaves the caller's key and parameters alive, and gives no buffer away twice.
+    All its arrays are copies, including those of the optimizer's state. So a step that donates its
+    state leaves the caller's key and parameters alive, and donates no buffer twice.
 
     Args:
         key: the key of the whole run.
-        params: a pytree of floating-point arrays: of a Flax NNX module the second result of
-            `functional`, of a linen module what its `init` returns, of an Equinox module the first
-            result of `eqx.partition(module, eqx.is_inexact_array)`.
-        optimizer: the optax transformation that `make_train_step` gets, too.
+        params: a pytree of floating-point arrays. For a Flax NNX module it is the second result of
+            `functional`, for a linen module the result of its `init`, for an Equinox module the
+            first result of `eqx.partition(module, eqx.is_inexact_array)`.
+        optimizer: the optax transformation that `make_train_step` also gets.
 
     Returns:
         The state, with step 0.
 
     Raises:
-        ValueError: if an argument is not of that kind, or its buffers were donated.
+        ValueError: if an argument is of another kind, or its buffers were donated.
 
     >>> state = init_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
     >>> state.ema, int(state.step)
@@ -64,7 +66,7 @@ def init_state(key: PRNGKeyArray, params: Any, optimizer: optax.GradientTransfor
     ema = jax.tree.map(_accurate, params)
     key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
     state = TrainState(params, ema, optimizer.init(params), jnp.zeros((), jnp.int32), key)
-    # With its dtype given, the copy is not weakly typed. A weak type would make the second step retrace.
+    # A copy with a given dtype is not weakly typed. A weak type would make the second step retrace.
     return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state)
 
 
@@ -76,40 +78,43 @@ def make_train_step(
     accumulate: int = 1,
     skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """One step of gradient descent with a moving average: a function `(state, batch) -> (state, metrics)`.
+    """One step of gradient descent with a moving average.
 
-    With `k = state.step + 1` and the key `fold_in(state.key, state.step)`:
+    The step is a function `(state, batch) -> (state, metrics)`. With `k = state.step + 1` and the
+    key `fold_in(state.key, state.step)`:
 
         g      = grad loss(params, key, batch)
         params = params + optimizer(g)
         ema    = ema(ema, params, k)
 
-    It is not jitted: `jax.jit(step, donate_argnums=0)` is the usual way to call it. With a batch that
-    is sharded over devices (`jax.device_put(batch, NamedSharding(...))`) the jitted step is the same
-    step, because its noise is drawn for the whole batch. docs/training.md shows how.
+    It is not jitted; the usual call is `jax.jit(step, donate_argnums=0)`. A batch that is sharded
+    over devices (`jax.device_put(batch, NamedSharding(...))`) gives the same result, because the
+    noise is drawn for the whole batch. docs/training.md shows how.
 
     Args:
         loss: `loss(params, key, batch)` returns a scalar, or a scalar and a dict of scalar metrics.
-        optimizer: an optax transformation, clipping and learning-rate schedule included. Its update
-            gets what it asks for of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and
-            `grad_fn`, so line searches and optimizers that adapt to the loss work, too.
-        ema: the new average of one array, as a function `(average, params, k)`: `constant_ema(decay)`,
-            `power_ema(gamma)`, or your own. It gets both arrays in float32 or better.
-        accumulate: the number m of micro-batches into which the batch is split, to save memory. Loss,
-            metrics and gradient are means over them, and the parameters, the average and the count
-            move once. For a loss that is a mean over the batch the step is that of the whole batch,
-            except that each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i holds the
-            examples i, i + m, i + 2 m, ..., so the examples of a sharded batch stay on their devices.
+        optimizer: an optax transformation, including clipping and the learning-rate schedule. Its
+            update gets those of optax's extra arguments `value`, `grad`, `value_fn`, `obj_fn` and
+            `grad_fn` that it accepts, so line searches and optimizers that adapt to the loss work.
+        ema: the new average of one array, as a function `(average, params, k)`:
+            `constant_ema(decay)`, `power_ema(gamma)`, or your own. It gets both arrays in float32
+            or better.
+        accumulate: the number m of micro-batches into which the batch is split, to save memory.
+            Loss, metrics and gradient are means over them, and the parameters, the average and the
+            count change once. If the loss is a mean over the batch, the step is that of the whole
+            batch, except that each micro-batch has its own key, `fold_in(key, i)`. Micro-batch i
+            holds the examples i, i + m, i + 2 m, ..., so the examples of a sharded batch stay on
+            their devices.
         skip_nonfinite: whether a step whose loss or gradient is not finite leaves params, ema and
-            opt_state as they were (and sets the metric "skipped" to 1, which is 0 otherwise).
+            opt_state unchanged. It then sets the metric "skipped" to 1, which is 0 otherwise.
 
     Returns:
         The step. Its metrics hold "loss", "grad_norm", and what `loss` adds.
 
     Raises:
-        ValueError: if an argument is not of its kind. When traced: if the loss is not a scalar, the
-            batch is empty or cannot be split, or an update of the optimizer is not a whole step
-            (`optax.MultiSteps`, say) or needs another gradient than that of the mean loss.
+        ValueError: if an argument is of another kind. When traced: if the loss is not a scalar, if
+            the batch is empty or cannot be split, or if an update of the optimizer is not a whole
+            step (such as `optax.MultiSteps`) or needs a gradient other than that of the mean loss.
 
     >>> def loss(params, key, batch):
     ...     return jnp.mean((batch @ params["w"] - 1.0) ** 2)
@@ -129,26 +134,34 @@ def make_train_step(
         value = loss(params, key, batch)
         value, metrics = value if isinstance(value, tuple) else (value, {})
         if jnp.shape(value) != ():
-            raise ValueError(f"loss: expected a scalar (the mean over the batch, say), got shape {jnp.shape(value)}")
+            raise ValueError(
+                f"loss: expected a scalar, such as the mean over the batch, "
+                f"got shape {jnp.shape(value)}"
+            )
         return value, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         if not isinstance(state, TrainState):
-            raise ValueError(f"state: expected a TrainState from init_state, got {described(state)}")
+            raise ValueError(
+                f"state: expected a TrainState from init_state, got {described(state)}"
+            )
         check_alive(state, "state")
         _check_updates(state.opt_state)
         _check_batch(batch, accumulate)
         key = jax.random.fold_in(state.key, state.step)
 
         def gradient(params):
-            part = lambda *args: jax.value_and_grad(objective, has_aux=True)(params, *args)  # noqa: E731
-            (value, metrics), grads = _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
+            def of_part(*args):
+                return jax.value_and_grad(objective, has_aux=True)(params, *args)
+
+            mean = _mean_over_parts(of_part, accumulate)
+            (value, metrics), grads = mean(jax.random.clone(key), batch)
             return {**metrics, "loss": value}, optax.tree.cast_like(grads, params)
 
         # A line search calls value_fn with the extra arguments that it does not know itself.
         def value_fn(params, obj_fn=None, grad_fn=None):
-            part = lambda *args: objective(params, *args)[0]  # noqa: E731
-            return _mean_over_parts(part, accumulate)(jax.random.clone(key), batch)
+            mean = _mean_over_parts(lambda *args: objective(params, *args)[0], accumulate)
+            return mean(jax.random.clone(key), batch)
 
         metrics, grads = gradient(state.params)
         extra = {
@@ -165,7 +178,9 @@ def make_train_step(
         metrics["grad_norm"] = optax.tree.norm(jax.tree.map(_accurate, grads))
         if skip_nonfinite:
             ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            params, average, opt_state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new[:3], state[:3])
+            params, average, opt_state = jax.tree.map(
+                lambda a, b: jnp.where(ok, a, b), new[:3], state[:3]
+            )
             new = new._replace(params=params, ema=average, opt_state=opt_state)
             metrics["skipped"] = jnp.where(ok, 0, 1)
         return new, metrics
@@ -187,20 +202,28 @@ _UNFIT = {
     optax.MultiStepsState: "use accumulate=k of make_train_step and a batch k times as large",
     optax.ApplyEvery: "use accumulate=k of make_train_step and a batch k times as large",
     optax.contrib.SAMState: "use optax.contrib.sam(..., opaque_mode=True)",
-    optax.LookaheadState: "it wants the gradient of `params.fast` alone; the average of the state does its work",
-    optax.contrib.DifferentiallyPrivateAggregateState: "it wants the gradient of each example; write this step by hand",
+    optax.LookaheadState: (
+        "it needs the gradient of `params.fast` alone; the average of the state replaces it"
+    ),
+    optax.contrib.DifferentiallyPrivateAggregateState: (
+        "it needs the gradient of each example; write this step by hand"
+    ),
 }
 
 
 def _check_updates(opt_state):
-    """Raises unless one update is one whole step, because each moves the average and the count."""
-    # The opaque mode of sam has no cache.
-    unfit = lambda x: type(x) in _UNFIT and getattr(x, "cache", x) is not None  # noqa: E731
+    """Raises unless one update is a whole step, because each changes the average and the count."""
+
+    def unfit(x):
+        return (
+            type(x) in _UNFIT and getattr(x, "cache", x) is not None
+        )  # sam's opaque mode has none
+
     for part in jax.tree.leaves(opt_state, is_leaf=unfit):
         if unfit(part):
             raise ValueError(
-                f"optimizer: expected one whose update is a whole step, from the gradient of the mean "
-                f"loss, got one with the state {type(part).__name__}: {_UNFIT[type(part)]}"
+                f"optimizer: expected one whose update is a whole step, from the gradient of the "
+                f"mean loss, got one with the state {type(part).__name__}: {_UNFIT[type(part)]}"
             )
 
 
@@ -215,7 +238,8 @@ def _check_function(name, fn, expected):
 def _check_optimizer(optimizer):
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(
-            f"optimizer: expected an optax transformation such as optax.adam(1e-3), got {described(optimizer)}"
+            f"optimizer: expected an optax transformation such as optax.adam(1e-3), "
+            f"got {described(optimizer)}"
         )
 
 
@@ -230,7 +254,9 @@ def _check_key(key):
 
 def _check_params(params):
     check_alive(params, "params")
-    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, nnx.Module)):
+    for path, leaf in jax.tree.leaves_with_path(
+        params, is_leaf=lambda x: isinstance(x, nnx.Module)
+    ):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
         if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             what = f"the dtype {jnp.result_type(leaf)}" if is_array else described(leaf)
@@ -261,8 +287,10 @@ def _mean_over_parts(fn, parts):
         return fn
 
     def mean(key, batch):
-        # Neighbours go to different parts, so the examples of a sharded batch stay on their devices.
-        split = lambda x: jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0)  # noqa: E731
+        def split(x):
+            # Neighbours go to different parts, so the examples of a sharded batch stay in place.
+            return jnp.moveaxis(jnp.reshape(x, (-1, parts, *jnp.shape(x)[1:])), 1, 0)
+
         batches = jax.tree.map(split, batch)
 
         def add(total, part):

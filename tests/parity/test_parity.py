@@ -48,27 +48,39 @@ def assert_same(read, given):
         expected = tensor.detach().contiguous()
         assert f"torch.{read[name].dtype}" == str(tensor.dtype), name
         assert read[name].shape == tuple(tensor.shape), name
-        assert read[name].tobytes() == expected.flatten().view(torch.uint8).numpy().tobytes(), name  # NaNs and all
+        # NaNs and all
+        assert read[name].tobytes() == expected.flatten().view(torch.uint8).numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_what_torch_saves_is_read(tmp_path, zipped):
     given = tensors()
     for protocol in (3, 4, 5, 2):
-        torch.save(given, tmp_path / "file", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+        torch.save(
+            given,
+            tmp_path / "file",
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=zipped,
+        )
         read = read_tensors(tmp_path / "file")
         assert_same(read, given)
-    assert np.shares_memory(read["base"], read["part"]) and not np.shares_memory(read["base"], read["parameter"])
+    assert np.shares_memory(read["base"], read["part"]) and not np.shares_memory(
+        read["base"], read["parameter"]
+    )
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.BatchNorm2d(4))
     torch.save(network.state_dict(), tmp_path / "file", _use_new_zipfile_serialization=zipped)
     assert_same(read_tensors(tmp_path / "file"), network.state_dict())
     torch.save(network, tmp_path / "file", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"wants to load torch\.nn\.modules\.container\.Sequential"):
+    with pytest.raises(
+        ValueError, match=r"wants to load torch\.nn\.modules\.container\.Sequential"
+    ):
         read_tensors(tmp_path / "file")
 
 
 def test_what_safetensors_saves_is_read(tmp_path):
-    given = {name: tensor.detach().clone().contiguous() for name, tensor in sorted(tensors().items())}
+    given = {
+        name: tensor.detach().clone().contiguous() for name, tensor in sorted(tensors().items())
+    }
     safetensors.torch.save_file(given, tmp_path / "file", metadata={"format": "pt"})
     read = read_tensors(tmp_path / "file")
     assert_same({name: read[name] for name in given}, given)
@@ -77,16 +89,22 @@ def test_what_safetensors_saves_is_read(tmp_path):
 
 
 def fidelity():
-    """torch-fidelity's Inception-v3. The package itself imports torchvision, which PyPI has for CUDA alone."""
+    """torch-fidelity's Inception-v3. The package itself imports torchvision, which PyPI has for
+    CUDA alone.
+    """
     package = types.ModuleType("torch_fidelity")
-    package.__path__ = [str(importlib.metadata.distribution("torch-fidelity").locate_file("torch_fidelity"))]
+    package.__path__ = [
+        str(importlib.metadata.distribution("torch-fidelity").locate_file("torch_fidelity"))
+    ]
     with mock.patch.dict(sys.modules, {"torch_fidelity": package}):
         import torch_fidelity.feature_extractor_inceptionv3 as module
     return module.FeatureExtractorInceptionV3
 
 
 def random_weights(network):
-    """As if trained: activations neither vanish nor grow, and every statistic of a batch norm matters."""
+    """As if trained: activations neither vanish nor grow, and every statistic of a batch norm
+    matters.
+    """
     random = np.random.default_rng(0)
     for name, value in network.state_dict().items():
         if name.endswith(("running_var", "bn.weight")):
@@ -106,14 +124,21 @@ def features_and_logits(network, x):
 
 
 def test_inception(tmp_path):
-    """The published network resizes as TensorFlow 1 did, which at 299 pixels is not at all, and takes bytes / 128 - 1."""
+    """The published network resizes as TensorFlow 1 did, which at 299 pixels is not at all, and
+    takes bytes / 128 - 1.
+    """
     kind, path = fidelity(), tmp_path / "inception.pth"
     with mock.patch.object(kind, "load_state_dict"), mock.patch("torch.load"):
-        network = kind("inception", ["2048", "logits"], feature_extractor_weights_path=path).double()
-    network.feature_extractor_internal_dtype = torch.float64  # its argument of that name takes "float64" for float32
+        network = kind(
+            "inception", ["2048", "logits"], feature_extractor_weights_path=path
+        ).double()
+    # its argument of that name takes "float64" for float32
+    network.feature_extractor_internal_dtype = torch.float64
     weights = random_weights(network)
     assert len(weights) == 6 * 94 + 2
-    torch.save({name: value.float() for name, value in weights.items() if "num_batches" not in name}, path)
+    torch.save(
+        {name: value.float() for name, value in weights.items() if "num_batches" not in name}, path
+    )
     ours = inception_v3(path)
     network.load_state_dict(torch.load(path), strict=False)
     path.unlink()  # 95 MB
@@ -129,9 +154,13 @@ def test_inception(tmp_path):
 @pytest.mark.parametrize("size", [299, 20])
 def test_images_are_resized_as_pytorch_fid_does(size):
     image = np.random.default_rng(0).uniform(size=(2, 32, 40, 3))
-    got = apply_images(lambda _, x: x.reshape(len(x), -1), None, size, jnp.asarray(image)).reshape(2, size, size, 3)
+    got = apply_images(lambda _, x: x.reshape(len(x), -1), None, size, jnp.asarray(image)).reshape(
+        2, size, size, 3
+    )
     image = torch.tensor(image).permute(0, 3, 1, 2)
-    want = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)
+    want = torch.nn.functional.interpolate(
+        image, size=(size, size), mode="bilinear", align_corners=False
+    )
     np.testing.assert_allclose(got, want.permute(0, 2, 3, 1), atol=1e-14)
 
 
@@ -143,14 +172,19 @@ def photographs():
 
 def test_efficientnet_with_its_published_weights():
     assert_same(read_tensors(EFFICIENTNET), torch.load(EFFICIENTNET, weights_only=True))
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EFFICIENTNET, image_size=96).eval()
+    network = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EFFICIENTNET, image_size=96
+    ).eval()
     image = photographs()[:, :96, :96].astype(np.float32)
     inputs = (255 * torch.tensor(image).permute(0, 3, 1, 2) - 127) / 128
     with torch.no_grad():
         expected = network.extract_features(inputs).mean((2, 3)), network(inputs)
-    for got, want in zip(features_and_logits(efficientnet_lite0(EFFICIENTNET), image), expected, strict=True):
+    for got, want in zip(
+        features_and_logits(efficientnet_lite0(EFFICIENTNET), image), expected, strict=True
+    ):
         assert got.shape == want.shape and float(want.std()) > 0.1
-        # float32 rounds by 6e-8, some fifty layers in a row; (255 x - 127.5) in place of 127 would be off by 1e-2.
+        # float32 rounds by 6e-8, some fifty layers in a row; (255 x - 127.5) in place of 127 would
+        # be off by 1e-2.
         np.testing.assert_allclose(got, want, atol=1e-4 * float(want.std()))
 
 

@@ -1,0 +1,166 @@
+"""Runs the study, or continues it, and writes its record, its report and its figure."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+
+import jax
+import tyro
+
+from experiments.objectives import PATHS, Settings
+from experiments.objectives.distances import distances_of
+from experiments.objectives.draws import dequantization, variance_of_times
+from experiments.objectives.objectives import LEARNED_SCHEDULE, OBJECTIVES, PLANE_ALONE
+from experiments.objectives.scores import score
+from experiments.objectives.tables import figure, table
+from experiments.objectives.training import load, train
+from experiments.results import Score, write_record, write_report
+
+FRECHET = "The Fréchet distance between Gaussians fitted to samples and to held-out images, in {}."
+NATS = "nats; bits/dim for digits"
+SCORES = {
+    "held-out NLL": Score(
+        "Minus the log density that the flow gives to held-out data.", NATS, "lower"
+    ),
+    "bound of the SDE": Score(
+        "The variational bound on the SDE's minus log density of the same data.", NATS, "lower"
+    ),
+    "sliced 1-Wasserstein": Score(
+        "The distance of samples to held-out points, over random lines.", "units of x", "lower"
+    ),
+    "2-Wasserstein": Score("The distance of samples to held-out points.", "units of x", "lower"),
+    "Fréchet (pixels)": Score(FRECHET.format("pixels"), "squared pixels from -1 to 1", "lower"),
+    "Fréchet (classifier)": Score(
+        FRECHET.format("the 32 features of a small classifier"), "squared features", "lower"
+    ),
+    "KID (EfficientNet)": Score(
+        "The squared MMD of 1280 features of EfficientNet-Lite0.", "", "lower"
+    ),
+    "NFE to 1%": Score(
+        "The evaluations of Heun's method after which the first distance stays within 1% of its limit, for each seed.",
+        "evaluations",
+        "lower",
+    ),
+    "training": Score(
+        "The time of the training steps on the machine above, the median of the seeds.",
+        "s",
+        "lower",
+    ),
+}
+
+
+def rows_of(name: str, settings: Settings) -> Iterator[tuple[str, str, int]]:
+    """(objective, path, seed) of every row, the first seed of all before the others."""
+    for seed in settings.seeds:
+        for objective_name, objective in OBJECTIVES.items():
+            if settings.objectives and objective_name not in settings.objectives:
+                continue
+            if name == "digits" and objective_name.startswith(PLANE_ALONE):
+                continue
+            if objective.simulates and seed != settings.seeds[0]:
+                continue
+            if objective_name == LEARNED_SCHEDULE:
+                yield objective_name, "learned VP", seed
+            else:
+                for path in settings.paths if objective.any_path else ("linear",):
+                    yield objective_name, path, seed
+
+
+def begin_or_continue(settings: Settings) -> tuple[dict, float]:
+    """The scores so far, by data set, and their seconds; empty unless the folder holds a run."""
+    path = settings.out / "result.json"
+    if not path.exists():
+        return {}, 0.0
+    record = json.loads(path.read_text())
+    free = {"out", "data", "paths", "objectives", "seeds", "efficientnet"}
+    wanted, had = (
+        json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        record["settings"],
+    )
+    differ = [name for name, value in wanted.items() if name not in free and had.get(name) != value]
+    differ += ["efficientnet"] * (
+        (had.get("efficientnet") is None) != (settings.efficientnet is None)
+    )
+    if differ:
+        raise ValueError(
+            f"{path}: it was begun with another value of {', '.join(differ)}; choose another --out"
+        )
+    return record["scores"], record["seconds"]
+
+
+def main(settings: Settings) -> dict:
+    settings.out.mkdir(parents=True, exist_ok=True)
+    scores, earlier = begin_or_continue(settings)
+    begin = time.perf_counter() - earlier
+
+    def write():
+        return write_record(
+            settings.out / "result.json", settings, scores, time.perf_counter() - begin
+        )
+
+    for name in settings.data:
+        data = load(name, settings)
+        distances, between_data = distances_of(name, data, settings)
+        result = scores.setdefault(name, {"rows": []})
+        result["between_data"] = between_data
+        done = {(row["objective"], row["path"], row["seed"]) for row in result["rows"]}
+        for objective_name, path, seed in rows_of(name, settings):
+            if (objective_name, path, seed) in done:
+                continue
+            objective = OBJECTIVES[objective_name]
+            model, used, seconds = train(objective, PATHS.get(path), data, settings, seed)
+            row = {"objective": objective_name, "path": path, "seed": seed, "seconds": seconds}
+            row |= score(model, used, data, distances, objective, settings)
+            print(name, table([row]).splitlines()[-1], flush=True)
+            first = seed == settings.seeds[0]
+            if first and objective_name == "noise (DDPM)" and name != "digits":
+                result.setdefault("variance_of_times", {})[path] = variance_of_times(
+                    model, used, data, settings
+                )
+            if (
+                first
+                and (objective_name, path) == ("velocity (flow matching)", "linear")
+                and name == "digits"
+            ):
+                result["dequantization"] = dequantization(model, used, data, settings)
+            result["rows"].append(row)
+            write()
+            jax.clear_caches()  # the programs of one model after the other would fill the memory
+    results = {name: scores[name] for name in settings.data}
+    figure(results, settings.out / "objectives.png")
+    tables = {name: text(name, result, settings) for name, result in results.items()}
+    caption = "Held-out negative log-likelihood against the first distance. Models far off are drawn at the edge."
+    write_report(settings.out, "Objectives", write(), SCORES, tables, {"objectives.png": caption})
+    return scores
+
+
+def text(name: str, result: dict, settings: Settings) -> str:
+    """The table of a data set, and its side studies."""
+    held_out = settings.digits_held_out if name == "digits" else settings.held_out
+    lines = [
+        table(result["rows"]),
+        f"{settings.samples} samples; {held_out} held-out examples for the likelihood.",
+    ]
+    lines.append(
+        "Between data: " + ", ".join(f"{k}: {v:.4g}" for k, v in result["between_data"].items())
+    )
+    for path, draws in result.get("variance_of_times", {}).items():
+        ratios = {
+            draw: v["variance"] / draws["independent"]["variance"] for draw, v in draws.items()
+        }
+        shown = ", ".join(f"{draw}: {ratio:.3f}" for draw, ratio in ratios.items())
+        lines.append(
+            f"Variance of the likelihood-weighted loss by the draw of its times, {path}: {shown}"
+        )
+    if "dequantization" in result:
+        each = (
+            f"{way}: {v['bits_per_dim']:.3f}, {v['less_than_uniform']:.3f} ± {v['standard_error_of_that']:.3f} lower"
+            for way, v in result["dequantization"].items()
+        )
+        lines.append("Bits/dim by dequantization: " + "; ".join(each))
+    return "\n\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
