@@ -21,7 +21,9 @@ from .typing import Denoiser, Estimate, Schedule
 __all__ = ["empirical", "gaussian", "gaussian_mixture"]
 
 
-def gaussian(mean: Float[ArrayLike, " d"], cov: Float[ArrayLike, "d d"], schedule: Schedule) -> Denoiser:
+def gaussian(
+    mean: Float[ArrayLike, " d"], cov: Float[ArrayLike, "d d"], schedule: Schedule
+) -> Denoiser:
     """The denoiser of data ~ N(mean, cov).
 
     With `K = (alpha^2 cov + sigma^2 I)^-1 (x - alpha mean)`: `x0 = mean + alpha cov K`,
@@ -110,9 +112,9 @@ def _gaussian_terms(mean, cov, alpha, sigma, x):
 
 
 def gaussian_mixture(
-    weights: Float[Array, " k"],
-    means: Float[Array, "k d"],
-    covs: Float[Array, "k d d"],
+    weights: Float[ArrayLike, " k"],
+    means: Float[ArrayLike, "k d"],
+    covs: Float[ArrayLike, "k d d"],
     schedule: Schedule,
 ) -> Denoiser:
     """The denoiser of data ~ sum_k weights_k N(means_k, covs_k).

@@ -7,6 +7,7 @@ import os
 import pathlib
 
 import jax
+import jaxtyping
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

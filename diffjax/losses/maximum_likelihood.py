@@ -71,7 +71,8 @@ def maximum_likelihood(
     """The regularized negative log-likelihood of one example under a velocity network (1.12).
 
     Args:
-        key: a PRNG key, for the probes, which are drawn once and kept along the trajectory.
+        key: a PRNG key for the probes, which are drawn once and kept along the trajectory;
+            `exact_probes` need none.
         network: `(x, t) -> dx/dt`, from data (t = 0) to prior (t = 1). Bind its parameters
             (`bind(apply, params)`): `diffrax.BacksolveAdjoint()` cannot differentiate with respect
             to what a closure holds.

@@ -26,7 +26,7 @@ __all__ = ["discrete_reconstruction", "gaussian_reconstruction", "variational_bo
 
 
 def gaussian_reconstruction(
-    key: PRNGKeyArray, x0: Array, alpha: Array, sigma: Array
+    key: PRNGKeyArray | None, x0: Array, alpha: float | Array, sigma: float | Array
 ) -> Float[Array, ""]:
     """`E_eps[-log p(x0 | x_s)]` of a Gaussian decoder, in closed form.
 

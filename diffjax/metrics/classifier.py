@@ -60,10 +60,10 @@ def _inception_score(p):
 
 def classifier_accuracy_score(
     classifier: Any,
-    generated: ArrayLike,
-    generated_labels: ArrayLike,
-    real: ArrayLike,
-    real_labels: ArrayLike,
+    generated: npt.ArrayLike,
+    generated_labels: npt.ArrayLike,
+    real: npt.ArrayLike,
+    real_labels: npt.ArrayLike,
 ) -> float:
     """The classification accuracy score (CAS) of generated samples.
 

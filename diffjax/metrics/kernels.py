@@ -20,7 +20,9 @@ _ROWS = 256  # so many rows meet all the others in one product of matrices
 Kernel = Callable[[Float[Array, " d"], Float[Array, " d"]], Float[Array, ""]]
 
 
-def mmd(kernel: Kernel, x: Float[ArrayLike, "n *x"], y: Float[ArrayLike, "m *x"]) -> Float[Array, ""]:
+def mmd(
+    kernel: Kernel, x: Float[ArrayLike, "n *x"], y: Float[ArrayLike, "m *x"]
+) -> Float[Array, ""]:
     """The unbiased estimate of the squared maximum mean discrepancy.
 
         sum_{i != j} k(x_i, x_j) / (n (n - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1))

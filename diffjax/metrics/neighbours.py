@@ -45,7 +45,7 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(
-    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 3
+    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 3
 ) -> PrecisionRecall:
     """Improved precision and recall.
 
@@ -80,7 +80,7 @@ def precision_recall(
 
 
 def density_coverage(
-    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 5
+    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 5
 ) -> DensityCoverage:
     """Density and coverage, which use balls around the real samples alone.
 

@@ -13,7 +13,7 @@ from .._numerics import safe_sqrt
 __all__ = ["curvature", "path_energy", "path_length"]
 
 
-def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def path_length(xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """The length of a path, `int |dx/dt| dt = sum_k |x_{k+1} - x_k|`.
 
     Args:
@@ -57,7 +57,7 @@ def path_energy(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Flo
     return jnp.sum(jnp.sum(steps**2, 1) / jnp.abs(dts))
 
 
-def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def curvature(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`.
 
     It is the energy minus that of the straight line between the ends. It is 0 for a path that one

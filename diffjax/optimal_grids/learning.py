@@ -17,7 +17,7 @@ from ..typing import Time
 __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_grid"]
 
 
-def increments(ts: Float[Array, " n+1"]) -> Float[Array, " n"]:
+def increments(ts: Float[ArrayLike, " n"]) -> Float[Array, " n-1"]:
     """A grid as unconstrained numbers: the logarithms of its steps in t.
 
     `from_increments` is the inverse.
@@ -62,7 +62,7 @@ def from_increments(z: Float[Array, " n"], start: Time, end: Time) -> Float[Arra
 class LearnedGrid(NamedTuple):
     """The best grid found."""
 
-    ts: Float[Array, " times"]
+    ts: Float[ArrayLike, " times"]
     """The grid."""
     numbers: Any
     """The numbers of the sampler that were learned with the grid."""
@@ -72,7 +72,7 @@ class LearnedGrid(NamedTuple):
 
 def learn_grid(
     loss: Callable[..., Float[Array, ""]],
-    ts: Float[Array, " n+1"],
+    ts: Float[ArrayLike, " times"],
     optimizer: Any,
     steps: int,
     numbers: Any = None,

@@ -40,7 +40,7 @@ class Budgets(NamedTuple):
         return jnp.asarray(ts)[self.paths[steps - 1, : steps + 1]]
 
 
-def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
+def cheapest_paths(table: Float[ArrayLike, "n n"], steps: int) -> Budgets:
     """Finds the cheapest path from the first to the last candidate for each number of steps to K.
 
     `C[k, j] = min_i C[k-1, i] + L[i, j]`: O(K n^2), a scan of (min, +) products.

@@ -146,7 +146,10 @@ def _klub(key, denoise, schedule, ts, lambdas, x0):
 
 
 def solver_error_table(
-    sampler: Sampler, schedule: Schedule, ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n batch *event"]
+    sampler: Sampler,
+    schedule: Schedule,
+    ts: Float[ArrayLike, " n"],
+    xs: Float[ArrayLike, "n batch *event"],
 ) -> Float[Array, "n n"]:
     """The error of one solver step between any two candidates, against an accurate trajectory.
 
@@ -179,8 +182,9 @@ def solver_error_table(
     Array(0., dtype=float32)
     """
     ts, _ = _candidates(schedule, ts)
-    if len(xs) != len(ts):
-        raise ValueError(f"xs: expected one batch for each of the {len(ts)} times, got {len(xs)}")
+    n = jnp.shape(xs)[0]
+    if n != len(ts):
+        raise ValueError(f"xs: expected one batch for each of the {len(ts)} times, got {n}")
     return _upper(_solver_errors(sampler, schedule, ts, xs))
 
 

@@ -138,8 +138,13 @@ def _check_field(terms, y, last, end):
 
 
 def solve_flow(
-    denoise: Denoiser, schedule: Schedule, x: Array, t: Time, s: Time, **options: Any
-) -> Array:
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Float[ArrayLike, "*x"],
+    t: Time,
+    s: Time,
+    **options: Any,
+) -> Float[Array, "*x"]:
     """Solves the probability-flow ODE adaptively: s < t generates, s > t encodes data (1.18).
 
     Args:
@@ -184,7 +189,7 @@ def solve_sde(
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
     dt0: float | Array | None = 1e-2,
     **options: Any,
-) -> Array:
+) -> Float[Array, "*x"]:
     """Solves the reverse SDE of any noise amplitude from time t to s < t by diffrax (1.19), (1.20).
 
     It is solved in tau = 1 - t, in which diffrax runs forward.
