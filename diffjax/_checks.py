@@ -17,7 +17,7 @@ def is_concrete(*values) -> bool:
     return not any(isinstance(v, Tracer) for v in jax.tree.leaves(values))
 
 
-def as_float(x, name: str):
+def as_float(x, name: str) -> jax.Array:
     """Converts x to an array of at least float32; integers and complex numbers are refused.
 
     A Python number stays weakly typed: it takes the precision of the arrays it is combined with.

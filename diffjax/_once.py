@@ -129,6 +129,8 @@ def _state(value: Any, inside: tuple) -> Hashable:
     if isinstance(value, types.FunctionType | type) and value in inside:  # it refers to itself
         return _Identity(value)
     if isinstance(value, types.FunctionType):
+        if value.__globals__.get("__name__") == "jaxtyping._decorator":  # it only checks types
+            return _Identity(value), _state(vars(value)["__wrapped__"], (*inside, value))
         return _Identity(value), *(_state(v, (*inside, value)) for v in _reads(value))
     if isinstance(value, type):
         return _Identity(value), *(_state(v, (*inside, value)) for v in _members(value))

@@ -34,7 +34,7 @@ __all__ = ["Plan", "entropic", "independent", "optimal", "sinkhorn", "squared_di
 
 
 def independent(
-    key: PRNGKeyArray, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]
+    key: PRNGKeyArray | None, x0: Float[Array, "n *x"], x1: Float[Array, "n *x"]
 ) -> Float[Array, "n *x"]:
     """The independent coupling: x1 as it was drawn.
 
@@ -214,7 +214,7 @@ def sinkhorn(
     cost: Float[Array, "n m"],
     epsilon: float | Array,
     tolerance: float | Array = 1e-3,
-    max_iterations: int = 1000,
+    max_iterations: int | Array = 1000,
 ) -> Plan:
     """The entropic transport plan of uniform weights: `argmin_pi <pi, C> + eps KL(pi || 1/(n m))`.
 

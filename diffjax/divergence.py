@@ -18,7 +18,9 @@ from ._varying import zeros_of
 __all__ = ["divergence", "exact_probes", "gaussian_probes", "rademacher_probes"]
 
 
-def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
+def rademacher_probes(
+    key: PRNGKeyArray, x: Float[Array, "*x"], n: int = 1
+) -> Float[Array, "{n} *x"]:
     """Draws n probes of independent random signs.
 
     For a symmetric Jacobian they have the minimum variance.
@@ -40,7 +42,7 @@ def rademacher_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "
     return jax.random.rademacher(key, (n, *x.shape), x.dtype)
 
 
-def gaussian_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n *x"]:
+def gaussian_probes(key: PRNGKeyArray, x: Float[Array, "*x"], n: int = 1) -> Float[Array, "{n} *x"]:
     """Draws n standard normal probes.
 
     Args:
@@ -59,7 +61,7 @@ def gaussian_probes(key: PRNGKeyArray, x: Array, n: int = 1) -> Float[Array, "n 
     return jax.random.normal(key, (n, *x.shape), x.dtype)
 
 
-def exact_probes(key: PRNGKeyArray, x: Array) -> Float[Array, "d *x"]:
+def exact_probes(key: PRNGKeyArray | None, x: Float[Array, "*x"]) -> Float[Array, "d *x"]:
     """The d probes `sqrt(d) e_i`: the mean of `z^T J z` over them is the trace of J in (1.23).
 
     The trace takes d products and has no randomness.

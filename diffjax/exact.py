@@ -9,7 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from ._bind import bind
 from ._checks import as_float, check_that
@@ -20,7 +21,9 @@ from .typing import Denoiser, Estimate, Schedule
 __all__ = ["empirical", "gaussian", "gaussian_mixture"]
 
 
-def gaussian(mean: Float[Array, " d"], cov: Float[Array, "d d"], schedule: Schedule) -> Denoiser:
+def gaussian(
+    mean: Float[ArrayLike, " d"], cov: Float[ArrayLike, "d d"], schedule: Schedule
+) -> Denoiser:
     """The denoiser of data ~ N(mean, cov).
 
     With `K = (alpha^2 cov + sigma^2 I)^-1 (x - alpha mean)`: `x0 = mean + alpha cov K`,
@@ -109,9 +112,9 @@ def _gaussian_terms(mean, cov, alpha, sigma, x):
 
 
 def gaussian_mixture(
-    weights: Float[Array, " k"],
-    means: Float[Array, "k d"],
-    covs: Float[Array, "k d d"],
+    weights: Float[ArrayLike, " k"],
+    means: Float[ArrayLike, "k d"],
+    covs: Float[ArrayLike, "k d d"],
     schedule: Schedule,
 ) -> Denoiser:
     """The denoiser of data ~ sum_k weights_k N(means_k, covs_k).
@@ -169,7 +172,7 @@ def _mixture(log_weights, means, covs, schedule, x, t):
     return Estimate(jnp.sum(responsibility * x0, 0), jnp.sum(responsibility * eps, 0))
 
 
-def empirical(data: Float[Array, "n *event"], schedule: Schedule) -> Denoiser:
+def empirical(data: Float[ArrayLike, "n *event"], schedule: Schedule) -> Denoiser:
     """The denoiser of a finite data set: what a network of unlimited capacity would learn from it.
 
     `x0 = sum_i w_i data_i` with `w = softmax(-|x - alpha data_i|^2 / (2 sigma^2))`. At t = 0 it is

@@ -34,7 +34,7 @@ __all__ = ["karras", "quadratic", "uniform", "uniform_log_snr"]
 _INSIDE = 1e-3  # the distance of the spacing from an end of infinite log-SNR
 
 
-def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
+def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+1"]:
     """Uniform in time: `t_i = start + (end - start) i / n`.
 
     Good for `ddim`, and for `deis` and `velocity_adams` on `linear` and `gvp`. Its last step is
@@ -58,7 +58,7 @@ def uniform(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
     return _interpolate(n, start, end, lambda t: t, lambda t: t)
 
 
-def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"]:
+def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " {n}+1"]:
     """Uniform in the square root of time, hence finer near the data.
 
     `t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i / n)^2`. Good for `deis` and
@@ -85,7 +85,7 @@ def quadratic(n: int, start: Time = 1.0, end: Time = 0.0) -> Float[Array, " n+1"
 
 def uniform_log_snr(
     schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3
-) -> Float[Array, " n+1"]:
+) -> Float[Array, " {n}+1"]:
     """Uniform in the log-SNR (Fig. 1.4).
 
     `lambda_i = lambda(start) + (lambda(end) - lambda(start)) i / n`. Good for every
@@ -123,7 +123,7 @@ def uniform_log_snr(
 
 def karras(
     schedule: Schedule, n: int, start: Time = 1.0, end: Time = 1e-3, rho: float | Array = 7.0
-) -> Float[Array, " n+1"]:
+) -> Float[Array, " {n}+1"]:
     """Karras' grid: n - 1 steps, uniform in `(sigma / alpha)^(1 / rho)`, and a last one to t = 0.
 
     Made for `edm_sampler`. Karras' sigma, the noise-to-signal ratio, is `sigma / alpha` here. On

@@ -24,7 +24,7 @@ __all__ = [
 
 def uniform_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n independent times, uniform on [low, high).
 
     Args:
@@ -49,7 +49,7 @@ def uniform_times(
 
 def stratified_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times, the i-th uniform in the i-th of n equal parts of [low, high).
 
     They are uniform on average, and a mean over them has less variance.
@@ -79,7 +79,7 @@ def stratified_times(
 
 def antithetic_times(
     key: PRNGKeyArray, n: int, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times in mirrored pairs, t and low + high - t.
 
     They are uniform on average, and in a mean over them what is odd about the middle cancels.
@@ -111,7 +111,7 @@ def antithetic_times(
 
 def log_snr_times(
     key: PRNGKeyArray, n: int, schedule: Schedule, low: Time = 1e-5, high: Time = 1.0
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times whose log-SNR is uniform and stratified, with their importance weights.
 
     The density is proportional to `-lambda' = g^2 / (2 sigma^2)`, as is the likelihood weighting of
@@ -158,7 +158,7 @@ def log_normal_times(
     schedule: Schedule,
     mean: float | Array = -1.2,
     std: float | Array = 1.2,
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[Array, " {n}"], Float[Array, " {n}"]]:
     """Draws n times at which Karras' sigma is log-normal: `log(sigma / alpha) ~ N(mean, std^2)`.
 
     Args:

@@ -41,13 +41,13 @@ Amplitude: TypeAlias = Callable[[Schedule, Time], Array]
 Weighting: TypeAlias = Callable[[Schedule, Any, Time], Array]
 """`weighting(schedule, parametrization, t) -> w`: the weight of the network's loss at time t."""
 
-Coupling: TypeAlias = Callable[[PRNGKeyArray, Array, Array], Array]
+Coupling: TypeAlias = Callable[[Any, Array, Array], Array]
 """`coupling(key, x0, x1) -> x1`: the partner of each point of x0 among the points of x1."""
 
-Probes: TypeAlias = Callable[[PRNGKeyArray, Array], Array]
+Probes: TypeAlias = Callable[[Any, Array], Array]
 """`probes(key, x) -> vs`, of shape (n, *x.shape): vectors for a trace estimate, E v v^T = I."""
 
-Reconstruction: TypeAlias = Callable[[PRNGKeyArray, Array, Array, Array], Array]
+Reconstruction: TypeAlias = Callable[[Any, Array, Array, Array], Array]
 """`reconstruction(key, x0, alpha, sigma) -> nats`: a reconstruction term of a variational bound."""
 
 Times: TypeAlias = Callable[[PRNGKeyArray, int], tuple[Array, Array]]

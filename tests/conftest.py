@@ -7,6 +7,7 @@ import os
 import pathlib
 
 import jax
+import jaxtyping
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -45,6 +46,14 @@ def pytest_configure(config):
     config.addinivalue_line(
         "filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry"
     )
+
+
+@pytest.fixture
+def without_type_checks():
+    """The library as users run it: its own error, and not jaxtyping's, refuses a wrong argument."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -225,6 +225,7 @@ def test_entropic_partners_are_drawn_from_the_plan():
     np.testing.assert_allclose(near, p, atol=5 * np.sqrt(p * (1 - p) / 4000))
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_refusals():
     x0, x1 = pairs(4)
     with pytest.raises(

@@ -23,6 +23,7 @@ from diffjax import (
 from diffjax.parametrizations import EPS, as_denoiser, edm_preconditioning
 from diffjax.typing import Estimate
 
+pytestmark = pytest.mark.usefixtures("without_type_checks")  # the errors are the library's own
 KEY_0 = jax.random.key(0)
 KEY = 0  # no key is looked at before the error
 LINEAR = schedules.linear()

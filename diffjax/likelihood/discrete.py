@@ -13,6 +13,7 @@ density q of u in [0, 1)^d,
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import as_float, check_that
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Array:
+def bits_per_dim(log_density: ArrayLike, dims: int, levels: int | None = None) -> Array:
     """Bits per dimension, `-log p / (d log 2)` (1.21), of continuous or of discrete data.
 
     With `levels`, they are those of discrete data that `dequantize` scaled to [-1, 1], which adds
@@ -53,10 +54,12 @@ def bits_per_dim(log_density: Array, dims: int, levels: int | None = None) -> Ar
         raise ValueError(f"dims: expected at least 1, got {dims}")
     if levels is not None and levels < 2:
         raise ValueError(f"levels: expected at least 2, got {levels}")
-    return -log_density / (dims * jnp.log(2.0)) + (0.0 if levels is None else jnp.log2(levels / 2))
+    return -jnp.asarray(log_density) / (dims * jnp.log(2.0)) + (
+        0.0 if levels is None else jnp.log2(levels / 2)
+    )
 
 
-def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Float[Array, "..."]:
+def dequantize(key: PRNGKeyArray, values: Int[ArrayLike, "*x"], levels: int) -> Float[Array, "*x"]:
     """Uniform dequantization to [-1, 1): `2 (value + u) / levels - 1` with u ~ U[0, 1).
 
     Args:
@@ -80,7 +83,7 @@ def dequantize(key: PRNGKeyArray, values: Int[Array, "..."], levels: int) -> Flo
     return _in_bins(values, jax.random.uniform(key, values.shape), levels)
 
 
-def quantize(x: Float[Array, "..."], levels: int) -> Int[Array, "..."]:
+def quantize(x: Float[ArrayLike, "*x"], levels: int) -> Int[Array, "*x"]:
     """The inverse of `dequantize`: `floor(levels (x + 1) / 2)`, clipped to [0, levels).
 
     Args:
@@ -103,11 +106,11 @@ def quantize(x: Float[Array, "..."], levels: int) -> Int[Array, "..."]:
 
 def variational_dequantize(
     key: PRNGKeyArray,
-    values: Int[Array, "..."],
+    values: Int[ArrayLike, "*x"],
     levels: int,
-    mean: float | Array,
-    scale: float | Array,
-) -> tuple[Float[Array, "..."], Float[Array, ""]]:
+    mean: Float[ArrayLike, "..."],
+    scale: Float[ArrayLike, "..."],
+) -> tuple[Float[Array, "*x"], Float[Array, ""]]:
     """Dequantization by a logit-normal q: `u = sigmoid(mean + scale eps)`.
 
     With `x = 2 (value + u) / levels - 1`, `log p(x) - log q(u)` bounds the log probability of the
@@ -156,7 +159,7 @@ def variational_dequantize(
     return _in_bins(values, jax.nn.sigmoid(logit), levels), log_q
 
 
-def importance_weighted_bound(log_weights: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+def importance_weighted_bound(log_weights: Float[ArrayLike, "k *batch"]) -> Float[Array, "*batch"]:
     """The bound `log (1/K) sum_k w_k` on a log probability, from K independent `log w_k`.
 
     For discrete data, `log w_k = log p(x_k) - log q(u_k)` for K dequantizations of one example,

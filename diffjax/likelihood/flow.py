@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
@@ -26,10 +27,10 @@ __all__ = ["StandardErrors", "log_likelihood", "standard_errors"]
 
 
 def log_likelihood(
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None,
     denoise: Denoiser,
     schedule: Schedule,
-    x: Array,
+    x: Float[ArrayLike, "*x"],
     *,
     probes: Probes = rademacher_probes,
     start: Time = 1e-5,
@@ -43,7 +44,7 @@ def log_likelihood(
     `start` to `end`. It runs at matmul precision "highest". vmap for many x, with a key for each.
 
     Args:
-        key: a PRNG key for the probes.
+        key: a PRNG key for the probes; `exact_probes` need none.
         denoise: the denoiser.
         schedule: its path; the prior is N(0, sigma(end)^2 I).
         x: one data point, of any shape.
@@ -103,7 +104,7 @@ class StandardErrors(NamedTuple):
     """The standard error from the choice of the probes."""
 
 
-def standard_errors(values: Float[Array, "n m"]) -> StandardErrors:
+def standard_errors(values: Float[ArrayLike, "n m"]) -> StandardErrors:
     """The mean of estimates for n examples with m probes each, and its two standard errors.
 
     `of_probes^2 = within / (n m)`, `of_data^2 = between / n - of_probes^2`, where `within` is the

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_float
@@ -18,7 +19,7 @@ def denoising(
     network: Network,
     schedule: Schedule,
     parametrization: Parametrization,
-    x0: Array,
+    x0: Float[ArrayLike, "*x"],
     t: Time,
     weighting: Weighting = unweighted,
 ) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import as_float
@@ -50,7 +51,9 @@ def flow_matching(
     return mean_squared_error(network, velocity(x, t), x, t)
 
 
-def conditional_flow_matching(network: Network, x0: Array, x1: Array, t: Time) -> Float[Array, ""]:
+def conditional_flow_matching(
+    network: Network, x0: Float[ArrayLike, "*x"], x1: Float[ArrayLike, "*x"], t: Time
+) -> Float[Array, ""]:
     """The conditional flow-matching loss of one pair, `|v_theta(x_t, t) - (x1 - x0)|^2` (1.17).
 
     Here `x_t = (1 - t) x0 + t x1`. The pair may come from any prior and any coupling. With
@@ -83,8 +86,8 @@ def bridge_matching(
     key: PRNGKeyArray,
     velocity: Network,
     score: Network,
-    x0: Array,
-    x1: Array,
+    x0: Float[ArrayLike, "*x"],
+    x1: Float[ArrayLike, "*x"],
     t: Time,
     amplitude: float | Array,
 ) -> Float[Array, ""]:

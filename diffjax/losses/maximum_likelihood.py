@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
@@ -55,9 +56,9 @@ def standard_normal(x: Array) -> Float[Array, ""]:
 
 
 def maximum_likelihood(
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None,
     network: Network,
-    x: Array,
+    x: Float[ArrayLike, "*x"],
     *,
     kinetic_weight: float | Array = 0.0,
     jacobian_weight: float | Array = 0.0,
@@ -70,7 +71,8 @@ def maximum_likelihood(
     """The regularized negative log-likelihood of one example under a velocity network (1.12).
 
     Args:
-        key: a PRNG key, for the probes, which are drawn once and kept along the trajectory.
+        key: a PRNG key for the probes, which are drawn once and kept along the trajectory;
+            `exact_probes` need none.
         network: `(x, t) -> dx/dt`, from data (t = 0) to prior (t = 1). Bind its parameters
             (`bind(apply, params)`): `diffrax.BacksolveAdjoint()` cannot differentiate with respect
             to what a closure holds.

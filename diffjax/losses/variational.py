@@ -12,6 +12,7 @@ the last term is (1.14) with the likelihood weighting, in nats. In the variable 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
@@ -25,7 +26,7 @@ __all__ = ["discrete_reconstruction", "gaussian_reconstruction", "variational_bo
 
 
 def gaussian_reconstruction(
-    key: PRNGKeyArray, x0: Array, alpha: Array, sigma: Array
+    key: PRNGKeyArray | None, x0: Array, alpha: float | Array, sigma: float | Array
 ) -> Float[Array, ""]:
     """`E_eps[-log p(x0 | x_s)]` of a Gaussian decoder, in closed form.
 
@@ -99,7 +100,7 @@ def variational_bound(
     key: PRNGKeyArray,
     denoise: Denoiser,
     schedule: Schedule,
-    x0: Array,
+    x0: Float[ArrayLike, "*x"],
     t: Time,
     *,
     start: Time = 1e-5,

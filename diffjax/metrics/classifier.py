@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import jax.scipy.special
 import numpy as np
+import numpy.typing as npt
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 
 from .._checks import check_that
 from ._features import features, host_features, nan_unless_finite, pair
@@ -14,7 +15,7 @@ from ._features import features, host_features, nan_unless_finite, pair
 __all__ = ["classifier_accuracy_score", "inception_score"]
 
 
-def inception_score(probabilities: Float[Array, "n classes"]) -> Float[Array, ""]:
+def inception_score(probabilities: Float[ArrayLike, "n classes"]) -> Float[Array, ""]:
     """The inception score: `exp(mean_i KL(p(c | x_i) | p(c)))`, with `p(c) = mean_i p(c | x_i)`.
 
     It lies between 1, where all samples look alike, and the number of classes. It does not depend
@@ -59,10 +60,10 @@ def _inception_score(p):
 
 def classifier_accuracy_score(
     classifier: Any,
-    generated: ArrayLike,
-    generated_labels: ArrayLike,
-    real: ArrayLike,
-    real_labels: ArrayLike,
+    generated: npt.ArrayLike,
+    generated_labels: npt.ArrayLike,
+    real: npt.ArrayLike,
+    real_labels: npt.ArrayLike,
 ) -> float:
     """The classification accuracy score (CAS) of generated samples.
 

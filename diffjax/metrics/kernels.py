@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._numerics import safe_sqrt
@@ -19,7 +20,9 @@ _ROWS = 256  # so many rows meet all the others in one product of matrices
 Kernel = Callable[[Float[Array, " d"], Float[Array, " d"]], Float[Array, ""]]
 
 
-def mmd(kernel: Kernel, x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Float[Array, ""]:
+def mmd(
+    kernel: Kernel, x: Float[ArrayLike, "n *x"], y: Float[ArrayLike, "m *x"]
+) -> Float[Array, ""]:
     """The unbiased estimate of the squared maximum mean discrepancy.
 
         sum_{i != j} k(x_i, x_j) / (n (n - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1))
@@ -77,7 +80,7 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(
-    key: PRNGKeyArray, x: Float[Array, "n *x"], y: Float[Array, "m *x"], *, size: int = 1000
+    key: PRNGKeyArray, x: Float[ArrayLike, "n *x"], y: Float[ArrayLike, "m *x"], *, size: int = 1000
 ) -> KernelDistance:
     """The squared MMD with the kernel `(x.y / d + 1)^3`, averaged over blocks.
 
@@ -128,7 +131,7 @@ def _kernel_distance(key, x, y, blocks):
     return KernelDistance(jnp.mean(estimates), jnp.std(estimates, ddof=1) / blocks**0.5)
 
 
-def energy_distance(x: Float[Array, "n *x"], y: Float[Array, "m *x"]) -> Float[Array, ""]:
+def energy_distance(x: Float[ArrayLike, "n *x"], y: Float[ArrayLike, "m *x"]) -> Float[Array, ""]:
     """The unbiased estimate of the energy distance, `2 E|x - y| - E|x - x'| - E|y - y'|`.
 
     It is `mmd` with the kernel `-|x - y|`, which has no scale to choose. Its gradient is finite

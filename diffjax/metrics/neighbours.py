@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ._features import map_distances, nan_unless_finite, pair
@@ -44,7 +45,7 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(
-    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 3
+    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 3
 ) -> PrecisionRecall:
     """Improved precision and recall.
 
@@ -79,7 +80,7 @@ def precision_recall(
 
 
 def density_coverage(
-    real: Float[Array, "n *x"], generated: Float[Array, "m *x"], k: int = 5
+    real: Float[ArrayLike, "n *x"], generated: Float[ArrayLike, "m *x"], k: int = 5
 ) -> DensityCoverage:
     """Density and coverage, which use balls around the real samples alone.
 

@@ -4,6 +4,7 @@ A path is the `x_t` of one trajectory at a grid of times; `vmap` for many.
 """
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._checks import as_float
@@ -12,7 +13,7 @@ from .._numerics import safe_sqrt
 __all__ = ["curvature", "path_energy", "path_length"]
 
 
-def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def path_length(xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """The length of a path, `int |dx/dt| dt = sum_k |x_{k+1} - x_k|`.
 
     Args:
@@ -30,7 +31,7 @@ def path_length(xs: Float[Array, "n *x"]) -> Float[Array, ""]:
     return jnp.sum(safe_sqrt(jnp.sum(_steps(xs) ** 2, 1)))
 
 
-def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def path_energy(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """The energy of a path, `int |dx/dt|^2 dt = sum_k |x_{k+1} - x_k|^2 / |t_{k+1} - t_k|`.
 
     Its mean over the data is at least the squared 2-Wasserstein distance between the distributions
@@ -56,7 +57,7 @@ def path_energy(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array
     return jnp.sum(jnp.sum(steps**2, 1) / jnp.abs(dts))
 
 
-def curvature(ts: Float[Array, " n"], xs: Float[Array, "n *x"]) -> Float[Array, ""]:
+def curvature(ts: Float[ArrayLike, " n"], xs: Float[ArrayLike, "n *x"]) -> Float[Array, ""]:
     """How far a path is from straight: `int |dx/dt - (x_end - x_start) / T|^2 dt`.
 
     It is the energy minus that of the straight line between the ends. It is 0 for a path that one

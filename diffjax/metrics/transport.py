@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -16,7 +17,7 @@ from ._features import host_features, pair
 __all__ = ["sliced_wasserstein", "wasserstein"]
 
 
-def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
+def wasserstein(x: npt.ArrayLike, y: npt.ArrayLike, p: float = 2) -> float:
     """The exact Wasserstein distance between two sets of equally many samples.
 
         min over permutations s of (mean_i |x_i - y_{s(i)}|^p)^{1/p}
@@ -50,11 +51,11 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2) -> float:
 
 def sliced_wasserstein(
     key: PRNGKeyArray,
-    x: Float[Array, "n *x"],
-    y: Float[Array, "m *x"],
+    x: Float[ArrayLike, "n *x"],
+    y: Float[ArrayLike, "m *x"],
     *,
     projections: int = 100,
-    p: float = 2,
+    p: float | Array = 2,
 ) -> Float[Array, ""]:
     """The Wasserstein distance of projections on random lines.
 

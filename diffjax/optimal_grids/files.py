@@ -16,6 +16,7 @@ import reprlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._checks import check_that, shown
@@ -30,7 +31,7 @@ __all__ = ["load_grid", "save_grid"]
 _TOLERANCE = 1e-3
 
 
-def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Schedule) -> None:
+def save_grid(path: str | pathlib.Path, ts: Float[ArrayLike, " times"], schedule: Schedule) -> None:
     """Writes a grid as JSON: its times, and `lambda(t) = log(alpha / sigma)` at each of them.
 
     Args:
@@ -60,7 +61,7 @@ def save_grid(path: str | pathlib.Path, ts: Float[Array, " n+1"], schedule: Sche
     pathlib.Path(path).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " n+1"]:
+def load_grid(path: str | pathlib.Path, schedule: Schedule) -> Float[Array, " times"]:
     """Reads a grid of `save_grid`: the times at which the schedule has the log-SNRs of the file.
 
     For the schedule that the grid was saved for, these are the saved times. For another schedule,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._checks import accepted, as_float, check_that
@@ -16,16 +17,16 @@ from ..typing import Time
 __all__ = ["LearnedGrid", "fit_grid", "from_increments", "increments", "learn_grid"]
 
 
-def increments(ts: Float[Array, " n+1"]) -> Float[Array, " n"]:
+def increments(ts: Float[ArrayLike, " n"]) -> Float[Array, " n-1"]:
     """A grid as unconstrained numbers: the logarithms of its steps in t.
 
     `from_increments` is the inverse.
 
     Args:
-        ts: a grid.
+        ts: a grid of n times.
 
     Returns:
-        n numbers.
+        n - 1 numbers.
 
     Raises:
         ValueError: if ts is not floating-point.
@@ -61,7 +62,7 @@ def from_increments(z: Float[Array, " n"], start: Time, end: Time) -> Float[Arra
 class LearnedGrid(NamedTuple):
     """The best grid found."""
 
-    ts: Float[Array, " n+1"]
+    ts: Float[ArrayLike, " times"]
     """The grid."""
     numbers: Any
     """The numbers of the sampler that were learned with the grid."""
@@ -71,7 +72,7 @@ class LearnedGrid(NamedTuple):
 
 def learn_grid(
     loss: Callable[..., Float[Array, ""]],
-    ts: Float[Array, " n+1"],
+    ts: Float[ArrayLike, " times"],
     optimizer: Any,
     steps: int,
     numbers: Any = None,
@@ -143,7 +144,7 @@ def _learn(loss, ts, optimizer, steps, numbers):
 
 def fit_grid(
     residuals: Callable[..., Any],
-    ts: Float[Array, " n+1"],
+    ts: Float[ArrayLike, " times"],
     numbers: Any = None,
     steps: int = 40,
 ) -> LearnedGrid:

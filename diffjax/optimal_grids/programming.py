@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from .._checks import as_float
@@ -21,11 +22,11 @@ class Budgets(NamedTuple):
     paths: Int[Array, "K K+1"]
     """The indices of its k + 2 candidates, padded with the last; invalid for an infinite cost."""
 
-    def grid(self, ts: Float[Array, " n+1"], steps: int) -> Float[Array, " steps+1"]:
+    def grid(self, ts: Float[ArrayLike, " n"], steps: int) -> Float[Array, " {steps}+1"]:
         """The times of the cheapest path.
 
         Args:
-            ts: the n + 1 candidates of the table.
+            ts: the n candidates of the table.
             steps: the number of steps, from 1 to K.
 
         Returns:
@@ -36,10 +37,10 @@ class Budgets(NamedTuple):
         """
         if not 1 <= steps <= len(self.costs):
             raise ValueError(f"steps: expected from 1 to {len(self.costs)}, got {steps}")
-        return ts[self.paths[steps - 1, : steps + 1]]
+        return jnp.asarray(ts)[self.paths[steps - 1, : steps + 1]]
 
 
-def cheapest_paths(table: Float[Array, "n n"], steps: int) -> Budgets:
+def cheapest_paths(table: Float[ArrayLike, "n n"], steps: int) -> Budgets:
     """Finds the cheapest path from the first to the last candidate for each number of steps to K.
 
     `C[k, j] = min_i C[k-1, i] + L[i, j]`: O(K n^2), a scan of (min, +) products.

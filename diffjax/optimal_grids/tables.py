@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._calls import call_denoiser
@@ -19,8 +20,8 @@ def elbo_table(
     key: PRNGKeyArray,
     denoise: Denoiser,
     schedule: Schedule,
-    ts: Float[Array, " n"],
-    x0: Float[Array, "batch *event"],
+    ts: Float[ArrayLike, " n"],
+    x0: Float[ArrayLike, "batch *event"],
 ) -> Float[Array, "n n"]:
     """The terms of the evidence lower bound between any two times, in nats per example (1.58).
 
@@ -85,8 +86,8 @@ def klub_table(
     key: PRNGKeyArray,
     denoise: Denoiser,
     schedule: Schedule,
-    ts: Float[Array, " n"],
-    x0: Float[Array, "batch *event"],
+    ts: Float[ArrayLike, " n"],
+    x0: Float[ArrayLike, "batch *event"],
 ) -> Float[Array, "n n"]:
     """The KL bound of each step of the discretised reverse SDE: the objective of Align Your Steps.
 
@@ -145,7 +146,10 @@ def _klub(key, denoise, schedule, ts, lambdas, x0):
 
 
 def solver_error_table(
-    sampler: Sampler, schedule: Schedule, ts: Float[Array, " n"], xs: Float[Array, "n batch *event"]
+    sampler: Sampler,
+    schedule: Schedule,
+    ts: Float[ArrayLike, " n"],
+    xs: Float[ArrayLike, "n batch *event"],
 ) -> Float[Array, "n n"]:
     """The error of one solver step between any two candidates, against an accurate trajectory.
 
@@ -178,8 +182,9 @@ def solver_error_table(
     Array(0., dtype=float32)
     """
     ts, _ = _candidates(schedule, ts)
-    if len(xs) != len(ts):
-        raise ValueError(f"xs: expected one batch for each of the {len(ts)} times, got {len(xs)}")
+    n = jnp.shape(xs)[0]
+    if n != len(ts):
+        raise ValueError(f"xs: expected one batch for each of the {len(ts)} times, got {n}")
     return _upper(_solver_errors(sampler, schedule, ts, xs))
 
 

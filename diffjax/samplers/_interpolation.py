@@ -123,7 +123,7 @@ def _exponential_moments(n, h, z):
     return [math.factorial(k) * h ** (k + 1) * phi for k, phi in enumerate(phis(n + 1, z))]
 
 
-def bh1(h: Array) -> Array:
+def bh1(h: float | Array) -> float | Array:
     """UniPC's `B1(h) = h`, for `unipc(denoise, schedule, 2, bh1)`.
 
     Args:
@@ -140,7 +140,7 @@ def bh1(h: Array) -> Array:
     return h
 
 
-def bh2(h: Array) -> Array:
+def bh2(h: float | Array) -> Array:
     """UniPC's `B2(h) = e^h - 1`, the integral of the kernel.
 
     DPM-Solver-2 and DPM-Solver++(2M) weight their difference with it.

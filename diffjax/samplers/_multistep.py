@@ -40,7 +40,7 @@ def multistep(
     order: int,
     tau: float | Array | None = None,
     corrected: bool = False,
-    gains: Float[Array, "steps order-1"] | None = None,
+    gains: Float[Array, "steps {order}-1"] | None = None,
 ) -> Sampler:
     """The Adams-Bashforth method of an interpolation.
 

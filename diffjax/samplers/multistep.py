@@ -272,7 +272,7 @@ def velocity_adams(
     denoise: Denoiser,
     schedule: Schedule,
     order: int = 3,
-    gains: Float[Array, "n order-1"] | None = None,
+    gains: Float[Array, "n {order}-1"] | None = None,
 ) -> Sampler:
     """Adams-Bashforth on the linear path's velocity eps - x0; regular at both ends of any path.
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._bind import bind
@@ -13,7 +14,7 @@ from ..typing import Schedule
 __all__ = ["from_betas", "from_sde", "to_betas"]
 
 
-def from_betas(betas: Float[Array, " n"]) -> Schedule:
+def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
     """DDPM's discrete chain as a continuous path, exact at its n points t = i / n (1.31-1.33).
 
     `log alpha = 1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and it is linear in between. The
@@ -66,7 +67,7 @@ def _from_betas(starts, steps, t):
     return jnp.exp(log_alpha), safe_sqrt(-jnp.expm1(2 * log_alpha))
 
 
-def to_betas(schedule: Schedule, n: int) -> Float[Array, " n"]:
+def to_betas(schedule: Schedule, n: int) -> Float[Array, " {n}"]:
     """The betas of a variance-preserving path as a chain at t = i / n: the inverse of `from_betas`.
 
     `beta_i = 1 - (alpha(t_i) / alpha(t_{i-1}))^2` (1.31).

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from .._checks import as_float, check_that
 from .._once import once
@@ -69,7 +70,7 @@ DPM_SOLVER_23 = EmbeddedPair(3, stages_3, _lower_2)
 def dpm_solver_adaptive(
     denoise: Denoiser,
     schedule: Schedule,
-    x: Array,
+    x: Float[ArrayLike, "*x"],
     t: Time = 1.0,
     s: Time = 1e-3,
     pair: EmbeddedPair = DPM_SOLVER_23,
@@ -181,11 +182,11 @@ def _check_adaptive(schedule, t, s, rtol, atol, first_step):
 def dpm_solver_fast(
     denoise: Denoiser,
     schedule: Schedule,
-    x: Array,
+    x: Float[ArrayLike, "*x"],
     evaluations: int,
     start: Time = 1.0,
     end: Time = 1e-3,
-) -> Array:
+) -> Float[Array, "*x"]:
     """DPM-Solver-fast: exactly K evaluations, in steps of order 3, and the rest of order 2 and 1.
 
         K mod 3 = 0    K/3 - 1 steps of order 3, one of order 2, one of order 1
@@ -218,7 +219,6 @@ def dpm_solver_fast(
     """
     if evaluations < 1:
         raise ValueError(f"evaluations: expected at least 1, got {evaluations}")
-    x = as_float(x, "x")
     threes, rest = divmod(evaluations, 3)
     orders = [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
     outer = uniform_log_snr(schedule, len(orders), start, end)
@@ -232,10 +232,10 @@ def dpm_solver_fast(
         done = n
     stages = jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
     first = jnp.concatenate([jnp.arange(order) == 0 for order in orders])
-    (x, _), _ = run_stages(denoise, predict_eps, x, stages, first)
+    (last, _), _ = run_stages(denoise, predict_eps, as_float(x, "x"), stages, first)
     check_that(
         np.isfinite,
         "denoise: expected finite values at all times from start to end, got x={} at the end",
-        x,
+        last,
     )
-    return x
+    return last

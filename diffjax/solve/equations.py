@@ -12,7 +12,8 @@ import diffrax
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, PRNGKeyArray
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
 from .._checks import as_float, check_that, is_concrete
@@ -36,7 +37,7 @@ def integrate(
         rtol=1e-5, atol=1e-5
     ),
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
-    dt0: float | None = None,
+    dt0: float | Array | None = None,
     max_steps: int = 4096,
     with_steps: bool = False,
 ) -> Any:
@@ -137,8 +138,13 @@ def _check_field(terms, y, last, end):
 
 
 def solve_flow(
-    denoise: Denoiser, schedule: Schedule, x: Array, t: Time, s: Time, **options: Any
-) -> Array:
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Float[ArrayLike, "*x"],
+    t: Time,
+    s: Time,
+    **options: Any,
+) -> Float[Array, "*x"]:
     """Solves the probability-flow ODE adaptively: s < t generates, s > t encodes data (1.18).
 
     Args:
@@ -174,16 +180,16 @@ def solve_sde(
     key: PRNGKeyArray,
     denoise: Denoiser,
     schedule: Schedule,
-    x: Array,
+    x: Float[ArrayLike, "*x"],
     t: Time,
     s: Time,
     *,
     amplitude: Amplitude = diffusion,
     solver: diffrax.AbstractSolver = diffrax.ShARK(),
     stepsize_controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
-    dt0: float | None = 1e-2,
+    dt0: float | Array | None = 1e-2,
     **options: Any,
-) -> Array:
+) -> Float[Array, "*x"]:
     """Solves the reverse SDE of any noise amplitude from time t to s < t by diffrax (1.19), (1.20).
 
     It is solved in tau = 1 - t, in which diffrax runs forward.

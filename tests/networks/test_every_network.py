@@ -213,6 +213,7 @@ def test_refusals(kind):
         nnx.eval_shape(lambda: build(kind, num_classes=0))
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
 def test_a_key_in_place_of_rngs_is_an_error_that_shows_how_to_use_it(kind):
     shape = {MLP: (2,), UNet: ((8, 8, 1),), DiT: ((8, 8, 1),)}.get(kind, ())
@@ -220,6 +221,7 @@ def test_a_key_in_place_of_rngs_is_an_error_that_shows_how_to_use_it(kind):
         kind(*shape, rngs=jax.random.key(0))
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_a_constructor_refuses():
     for make, message in (
         (
