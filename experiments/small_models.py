@@ -71,8 +71,8 @@ def train(
 ) -> tuple[Any, float]:
     """Trains with Adam and cosine decay; returns the averaged parameters and the seconds.
 
-    The clock starts after two steps, because the first one compiles. The time of the others is
-    scaled to all steps.
+    The clock starts after two steps, because the first one compiles. The time of the
+    remaining steps is scaled to all steps.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     if clip is not None:

@@ -22,8 +22,8 @@ SCORES = {
         "lower",
     ),
     "error": Score(
-        "The root mean square distance per dimension to the end of the exact flow, over the samples "
-        "that end in the same component: the median of the mixtures, and the worst.",
+        "The root mean square distance per dimension to the end of the exact flow, over the "
+        "samples that end in the same component: the median of the mixtures, and the worst.",
         "standard deviations of the data",
         "lower",
     ),
@@ -63,17 +63,14 @@ def mixture_study(dim: int, settings: Settings) -> tuple[dict, str, dict[str, st
     for solver in ("DPM-Solver-2", "DPM-Solver-3"):
         saved = saved_evaluations(results, median, solver, mixtures.FOUND)
         cells = ", ".join(f"{k}: {n:.1f}" for k, n in saved.items())
-        label = "evaluations on uniform log-SNR that match the best found grid of each NFE"
+        label = "evaluations on uniform log-SNR that match the best found grid at each NFE"
         text.append(f"{solver}, {label}: {cells}")
     adaptive = [
         f"{run.solver} at {run.nfe}: {median(v):.1e}"
         for run, v in results.items()
         if run.grid == "adaptive"
     ]
-    text += [
-        "Adaptive solvers, error at each number of evaluations: " + ", ".join(adaptive),
-        _seconds(costs),
-    ]
+    text += ["Adaptive solvers, error at each NFE: " + ", ".join(adaptive), _seconds(costs)]
     rows = [
         {
             **run._asdict(),
@@ -94,7 +91,7 @@ def image_study(name: str, settings: Settings) -> tuple[dict, str, dict[str, str
     results, accurate, costs = on_images(case, settings)
     text, captions = [f"Fréchet distance of the accurate ends: {accurate:.3f}", _seconds(costs)], {}
     for index, score, label in (
-        (0, "frechet", "Fréchet distance to held-out (squared pixels)"),
+        (0, "frechet", "Fréchet distance to held-out images (squared pixels)"),
         (1, "distance", "RMS distance to the accurate end (per pixel)"),
     ):
         value, ylabel = operator.itemgetter(index), f"{case.title}: {label}"

@@ -25,7 +25,7 @@ Results = dict[Run, tuple[Any, Any]]
 
 
 def steps_of(name: str, nfe: int) -> int:
-    """The steps that take exactly nfe evaluations; 0 if there are none, or too few for the solver."""
+    """The steps that take exactly nfe evaluations; 0 if there are none or not enough."""
     steps, rest = divmod(nfe, SOLVERS[name].evaluations)
     return 0 if rest or steps < SOLVERS[name].min_steps else steps
 
