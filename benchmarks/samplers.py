@@ -1,10 +1,10 @@
-"""What every fast sampler costs over a bare scan of DDIM's step with as many network evaluations.
+"""The cost of the fast samplers over a bare scan of DDIM's step with as many network evaluations.
 
     python -m benchmarks.samplers [--repeats 15] [--output benchmarks/results/samplers.json]
 
-The rows are those of `benchmarks.overhead`, whose measuring and whose hand-written scan they use:
-run time and compile time against the bare scan, the compile time of many steps against few, and how
-often `sample` is traced while weights, guidance scale, schedule and grid change.
+The measurements and the bare scan are those of `benchmarks.overhead`. The rows are the run time and
+compile time against the bare scan, the compile time of 1000 steps against 10, and the number of
+traces of `sample` while weights, guidance scale, schedule and grid change.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 from benchmarks import overhead
 from diffjax import EPS, as_denoiser, bind, cfg, linear_vp, sample, samplers, uniform_log_snr
 
-MAKERS = {  # name: (constructor, evaluations a step)
+MAKERS = {  # name: (constructor, evaluations per step)
     "dpm_solver_2": (samplers.dpm_solver_2, 2),
     "dpm_solver_2s": (samplers.dpm_solver_2s, 2),
     "dpm_solver_3": (samplers.dpm_solver_3, 3),
@@ -44,7 +44,7 @@ class Settings:
     mlp_evaluations: int = 48
     """network evaluations of the MLP, 64 dimensions and 64 wide at batch 256"""
     output: pathlib.Path = pathlib.Path("benchmarks/results/samplers.json")
-    """where to write the rows"""
+    """file of the record"""
 
 
 def program(case, make, steps: int):
@@ -55,14 +55,14 @@ def program(case, make, steps: int):
 
 
 def bare(case, evaluations: int):
-    """The bare scan of as many evaluations."""
+    """The bare scan of DDIM's step, with its arguments."""
     betas = (jnp.array(0.1), jnp.array(20.0))
     ts = uniform_log_snr(linear_vp(), evaluations)
     return functools.partial(overhead.bare_sample, case.apply), (case.params, betas, case.x, ts)
 
 
 def traces(case, make) -> int:
-    """How often `sample` is traced while weights, guidance scale, schedule and grid change."""
+    """The traces of `sample` while weights, guidance scale, schedule and grid change."""
     count = 0
 
     def counted(*args):
@@ -91,36 +91,27 @@ def main(settings: Settings) -> None:
         ("MLP", settings.mlp_evaluations, 1.1),
     ):
         case = networks[network]
-        again = overhead.run_ratio(
-            f"{network}: A against A", None, bare(case, evaluations), bare(case, evaluations), 9
-        )
-        record.add(again)
-        for name, (make, each) in MAKERS.items():
-            ours, theirs = program(case, make, evaluations // each), bare(case, evaluations)
-            record.add(
-                overhead.run_ratio(
-                    f"{name}, {network}: run time", aim, ours, theirs, settings.repeats
-                )
-            )
-    for network, names in (
-        ("U-Net", ("dpm_solver_3", "dpm_solver_2m", "unipc(3)")),
-        ("MLP", MAKERS),
-    ):
+        ours, theirs = bare(case, evaluations), bare(case, evaluations)
+        record.add(overhead.run_ratio(f"{network}: A against A", None, ours, theirs, 9))
+        for name, (make, per_step) in MAKERS.items():
+            ours, theirs = program(case, make, evaluations // per_step), bare(case, evaluations)
+            title = f"{name}, {network}: run time"
+            record.add(overhead.run_ratio(title, aim, ours, theirs, settings.repeats))
+    compiled = {"U-Net": ("dpm_solver_3", "dpm_solver_2m", "unipc(3)"), "MLP": MAKERS}
+    for network, names in compiled.items():
+        case = networks[network]
         for name in names:
-            ours, theirs = (
-                program(networks[network], MAKERS[name][0], 6),
-                bare(networks[network], 6),
-            )
+            ours, theirs = program(case, MAKERS[name][0], 6), bare(case, 6)
             title = f"{name}, {network}: compile time"
             record.add(overhead.compile_ratio(title, 1.5, ours, theirs, settings.compilations))
     case = networks["MLP"]
     for name in ("dpm_solver_3", "unipc(3)"):
         make = MAKERS[name][0]
-        title = f"{name}, MLP: compile time of N = 1000 against 10"
-        many, few = program(case, make, 1000), program(case, make, 10)
-        record.add(overhead.compile_ratio(title, 1.2, many, few, settings.compilations))
+        title = f"{name}, MLP: compile time of 1000 steps against 10"
+        ours, theirs = program(case, make, 1000), program(case, make, 10)
+        record.add(overhead.compile_ratio(title, 1.2, ours, theirs, settings.compilations))
     most = max(traces(case, make) for make, _ in MAKERS.values())
-    record.add(overhead.Row("traces of sample, the most of any sampler", most, 1, unit=""))
+    record.add(overhead.Row("traces of sample, maximum over the samplers", most, 1, unit=""))
     record.write(settings)
 
 

@@ -31,8 +31,7 @@ SCORES = {
         "The share of the samples that end in another component than the exact flow.", "%", "lower"
     ),
     "Fréchet distance": Score(
-        "The Fréchet distance between Gaussians fitted to the pixels of samples and of held-out "
-        "images.",
+        "The Fréchet distance between Gaussians fitted to pixels of samples and held-out images.",
         "squared pixels from -1 to 1",
         "lower",
     ),

@@ -63,7 +63,7 @@ class Settings(image_models.Settings):
 
 
 def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an idx file of unsigned bytes: a magic number, the shape in big-endian int32, the data."""
+    """Reads an idx file of bytes: a magic number, the shape in big-endian int32, and the data."""
     how = (
         "On Debian `apt-get install dataset-fashion-mnist` puts the files into "
         "/usr/share/datasets/fashion-mnist."

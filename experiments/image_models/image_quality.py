@@ -125,9 +125,8 @@ def main(settings: Settings) -> dict:
     record = write_record(settings.out / "result.json", settings, rows, time.perf_counter() - begin)
     cells = [[name, *(f"{value:.4g}" for value in row.values())] for name, row in rows.items()]
     compared = f"{n} samples against {len(reference)} held-out images"
-    tables = {
-        f"Features of EfficientNet-Lite0 at 96 pixels; {compared}": table(["", *SCORES], cells)
-    }
+    heading = f"Features of EfficientNet-Lite0 at 96 pixels; {compared}"
+    tables = {heading: table(["", *SCORES], cells)}
     write_report(settings.out, "Image quality", record, SCORES, tables, {})
     return rows
 

@@ -57,7 +57,7 @@ SCORES = {
         BITS.format("one of the first held-out images", "exact"), "bits", "lower"
     ),
     "Hutchinson bits/dim on the same images": Score(
-        "The same with Hutchinson's estimate, for eight probes. It should agree with the exact one.",
+        "The same by Hutchinson's estimate with eight probes. It should agree with the exact one.",
         "bits",
     ),
     "Hutchinson standard error of probes": Score(

@@ -126,8 +126,8 @@ def main(settings: Settings) -> dict:
     figure(results, settings.out / "objectives.png")
     tables = {name: text(name, result, settings) for name, result in results.items()}
     caption = (
-        "Held-out negative log-likelihood against the first distance. Models outside the range are "
-        "drawn at the edge."
+        "Held-out negative log-likelihood against the first distance. "
+        "Models outside the range are drawn at the edge."
     )
     write_report(settings.out, "Objectives", write(), SCORES, tables, {"objectives.png": caption})
     return scores
@@ -144,11 +144,10 @@ def text(name: str, result: dict, settings: Settings) -> str:
     ]
     for path, draws in result.get("variance_of_times", {}).items():
         independent = draws["independent"]["variance"]
-        ratios = ", ".join(
-            f"{draw}: {v['variance'] / independent:.3f}" for draw, v in draws.items()
-        )
+        ratios = {draw: v["variance"] / independent for draw, v in draws.items()}
+        shown = ", ".join(f"{draw}: {ratio:.3f}" for draw, ratio in ratios.items())
         label = "Relative variance of the likelihood-weighted loss by the draw of its times"
-        lines.append(f"{label}, {path}: {ratios}")
+        lines.append(f"{label}, {path}: {shown}")
     if "dequantization" in result:
         shown = []
         for way, v in result["dequantization"].items():
