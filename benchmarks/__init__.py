@@ -1,1 +1,1 @@
-"""Measurements of the library's own cost: `python -m benchmarks.overhead`."""
+"""Measurements of the library's cost: `python -m benchmarks.overhead`."""

@@ -1,22 +1,24 @@
-"""How much work a log density takes, and how far it is from the truth, on every path.
+"""The work and the error of a log density on every path.
 
     python -m benchmarks.likelihood [--points 64 16] [--output benchmarks/results/likelihood.json]
 
-Data are Gaussian mixtures in 2 and in 64 dimensions with their exact denoiser, points are drawn
-from them, and the solver is what `log_likelihood` uses by default, in float32, at tolerances rtol =
-atol. The truth is the density of the *model*, the prior N(0, sigma(1)^2 I) pushed through the flow:
+The data are Gaussian mixtures in 2 and 64 dimensions with their exact denoiser. The points are
+drawn from them. The solver is the default of `log_likelihood`, in float32, with rtol = atol. The
+truth is the density of the *model*, the prior N(0, sigma(1)^2 I) pushed through the flow:
 
     log p(x) = log p_start(x) - log p_1(x1) + log N(x1; 0, sigma(1)^2 I)
 
-with the mixture's own marginals p_t and the end x1 of the flow in float64 at a tolerance of 1e-10.
-Errors are in bits/dim:
+with the mixture's marginals p_t and the end x1 of the flow in float64 at a tolerance of 1e-10.
+Errors are in bits/dim. The columns are:
 
-    evaluations    of the denoiser for one point, a mean over the points (each with its product for the divergence).
-    exact          root mean square error over the points, exact trace.
-    one probe      the same of Hutchinson's estimate with one probe of random signs.
-    of probes      the standard error of the mean over the points that one probe a point makes (`standard_errors`).
-    deviation      the mean of all Hutchinson estimates less that of the exact ones, in its standard error: within 3 or so
-                   where the integrator's error, which is not theirs alone, is small.
+    evaluations    mean number of evaluations of the denoiser for one point, each with its product
+                   for the divergence
+    exact          root mean square error over the points, with the exact trace
+    one probe      the same for Hutchinson's estimate with one probe of random signs
+    of probes      standard error, from one probe per point, of the mean over the points
+                   (`standard_errors`)
+    deviation      mean of all Hutchinson estimates minus mean of the exact ones, in units of its
+                   standard error: within about 3 where the integrator's error is small
 """
 
 import dataclasses
@@ -59,20 +61,20 @@ class Settings:
     points: tuple[int, ...] = (64, 16)
     """points in each dimension"""
     probes: int = 8
-    """estimates of Hutchinson for every point, one probe each"""
+    """Hutchinson estimates for every point, with one probe each"""
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """rtol = atol of the controller"""
     paths: tuple[str, ...] = tuple(PATHS)
-    """schedules"""
+    """names of the schedules"""
     output: pathlib.Path = pathlib.Path("benchmarks/results/likelihood.json")
-    """where to write the rows"""
+    """file of the record"""
 
 
 # ---- the data ------------------------------------------------------------------------------------
 
 
 def mixture(dim: int, components: int = 8):
-    """Weights, means and covariances, of unit variance in all, deviations 0.05 to 0.3."""
+    """Weights, means and covariances: deviations 0.05 to 0.3, total variance about 1."""
     rng = np.random.default_rng(dim)
     rotations = np.linalg.qr(rng.normal(size=(components, dim, dim)))[0]
     variances = rng.uniform(0.05, 0.3, (components, 1, dim)) ** 2
@@ -85,7 +87,7 @@ def mixture(dim: int, components: int = 8):
 
 
 def draw(data, alpha, sigma, n: int):
-    """N points of the marginal with these coefficients."""
+    """Draws n points of the marginal `alpha x0 + sigma noise`."""
     weights, means, covs = data
     rng = np.random.default_rng(0)
     which = rng.choice(len(weights), n, p=weights)
@@ -97,9 +99,8 @@ def log_marginal(data, alpha, sigma, x):
     """The log density of the marginal at one x."""
     weights, means, covs = data
     total = alpha**2 * covs + sigma**2 * jnp.eye(x.size)
-    logs = jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, in_axes=(None, 0, 0))(
-        x, alpha * means, total
-    )
+    log_densities = jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, in_axes=(None, 0, 0))
+    logs = log_densities(x, alpha * means, total)
     return jax.nn.logsumexp(logs + jnp.log(weights))
 
 
@@ -107,10 +108,9 @@ def log_marginal(data, alpha, sigma, x):
 def truth(data, x, path: str):
     """The model's log density at one x."""
     schedule = PATHS[path]()
+    denoise = gaussian_mixture(*data, schedule)
     precise = diffrax.PIDController(rtol=1e-10, atol=1e-10)
-    x1 = solve_flow(
-        gaussian_mixture(*data, schedule), schedule, x, START, 1.0, stepsize_controller=precise
-    )
+    x1 = solve_flow(denoise, schedule, x, START, 1.0, stepsize_controller=precise)
     start, end = schedule(START), schedule(1.0)
     return log_marginal(data, *start, x) - log_marginal(data, *end, x1) + log_prior(schedule, x1)
 
@@ -120,9 +120,7 @@ def truth(data, x, path: str):
 
 @functools.partial(jax.jit, static_argnames=("path", "probes"))
 def estimates(data, keys, xs, tolerance, path: str, probes):
-    """Log densities and evaluations: what `log_likelihood` computes, with the statistics of the
-    solver.
-    """
+    """The log densities of `log_likelihood`, and the number of evaluations that each one took."""
     schedule = PATHS[path]()
     flow = probability_flow(gaussian_mixture(*data, schedule), schedule)
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
@@ -139,7 +137,7 @@ def estimates(data, keys, xs, tolerance, path: str, probes):
                 terms, diffrax.Tsit5(), start, end, None, state, stepsize_controller=controller
             )
         x1, integral = jax.tree.map(lambda y: y[-1], solution.ys)
-        # the last of a step's seven stages is the first of the next
+        # The last of a step's seven stages is the first of the next step.
         evaluations = 6 * solution.stats["num_steps"] + 1
         return log_prior(schedule, x1) + integral, evaluations
 
@@ -147,26 +145,23 @@ def estimates(data, keys, xs, tolerance, path: str, probes):
 
 
 def check(data, x, path: str) -> None:
-    """That `log_likelihood` gives what is measured here."""
+    """Raises unless `log_likelihood` agrees with `estimates`."""
     schedule, key = PATHS[path](), jax.random.key(0)
-    theirs, _ = estimates(data, key[None], x[None], 1e-5, path, rademacher_probes)
-    ours = log_likelihood(key, gaussian_mixture(*data, schedule), schedule, x, start=START)
-    if not abs(ours - theirs[0]) < 1e-3 * x.size:
-        raise RuntimeError(
-            f"{path}: log_likelihood gives {ours}, the program that counts {theirs[0]}"
-        )
+    (estimate,), _ = estimates(data, key[None], x[None], 1e-5, path, rademacher_probes)
+    expected = log_likelihood(key, gaussian_mixture(*data, schedule), schedule, x, start=START)
+    if not abs(expected - estimate) < 1e-3 * x.size:
+        raise RuntimeError(f"{path}: expected {expected} (log_likelihood), got {estimate}")
 
 
 # ---- the table -----------------------------------------------------------------------------------
 
 
 def rows(path: str, dim: int, points: int, settings: Settings) -> list[dict]:
-    """The rows of one path in one dimension, printed as they come."""
+    """Measures and prints the rows of one path in one dimension."""
     with jax.enable_x64(True):
         xs = draw(mixture(dim), *map(float, PATHS[path]()(START)), points)
-        true = np.asarray(
-            jax.vmap(functools.partial(truth, mixture(dim), path=path))(jnp.asarray(xs))
-        )
+        one = functools.partial(truth, mixture(dim), path=path)
+        true = np.asarray(jax.vmap(one)(jnp.asarray(xs)))
     data, xs = tuple(map(jnp.asarray, mixture(dim))), jnp.asarray(xs)
     check(data, xs[0], path)
     keys = jax.random.split(jax.random.key(0), (settings.probes, points))
@@ -175,7 +170,7 @@ def rows(path: str, dim: int, points: int, settings: Settings) -> list[dict]:
         run = functools.partial(estimates, data, xs=xs, tolerance=jnp.asarray(tolerance), path=path)
         log_densities, counts = run(keys=keys[0], probes=exact_probes)
         hutchinson = np.stack([run(keys=k, probes=rademacher_probes)[0] for k in keys], 1)
-        exact, probed, truly = (
+        exact, probed, true_bits = (
             np.asarray(bits_per_dim(a, dim)) for a in (log_densities, hutchinson, true)
         )
         of_probes = float(standard_errors(jnp.asarray(probed)).of_probes)
@@ -184,8 +179,8 @@ def rows(path: str, dim: int, points: int, settings: Settings) -> list[dict]:
             "dims": dim,
             "tolerance": tolerance,
             "evaluations": float(np.mean(counts)),
-            "exact": root_mean_square(exact - truly),
-            "one_probe": root_mean_square(probed - truly[:, None]),
+            "exact": root_mean_square(exact - true_bits),
+            "one_probe": root_mean_square(probed - true_bits[:, None]),
             "of_probes": of_probes * settings.probes**0.5,
             "deviation": float(probed.mean() - exact.mean()) / of_probes,
         }
@@ -204,8 +199,9 @@ HEADER = "path       dims tolerance evaluations    exact one probe of probes dev
 def show(row: dict) -> str:
     """A row as text."""
     return (
-        f"{row['path']:<10} {row['dims']:4d} {row['tolerance']:9.0e} {row['evaluations']:11.1f} {row['exact']:8.1e} "
-        f"{row['one_probe']:9.1e} {row['of_probes']:9.1e} {row['deviation']:9.1f}"
+        f"{row['path']:<10} {row['dims']:4d} {row['tolerance']:9.0e} {row['evaluations']:11.1f} "
+        f"{row['exact']:8.1e} {row['one_probe']:9.1e} {row['of_probes']:9.1e} "
+        f"{row['deviation']:9.1f}"
     )
 
 

@@ -1,17 +1,18 @@
-"""What the metrics and the couplings cost beside the library that a user would take instead.
+"""The time of the metrics and the couplings, against the library that a user would take instead.
 
-    pip install POT        # "ot": Python Optimal Transport; the other libraries come with the extra `dev`
-    python -m benchmarks.metrics [--repeats 5] [--only optimal] [--output benchmarks/results/metrics.json]
+    # Python Optimal Transport; the other libraries come with the extra `dev`
+    pip install POT
+    python -m benchmarks.metrics [--repeats 5] [--only optimal]
 
-Every row has the median seconds of one call, timed in turns in one process on the same float32
-numbers:
+Every row has the median seconds of one call. The calls are timed in turns, in one process, on the
+same float32 numbers:
 
-    jit         ours, compiled by `jax.jit` (not for the metrics on the host)
-    plain       ours, called as it is
+    jit         ours, compiled by `jax.jit` (except for the metrics on the host)
+    plain       ours, called directly
     theirs      the other library
 
-The aim is at most the time of the other library, of both. Each pair of results is compared before
-it is timed.
+Both of ours should take at most the time of the other library. The results are compared before
+they are timed.
 """
 
 import dataclasses
@@ -42,11 +43,11 @@ from diffjax import couplings, metrics
 @dataclasses.dataclass(frozen=True)
 class Settings:
     repeats: int = 5
-    """rounds of every row"""
+    """timed calls for each row"""
     only: str = ""
-    """measure only the rows whose names hold this"""
+    """measure only the rows whose names contain this, and write no record"""
     output: pathlib.Path = pathlib.Path("benchmarks/results/metrics.json")
-    """where to write the rows"""
+    """file of the record"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Case:
     theirs: Callable
     args: tuple
     key: bool = False
-    """whether ours takes a key first"""
+    """whether our function takes a key as its first argument"""
     host: bool = False
-    """whether ours runs on the host alone"""
+    """whether our function runs on the host"""
     rtol: float | None = 1e-3
-    """how far the results may differ; None if they are random"""
+    """tolerance between the results; None if they are random"""
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -206,7 +207,7 @@ def our_inception_score(logits):
     return metrics.inception_score(jax.nn.softmax(logits))
 
 
-# ---- the other libraries' ------------------------------------------------------------------------
+# ---- the other libraries -------------------------------------------------------------------------
 
 
 def scipy_squared_distances(x, y):
@@ -225,7 +226,7 @@ def pot_plan(cost):
 
 
 def pot_entropic(x, y):
-    """Its error is a norm of the difference of the columns' sums; ours is their sum."""
+    """POT's error is the 2-norm of the columns' errors, ours the 1-norm: hence the tolerance."""
     cost, weights = ot.dist(x, y), np.full(len(x), 1 / len(x), x.dtype)
     plan = ot.sinkhorn(weights, weights, cost, 20.0, "sinkhorn_log", stopThr=1e-3 / len(x) ** 0.5)
     cumulative = np.cumsum(plan, 1)
@@ -275,9 +276,7 @@ def sklearn_density_coverage(real, generated):
 
 
 def scipy_frechet_distance(x, y):
-    """As the usual implementations of the FID: a matrix square root of the covariances' product, in
-    float64.
-    """
+    """The usual FID: a matrix square root of the product of the covariances, in float64."""
     x, y = (a.astype(np.float64) for a in (x, y))
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     root = np.real(scipy.linalg.sqrtm(cov_x @ cov_y))
@@ -301,14 +300,13 @@ def measure(case: Case, repeats: int) -> dict:
     }
     if not case.host:
         calls = {"jit": functools.partial(jax.jit(case.ours), *ours)} | calls
-    # this compiles, too
+    # The first calls also compile.
     results = {name: jax.tree.leaves(call())[0] for name, call in calls.items()}
+    expected, rtol = results["theirs"], case.rtol
     for name, result in results.items():
-        if case.rtol is not None and not np.allclose(
-            result, results["theirs"], case.rtol, case.rtol * 1e-3
-        ):
+        if rtol is not None and not np.allclose(result, expected, rtol, rtol * 1e-3):
             raise RuntimeError(
-                f"{case.name}: {name} gives {result}, {case.library} {results['theirs']}"
+                f"{case.name}: expected {expected} ({case.library}), got {result} ({name})"
             )
     times = {name: [] for name in calls}
     for _ in range(repeats):
@@ -324,13 +322,12 @@ def main(settings: Settings) -> None:
     print(f"{'':<42} {'library':<16} {'jit':>8} {'plain':>8} {'theirs':>8}   aim: 1")
     for case in cases():
         if settings.only in case.name:
-            rows.append(measure(case, settings.repeats))
-            times = " ".join(
-                f"{rows[-1]['seconds'].get(name, float('nan')):8.4f}"
-                for name in ("jit", "plain", "theirs")
-            )
-            ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in rows[-1]["ratios"].items())
-            missed = " MISSED" * (max(rows[-1]["ratios"].values()) > 1)
+            row = measure(case, settings.repeats)
+            rows.append(row)
+            medians = [row["seconds"].get(name, np.nan) for name in ("jit", "plain", "theirs")]
+            times = " ".join(f"{median:8.4f}" for median in medians)
+            ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
+            missed = " MISSED" * (max(row["ratios"].values()) > 1)
             print(f"{case.name:<42} {case.library:<16} {times}   {ratios}{missed}", flush=True)
     if not settings.only:
         write_rows(settings, rows, load, start, ("numpy", "scipy", "scikit-learn", "POT"))

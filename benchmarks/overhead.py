@@ -1,28 +1,29 @@
-"""What the library costs over the program that a careful user would write by hand.
+"""The cost of the library over a program that a careful user would write by hand.
 
     python -m benchmarks.overhead [--repeats 25] [--output benchmarks/results/overhead.json]
 
 Every row but two is a ratio of two programs that do the same mathematics, timed in turns in one
 process:
 
-    measured     the median over rounds of the ratio within a round: the aim is for it. Quartiles beside it.
-    best         the ratio of the shortest times: what to trust on a machine that has other work (see its load).
-    operations   the ratio of the floating-point operations that XLA counts, without noise.
+    measured     the median over rounds of the ratio within a round, with its quartiles; the aim is
+                 for this number
+    best         the ratio of the shortest times, more reliable on a machine that has other work
+    operations   the ratio of the floating-point operations that XLA counts, without noise
 
-`A against A` is the hand-written scan against itself, hence the error of the method. The
-hand-written programs:
+`A against A` is the hand-written scan against itself, which shows the error of the method. These
+are the hand-written programs:
 
-    sampling     one `lax.scan` of DDIM's step (1.56), batched, with alpha and sigma of (1.35) at t and s computed in the
-                 step from beta_min and beta_max, both arguments. No key, no `Estimate`, no
-                 derivative of the schedule.
-    training     the batched loss |network(x_t, t) - eps|^2 with one time an example, `value_and_grad`, `optimizer.update`,
-                 `apply_updates`; it draws its noise and times with a folded key. No average of the
-                 parameters, no metrics. The second row adds the average and the gradient norm to
-                 it: then both do the same work.
-    Hutchinson   one forward pass of the network on the same batch.
+    sampling     one `lax.scan` of DDIM's step (1.56), batched. The step computes alpha and sigma of
+                 (1.35) at t and s from the arguments beta_min and beta_max. There is no key, no
+                 `Estimate` and no derivative of the schedule.
+    training     the batched loss |network(x_t, t) - eps|^2 with one time per example,
+                 `value_and_grad`, `optimizer.update` and `apply_updates`. Noise and times come from
+                 a folded key. There is no average of the parameters and no metric. The second row
+                 adds the average and the gradient norm, so that both programs do the same work.
+    Hutchinson   one forward pass of the network on the same batch
 
-Both sides get the parameters as the same dict of arrays, and each call waits for its result. No
-compilation cache is used.
+Both programs get the parameters as the same dict of arrays, and each call waits for its result.
+No compilation cache is used.
 """
 
 import dataclasses
@@ -71,13 +72,13 @@ class Settings:
     compilations: int = 7
     """rounds of every pair of compilations"""
     imports: int = 7
-    """interpreters started"""
+    """interpreters in which the import is timed"""
     unet_steps: int = 3
     """sampling steps of the U-Net, about 1M parameters at batch 16"""
     mlp_steps: int = 50
     """sampling steps of the MLP, 64 dimensions and 64 wide at batch 256"""
     output: pathlib.Path = pathlib.Path("benchmarks/results/overhead.json")
-    """where to write the rows"""
+    """file of the record"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +103,14 @@ class Case:
 
     def __init__(self, network: nnx.Module, batch: int, steps: int):
         self.apply, params = functional(network)
-        leaves, structure = jax.tree.flatten(
-            params
-        )  # the output layer starts at zero: replace, so that nothing is trivial
+        leaves, structure = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(1), len(leaves))
-        draw = [
-            0.02 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+        # The output layer is initialized to zero. Noise makes the output nonzero.
+        noisy = [
+            leaf + 0.02 * jax.random.normal(key, leaf.shape)
+            for key, leaf in zip(keys, leaves, strict=True)
         ]
-        self.params = jax.tree.unflatten(
-            structure, [a + b for a, b in zip(leaves, draw, strict=True)]
-        )
+        self.params = jax.tree.unflatten(structure, noisy)
         event = getattr(network, "shape", None) or (network.dim,)
         self.x = jax.random.normal(jax.random.key(2), (batch, *event))
         self.ts = uniform(steps, end=1e-3)
@@ -190,9 +189,7 @@ def hutchinson(apply, params, x, probes):
 def in_turns(
     name: str, aim: float | None, ours: Callable, theirs: Callable, repeats: int, **more
 ) -> Row:
-    """The ratio of the seconds that two functions return, called in turns, the order changing from
-    round to round.
-    """
+    """The ratio of the seconds that two functions return, called in alternating order."""
     pairs = []
     for i in range(repeats):
         pairs.append((ours(), theirs()) if i % 2 else (theirs(), ours())[::-1])
@@ -202,7 +199,7 @@ def in_turns(
 
 
 def seconds(call: Callable, loops: int = 1) -> float:
-    """The time of one call, a mean over a few in a row."""
+    """The mean time of a call, over consecutive calls."""
     start = time.perf_counter()
     for _ in range(loops):
         jax.block_until_ready(call())
@@ -210,7 +207,7 @@ def seconds(call: Callable, loops: int = 1) -> float:
 
 
 def compile_seconds(fn: Callable, args: tuple) -> float:
-    """Tracing, lowering and compiling, with empty caches."""
+    """The time to trace, lower and compile, with empty caches."""
     jax.clear_caches()
     start = time.perf_counter()
     jax.jit(lambda *args: fn(*args)).lower(*args).compile()
@@ -218,9 +215,7 @@ def compile_seconds(fn: Callable, args: tuple) -> float:
 
 
 def run_ratio(name: str, aim: float | None, ours: tuple, theirs: tuple, repeats: int) -> Row:
-    """The ratio of the running times of two programs (fn, args), both called often enough to last
-    30 ms.
-    """
+    """The ratio of the run times of two programs (fn, args), each called for at least 30 ms."""
     calls = [functools.partial(jax.jit(fn), *args) for fn, args in (ours, theirs)]
     loops = max(1, math.ceil(0.03 / min(seconds(call) for call in calls * 2)))
     counts = [call.func.lower(*call.args).compile().cost_analysis().get("flops") for call in calls]
@@ -231,23 +226,20 @@ def run_ratio(name: str, aim: float | None, ours: tuple, theirs: tuple, repeats:
 
 def compile_ratio(name: str, aim: float, ours: tuple, theirs: tuple, repeats: int) -> Row:
     """The ratio of the compile times of two programs (fn, args)."""
-    return in_turns(
-        name,
-        aim,
-        functools.partial(compile_seconds, *ours),
-        functools.partial(compile_seconds, *theirs),
-        repeats,
-    )
+    timed = [functools.partial(compile_seconds, *program) for program in (ours, theirs)]
+    return in_turns(name, aim, *timed, repeats)
 
 
 def sampling(name: str, case: Case, aim: float, settings: Settings) -> list[Row]:
     ours = (sample, (jax.random.key(0), ddim_of(case.apply, case.params), case.x, case.ts))
     betas = (jnp.array(0.1), jnp.array(20.0))
-    theirs = (functools.partial(bare_sample, case.apply), (case.params, betas, case.x, case.ts))
-    again = (functools.partial(bare_sample, case.apply), theirs[1])
+    args = case.params, betas, case.x, case.ts
+    theirs, again = ((functools.partial(bare_sample, case.apply), args) for _ in range(2))
     difference = jnp.abs(jax.jit(ours[0])(*ours[1]) - jax.jit(theirs[0])(*theirs[1])).max()
     if not difference < 1e-3:
-        raise RuntimeError(f"sample {name}: the two programs differ by {difference}")
+        raise RuntimeError(
+            f"sample {name}: expected equal samples, got a difference of {difference}"
+        )
     return [
         run_ratio(f"sample {name}: A against A", None, again, theirs, settings.repeats),
         run_ratio(f"sample {name}: run time", aim, ours, theirs, settings.repeats),
@@ -256,9 +248,7 @@ def sampling(name: str, case: Case, aim: float, settings: Settings) -> list[Row]
 
 
 def traces(case: Case) -> Row:
-    """How often `sample` is traced while weights, guidance scale, schedule, times, noise and key
-    change.
-    """
+    """The traces of `sample` while weights, scale, schedule, times, noise and key change."""
     count = 0
 
     def counted(*args):
@@ -279,14 +269,10 @@ def traces(case: Case) -> Row:
 
 def more_steps(case: Case, settings: Settings) -> Row:
     def program(n):
-        return sample, (
-            jax.random.key(0),
-            ddim_of(case.apply, case.params),
-            case.x,
-            uniform(n, end=1e-3),
-        )
+        sampler = ddim_of(case.apply, case.params)
+        return sample, (jax.random.key(0), sampler, case.x, uniform(n, end=1e-3))
 
-    name = "compile time of sample MLP: N = 1000 against 10"
+    name = "compile time of sample MLP: 1000 steps against 10"
     return compile_ratio(name, 1.2, program(1000), program(10), settings.compilations)
 
 
@@ -295,38 +281,19 @@ def training(name: str, case: Case, settings: Settings) -> list[Row]:
     state = init_state(jax.random.key(0), case.params, optimizer)
     batch = case.x  # the values do not matter
     step = make_train_step(functools.partial(library_loss, case.apply), optimizer)
-    bare = functools.partial(bare_train_step, functools.partial(bare_loss, case.apply), optimizer)
-    shared = functools.partial(
-        bare_train_step, functools.partial(library_loss, case.apply), optimizer
-    )
-    ours = (step, (state, batch))
+
+    def compared(title, aim, loss, same_work):
+        bare = functools.partial(
+            bare_train_step, functools.partial(loss, case.apply), optimizer, same_work
+        )
+        programs = (step, (state, batch)), (bare, (state, batch))
+        return run_ratio(f"train step {name}: {title}", aim, *programs, settings.repeats)
+
     return [
-        run_ratio(
-            f"train step {name}: no average by hand",
-            1.05,
-            ours,
-            (_with(bare, False), ours[1]),
-            settings.repeats,
-        ),
-        run_ratio(
-            f"train step {name}: average by hand",
-            None,
-            ours,
-            (_with(bare, True), ours[1]),
-            settings.repeats,
-        ),
-        run_ratio(
-            f"train step {name}: same loss, average",
-            None,
-            ours,
-            (_with(shared, True), ours[1]),
-            settings.repeats,
-        ),
+        compared("no average by hand", 1.05, bare_loss, False),
+        compared("average by hand", None, bare_loss, True),
+        compared("same loss, average", None, library_loss, True),
     ]
-
-
-def _with(step, same_work):
-    return lambda state, batch: step(same_work, state, batch)
 
 
 def right_hand_sides(name: str, case: Case, settings: Settings) -> list[Row]:
@@ -343,16 +310,15 @@ def right_hand_sides(name: str, case: Case, settings: Settings) -> list[Row]:
 
 
 def import_time(settings: Settings) -> Row:
-    program = "import time, jax, diffrax; start = time.perf_counter(); import diffjax; print(time.perf_counter() - start)"
-    times = []
-    for _ in range(settings.imports):
-        times.append(
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", program], capture_output=True, check=True
-                ).stdout
-            )
-        )
+    program = (
+        "import time, jax, diffrax; start = time.perf_counter(); "
+        "import diffjax; print(time.perf_counter() - start)"
+    )
+    command = [sys.executable, "-c", program]
+    runs = [
+        subprocess.run(command, capture_output=True, check=True) for _ in range(settings.imports)
+    ]
+    times = [float(run.stdout) for run in runs]
     low, middle, high = statistics.quantiles(times, n=4)
     return Row("import diffjax, after jax and diffrax", middle, 0.3, "s", low, high)
 
@@ -367,11 +333,12 @@ def show(row: Row) -> str:
     spread = "" if row.low is None or row.high is None else f"{row.low:.3f}-{row.high:.3f}"
     best, operations = ("" if v is None else f"{v:.3f}" for v in (row.best, row.operations))
     aim = "" if row.aim is None else f"{row.aim:g} {'met' if row.met else 'MISSED'}"
-    return f"{row.name:<56} {row.measured:8.3f} {row.unit:<1} {spread:<14} {best:>6} {operations:>10}  {aim}"
+    measured = f"{row.measured:8.3f} {row.unit:<1}"
+    return f"{row.name:<56} {measured} {spread:<14} {best:>6} {operations:>10}  {aim}"
 
 
 class Rows:
-    """The rows as they come, printed, and the load of the machine before them."""
+    """The rows so far, and the load of the machine before them."""
 
     def __init__(self) -> None:
         self.rows, self.load, self.start = [], os.getloadavg()[0], time.perf_counter()
@@ -384,14 +351,14 @@ class Rows:
             self.rows.append({**dataclasses.asdict(row), "met": row.met})
 
     def write(self, settings: Any) -> None:
-        """Writes the JSON file that the settings name."""
+        """Writes the record to the output file of the settings."""
         write_rows(settings, self.rows, self.load, self.start)
 
 
 def write_rows(
     settings: Any, rows: list[dict], load: float, start: float, packages: Iterable[str] = ()
 ) -> None:
-    """The record of a benchmark: its rows, and the load of the machine before and after."""
+    """Writes a benchmark's record: the rows, and the machine's load before and after them."""
     scores = {"rows": rows, "load_before_and_after": [load, os.getloadavg()[0]]}
     write_record(settings.output, settings, scores, time.perf_counter() - start, packages)
 

@@ -1,1 +1,1 @@
-"""Experiments: one script a result, its settings a frozen dataclass at the top."""
+"""Experiments: one script or package for each result, with a frozen dataclass of settings."""

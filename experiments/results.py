@@ -1,4 +1,4 @@
-"""Results: one record of every experiment and benchmark, and a page that explains the scores.
+"""The record of an experiment or benchmark, and a page that explains its scores.
 
 `write_record` writes JSON with the settings, the machine, the date, the versions, the seconds and
 the scores. `write_report` writes `report.md`: what each score means, the tables, and the figures.
@@ -25,7 +25,7 @@ PACKAGES = ("jax", "flax", "diffrax", "optax")
 def write_record(
     path: pathlib.Path, settings: Any, scores: Any, seconds: float, packages: Iterable[str] = ()
 ) -> dict:
-    """Writes a result as JSON, and returns it.
+    """Writes a result as JSON and returns it.
 
     JSON has no NaN and no infinity: such a number becomes null.
 
@@ -33,8 +33,8 @@ def write_record(
         path: the file.
         settings: a dataclass.
         scores: dicts, lists, numbers and strings.
-        seconds: how long the whole took.
-        packages: other packages whose versions matter.
+        seconds: the time of the whole run.
+        packages: further packages whose versions are recorded.
     """
     versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, *packages)}
     record = {
@@ -81,7 +81,7 @@ class Score(NamedTuple):
     """a sentence or two"""
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
-    """None for a number to compare others with"""
+    """None for a number that others are compared with"""
 
 
 def write_report(
@@ -92,24 +92,23 @@ def write_report(
     tables: Mapping[str, str],
     figures: Mapping[str, str],
 ) -> None:
-    """Writes `report.md`, and prints the tables.
+    """Writes `report.md` and prints the tables.
 
     Args:
-        folder: where the page goes, and where the figures are.
-        title: of the page.
+        folder: the folder of the page and of the figures.
+        title: the title of the page.
         record: what `write_record` returned.
-        scores: what each score means, by its name in the tables.
-        tables: Markdown by its heading.
+        scores: the meaning of each score, by its name in the tables.
+        tables: Markdown tables by heading.
         figures: captions by file name.
     """
     machine, versions = record["machine"], record["versions"]
+    cpu = f"{machine['cores']} cores of {machine['cpu']}"
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         f"# {title}",
-        f"{record['date']}, {machine['cores']} cores of {machine['cpu']}, device {machine['device']}.",
-    ]
-    lines += [
-        ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f". {record['seconds']:.0f} s."
+        f"{record['date']}, {cpu}, device {machine['device']}.",
+        f"{packages}. {record['seconds']:.0f} s.",
     ]
     for heading, text in tables.items():
         lines += [f"## {heading}", text]

@@ -1,4 +1,4 @@
-"""Shared by studies of small models: data in the plane, paths, normalized targets, training."""
+"""What studies of small models share: data in the plane, paths, normalized targets, training."""
 
 import time
 from collections.abc import Callable
@@ -20,13 +20,13 @@ PATHS = {
     "linear": dj.linear(),
     "GVP": dj.gvp(),
 }
-# The same noise levels for every path: mean and deviation of log(sigma / alpha), for data that are
-# 1 wide and 0.1 fine.
+# Mean and standard deviation of log(sigma / alpha) on every path, for data of scale 1 with details
+# of scale 0.1.
 LOG_NOISE = -1.2, 1.5
 
 
 def points(name: str, n: int, seed: int) -> np.ndarray:
-    """Points (n, 2) of rings, moons, or a mixture of six Gaussians, each about 1 wide."""
+    """Points (n, 2) of rings, moons or a mixture of six Gaussians, each of a scale of about 1."""
     rng = np.random.default_rng(seed)
     if name == "rings":
         return 1.5 * np.asarray(make_circles(n, noise=0.05, factor=0.4, random_state=seed)[0])
@@ -55,7 +55,7 @@ def _unit_inputs(schedule, t):
 
 
 def log_normal_times(key: jax.Array, n: int, schedule: dj.typing.Schedule, low: Any, high: Any):
-    """Times of log-normal noise levels, the same on every path, between two times."""
+    """Times with log-normal noise levels, equal for all paths, clipped to [low, high]; weights."""
     ts, weights = times.log_normal_times(key, n, schedule, *LOG_NOISE)
     return ts.clip(low, high), weights
 
@@ -69,9 +69,10 @@ def train(
     seed: int,
     clip: float | None = None,
 ) -> tuple[Any, float]:
-    """Trains with Adam and cosine decay; returns the averaged parameters, and the seconds.
+    """Trains with Adam and cosine decay; returns the averaged parameters and the seconds.
 
-    Two steps are taken before the clock starts, because the first one compiles.
+    The clock starts after two steps, because the first one compiles. The time of the
+    remaining steps is scaled to all steps.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     if clip is not None:

@@ -2,8 +2,8 @@
 
     python -m experiments.toy2d            # figures and held-out likelihoods in runs/toy2d/
 
-On every path one network is trained on the noise (score matching, (1.14)) and one on the velocity
-(flow matching, (1.17)). The results are samples, densities and flow lines.
+On every path, one network is trained to predict the noise (score matching, (1.14)) and one to
+predict the velocity (flow matching, (1.17)). The results are samples, densities and flow lines.
 """
 
 import dataclasses
@@ -33,35 +33,35 @@ class Settings:
     """Settings of the 2-D experiment."""
 
     out: pathlib.Path = pathlib.Path("runs/toy2d")
-    """where figures and scores go"""
+    """folder of figures and scores"""
     data: tuple[str, ...] = ("rings", "moons", "mixture")
-    """which of rings, moons and mixture"""
+    """any of rings, moons and mixture"""
     steps: int = 2000
     """training steps of each network"""
     batch: int = 256
-    """points a step"""
+    """points per step"""
     width: int = 64
-    """of the network"""
+    """width of the network's layers"""
     learning_rate: float = 3e-3
-    """the peak, before cosine decay"""
+    """peak learning rate, before cosine decay"""
     grid: int = 50
-    """points a side of the density plots"""
+    """points per side of the density plots"""
     held_out: int = 500
-    """points whose likelihood is computed"""
+    """held-out points whose likelihood is computed"""
     seed: int = 0
-    """of everything random"""
+    """seed of all random numbers"""
 
 
 TARGETS = {"score matching": dj.EPS, "flow matching": dj.VELOCITY}
-# Sampling and likelihood stay inside: sigma' is infinite at t = 0 on VP, and a network of eps says
-# nothing about x0 where alpha(1) = 0.
+# Sampling and likelihood stay between these times: sigma' is infinite at t = 0 on VP, and eps does
+# not determine x0 where alpha(1) = 0.
 DATA_END, PRIOR_END = 1e-3, 0.999
 
 
 def train(
     data: np.ndarray, schedule: dj.typing.Schedule, target: Parametrization, settings: Settings
 ) -> Model:
-    """A model whose network sees and returns numbers of order one, on VE, too."""
+    """A model whose network takes and returns numbers of order one, even on VE."""
     apply, params = training.functional(
         MLP(2, width=settings.width, depth=3, rngs=nnx.Rngs(settings.seed))
     )
@@ -111,7 +111,7 @@ def log_density(model: Model, xs: jax.Array) -> jax.Array:
 def figure(
     path: pathlib.Path, name: str, data: np.ndarray, models: dict[str, Model], settings: Settings
 ) -> None:
-    """A row for each model: samples on their way, where the flow took them, and the density."""
+    """One row for each model: the data, flow lines, samples and the density."""
     side = np.linspace(-2.2, 2.2, settings.grid)
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), jnp.float32)
     fig, axes = plt.subplots(
@@ -137,7 +137,7 @@ def figure(
 
 
 NLL = Score(
-    "Minus the log density that the model gives to points that it has not seen, their mean and its standard error.",
+    "Minus the model's log density at held-out points: the mean and its standard error.",
     "nats",
     "lower",
 )
@@ -167,16 +167,12 @@ def main(settings: Settings) -> dict:
             rows.append([objective, *cells])
         tables[f"Held-out NLL: {name}"] = table(["", *PATHS], rows)
         figure(settings.out / f"{name}.png", name, data, models, settings)
-    record = write_record(
-        settings.out / "result.json", settings, scores, time.perf_counter() - begin
-    )
-    captions = {
-        f"{name}.png": f"{name}: data, flow lines, samples and density of each model. Both axes run from -2.2 to 2.2."
-        for name in settings.data
-    }
-    write_report(
-        settings.out, "Densities in the plane", record, {"Held-out NLL": NLL}, tables, captions
-    )
+    seconds = time.perf_counter() - begin
+    record = write_record(settings.out / "result.json", settings, scores, seconds)
+    shown = "data, flow lines, samples and density of each model. Both axes run from -2.2 to 2.2."
+    captions = {f"{name}.png": f"{name}: {shown}" for name in settings.data}
+    explained = {"Held-out NLL": NLL}
+    write_report(settings.out, "Densities in the plane", record, explained, tables, captions)
     return scores
 
 

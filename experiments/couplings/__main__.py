@@ -1,4 +1,4 @@
-"""Runs the study, and writes its record, its report and its figure."""
+"""Runs the study and writes its record, report and figure."""
 
 import functools
 import time
@@ -18,13 +18,13 @@ from experiments.results import Score, table, write_record, write_report
 SCORES = {
     "length": Score("The mean length of a path from prior to data.", "units of x", "lower"),
     "curvature": Score(
-        "The mean of `int |dx/dt - (x1 - x0)|^2 dt` over paths. It is 0 for straight ones.",
+        "The mean of `int |dx/dt - (x1 - x0)|^2 dt` over paths. It is 0 for straight paths.",
         "squared units of x",
         "lower",
     ),
     "n steps": Score(
-        "The 2-Wasserstein distance of samples after n Euler steps to as many data points. The goal is the distance "
-        "between two sets of data points.",
+        "The 2-Wasserstein distance of samples after n Euler steps to as many data points. "
+        "The goal is the distance between two sets of data points.",
         "units of x",
         "lower",
     ),
@@ -47,21 +47,19 @@ def measure(pair: str, name: str, settings: Settings, seed: int):
             for n in settings.nfe
         }
         scores: dict = {"distance": distances}
-        # a Brownian path has neither length nor curvature: both grow with the number of steps
+        # The length and curvature of a Brownian path grow without bound with the number of steps.
         if smooth:
             scores["length"] = float(jax.vmap(path_length, 1)(xs).mean())
             scores["curvature"] = float(jax.vmap(curvature, (None, 1))(ts, xs).mean())
         return scores, np.asarray(xs)
 
     ode = row(functools.partial(flow, model.velocity, x1))
+    between_data = wasserstein(other, fresh, 2)
     if name != "entropic":
-        return {name: ode}, wasserstein(other, fresh, 2)
-    sde = functools.partial(
-        diffusion, jax.random.key(seed), model.velocity, model.score, settings.amplitude, x1
-    )
-    return {f"{name}, ODE": ode, f"{name}, SDE": row(sde, smooth=False)}, wasserstein(
-        other, fresh, 2
-    )
+        return {name: ode}, between_data
+    args = jax.random.key(seed), model.velocity, model.score, settings.amplitude, x1
+    sde = row(functools.partial(diffusion, *args), smooth=False)
+    return {f"{name}, ODE": ode, f"{name}, SDE": sde}, between_data
 
 
 def spread(values: list) -> str:
@@ -95,9 +93,8 @@ def main(settings: Settings) -> dict:
         tables[f"{pair}; {floor[pair]:.3f} between data"] = text
     figure(trajectories, scores, floor, settings, settings.out / "couplings.png")
     measured = {"rows": scores, "data_to_data": floor}
-    record = write_record(
-        settings.out / "result.json", settings, measured, time.perf_counter() - begin
-    )
+    seconds = time.perf_counter() - begin
+    record = write_record(settings.out / "result.json", settings, measured, seconds)
     caption = "Trajectories of each coupling, and the distance to data against Euler steps."
     write_report(settings.out, "Couplings", record, SCORES, tables, {"couplings.png": caption})
     return measured

@@ -1,4 +1,4 @@
-"""The figure: trajectories of each coupling, and the distance to data against steps."""
+"""The figure: trajectories of each coupling, and the distance to data against Euler steps."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The pairs of distributions, the couplings, and the networks that are trained on pairs."""
+"""The pairs of distributions, the couplings, and the training of the networks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,9 +19,8 @@ from experiments.couplings import Settings
 
 def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
     angles = 2 * np.pi * rng.integers(8, size=n) / 8
-    return 5 * np.stack([np.cos(angles), np.sin(angles)], 1) + np.sqrt(0.1) * rng.normal(
-        size=(n, 2)
-    )
+    means = 5 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return means + np.sqrt(0.1) * rng.normal(size=(n, 2))
 
 
 def moons(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -44,7 +43,7 @@ COUPLINGS: dict[str, Callable] = {
 
 
 class Model(NamedTuple):
-    """Networks of velocity and score, and the times between which they are trained."""
+    """The networks of velocity and score, and the range of times that they are trained on."""
 
     velocity: Partial
     score: Partial
@@ -103,7 +102,7 @@ def scaled_score(apply, params, amplitude, x, t):
 
 @jax.jit
 def flow(velocity: Partial, x1: jax.Array, ts: jax.Array) -> jax.Array:
-    """Euler's method: a velocity network is a denoiser of the linear path, whatever the prior."""
+    """Euler's method; with any prior, a velocity network is a denoiser of the linear path."""
     denoise = dj.as_denoiser(velocity, dj.linear(), dj.VELOCITY)
     return dj.trajectory(jax.random.key(0), dj.euler(denoise, dj.linear()), x1, ts)
 

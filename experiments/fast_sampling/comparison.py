@@ -1,4 +1,4 @@
-"""The comparison: every solver on every grid, those that are learned included."""
+"""The comparison of every solver on every grid, including learned grids."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ import jax
 from experiments.fast_sampling.solvers import SOLVERS
 
 LEARNED = ("DPM-Solver-2", "DPM-Solver-3", "DPM-Solver++ 2M", "velocity Adams-3")
-WITH_GAINS = "velocity Adams-3"  # the solver whose weights are learned, too
+WITH_GAINS = "velocity Adams-3"  # the solver whose gains are learned, too
 
 
 class Run(NamedTuple):
-    """What was run: the key of a result."""
+    """The key of a result: what was run."""
 
     solver: str
     grid: str
@@ -21,13 +21,13 @@ class Run(NamedTuple):
 
 
 Results = dict[Run, tuple[Any, Any]]
-"""Two scores of each run."""
+"""The two scores of each run."""
 
 
 def steps_of(name: str, nfe: int) -> int:
-    """How many steps use up a number of evaluations; 0 if none do, or the method needs more."""
+    """The steps that take exactly nfe evaluations; 0 if there are none or not enough."""
     steps, rest = divmod(nfe, SOLVERS[name].evaluations)
-    return 0 if rest or steps < SOLVERS[name].least else steps
+    return 0 if rest or steps < SOLVERS[name].min_steps else steps
 
 
 def compare(
@@ -39,14 +39,14 @@ def compare(
     learn: Callable[[Callable, jax.Array, bool], Iterator[tuple[str, tuple]]],
     score: Callable[[Callable, jax.Array, jax.Array | None], tuple],
 ) -> tuple[Results, dict[str, float]]:
-    """The scores of each run, and the seconds that it took to learn each grid.
+    """The scores of each run, and the seconds to learn each grid.
 
     Args:
-        nfes: network evaluations.
+        nfes: numbers of network evaluations.
         learned_nfes: those for which grids are learned.
         grids: `(solver, steps) -> {name: ts}`, the grids that are not learned.
-        error: `(make, ts) -> error`, by which the grid that learning begins with is chosen.
-        learn: `(make, ts, with_gains) -> (name, (ts, gains)), ...`, grids that are learned from ts.
+        error: `(make, ts) -> error`. Learning starts from the grid with the smallest error.
+        learn: `(make, ts, with_gains) -> (name, (ts, gains)), ...`, the grids learned from ts.
         score: `(make, ts, gains) -> scores`.
     """
     results, costs = {}, {}

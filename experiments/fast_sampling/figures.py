@@ -1,4 +1,4 @@
-"""The figure: work against precision."""
+"""The figure: error against network evaluations."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ NAMES = (*SOLVERS, "DPM-Solver-fast", *PAIRS, *DIFFRAX)
 def figure(
     results: Results, value: Value, ylabel: str, path: pathlib.Path, nfe, published, found
 ) -> None:
-    """The best published grid of each solver, and the best found one."""
+    """The best published grid and the best found grid of each solver."""
     fig, axes = plt.subplots(
         1, 2, figsize=(11.5, 4.6), sharey=True, sharex=True, layout="constrained"
     )
@@ -30,16 +30,14 @@ def figure(
                 if run.solver == solver and run.grid in grids:
                     points[run.nfe] = min(points.get(run.nfe, np.inf), value(result))
             if points:
-                # evaluations a step
-                several = solver not in SOLVERS or SOLVERS[solver].evaluations > 1
+                multistage = solver not in SOLVERS or SOLVERS[solver].evaluations > 1
                 style = {
                     "color": plt.get_cmap("tab20")(i),
                     "marker": "os^vDPX*"[i % 8],
-                    "ls": "--" if several else "-",
+                    "ls": "--" if multistage else "-",
                 }
-                ax.plot(
-                    *zip(*sorted(points.items()), strict=True), ms=4, lw=1, label=solver, **style
-                )
+                nfes, values = zip(*sorted(points.items()), strict=True)
+                ax.plot(nfes, values, ms=4, lw=1, label=solver, **style)
         ax.set(title=title, xlabel="network evaluations (NFE)", xscale="log", yscale="log")
         ax.set_xticks(nfe, nfe)
         ax.xaxis.set_minor_locator(NullLocator())

@@ -23,16 +23,16 @@ FOUND = ("DP KLUB", "learned", "learned with gains")
 
 
 class Case(NamedTuple):
-    """A trained model, and how much of the experiment it can pay for."""
+    """A trained model, and the size of its experiment."""
 
     title: str
     model: Model
     data: Images
     samples: int
     learning_samples: int
-    """start points to learn on, other than those that are scored"""
+    """start points for learning, apart from those that are scored"""
     accurate_steps: int
-    """of Heun's method, for the accurate ends"""
+    """steps of Heun's method to the accurate ends"""
     nfe: tuple[int, ...]
 
 
@@ -45,9 +45,8 @@ def digits_case(settings: Settings) -> Case:
 def fashion_case(settings: Settings) -> Case:
     data = fashion_mnist.load(settings.fashion.data_dir)
     model, _ = train(fashion_mnist.make_network(settings.fashion), data, settings.fashion)
-    return Case(
-        "Fashion-MNIST", model, data, settings.fashion_samples, 16, 40, settings.fashion_nfe
-    )
+    samples, nfe = settings.fashion_samples, settings.fashion_nfe
+    return Case("Fashion-MNIST", model, data, samples, 16, 40, nfe)
 
 
 CASES = {"digits": digits_case, "fashion": fashion_case}
@@ -55,13 +54,9 @@ CASES = {"digits": digits_case, "fashion": fashion_case}
 
 def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str, float]]:
     """The results, the Fréchet distance of the accurate ends, and the seconds to learn grids."""
-    model, data, n_few = case.model, case.data, case.learning_samples
+    model, data = case.model, case.data
     held_out = pixels(data.held_out, data)
-    labels, x1, x1_few = (
-        class_labels(case.samples, data),
-        noise(1, case.samples, data),
-        noise(2, n_few, data),
-    )
+    labels, x1 = class_labels(case.samples, data), noise(1, case.samples, data)
 
     def sampled(ts, make, gains=None, labels=labels, x1=x1):
         options = {} if gains is None else {"gains": gains}
@@ -72,7 +67,10 @@ def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str,
 
     accurate = dj.quadratic(case.accurate_steps)
     x0 = sampled(accurate, samplers.heun)
-    few = labels[:n_few], x1_few, sampled(accurate, samplers.heun, labels=labels[:n_few], x1=x1_few)
+    learning_labels = labels[: case.learning_samples]
+    learning_x1 = noise(2, case.learning_samples, data)
+    learning_x0 = sampled(accurate, samplers.heun, labels=learning_labels, x1=learning_x1)
+    learning_points = learning_labels, learning_x1, learning_x0
     frechet = distance(x0)
     print(f"{case.title}: Fréchet distance of the accurate ends {frechet:.3f}", flush=True)
     programmed = klub_grids(case, settings)
@@ -83,9 +81,8 @@ def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str,
 
     def learning(make, ts, with_gains):
         gains = jnp.ones((len(ts) - 1, 2)) if with_gains else None
-        numbers = learn(
-            model, few, ts, gains, make, settings.learning_rate, settings.learning_steps
-        )
+        rate, steps = settings.learning_rate, settings.learning_steps
+        numbers = learn(model, learning_points, ts, gains, make, rate, steps)
         yield "learned with gains" if with_gains else "learned", numbers
 
     def score(make, ts, gains):
@@ -96,7 +93,7 @@ def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str,
         case.nfe,
         settings.learned_nfe,
         grids=grids,
-        error=lambda make, ts: float(error(model, few, ts, None, make)),
+        error=lambda make, ts: float(error(model, learning_points, ts, None, make)),
         learn=learning,
         score=score,
     )
@@ -104,7 +101,7 @@ def on_images(case: Case, settings: Settings) -> tuple[Results, float, dict[str,
 
 
 def klub_grids(case: Case, settings: Settings) -> dict[int, jax.Array]:
-    """Grids of a dynamic program over the KLUB, from training images."""
+    """Grids by a dynamic program over the KLUB of training images."""
     model, data, n = case.model, case.data, case.learning_samples
     candidates = dj.uniform_log_snr(model.schedule, settings.candidates, 0.999, 0.001)
     images = pixels(data.train[:n], data).reshape(n, *data.train.shape[1:])
@@ -118,7 +115,7 @@ def klub_grids(case: Case, settings: Settings) -> dict[int, jax.Array]:
 def error(
     model: Model, points: tuple, ts: jax.Array, gains: jax.Array | None, make: Callable
 ) -> jax.Array:
-    """The mean square distance to the accurate ends of the labels and start points."""
+    """The mean square distance of samples to the accurate ends from the same start points."""
     labels, x1, x0 = points
     options = {} if gains is None else {"gains": gains}
     return jnp.mean((generate(model, labels, x1, ts, method=make, **options) - x0) ** 2)
@@ -128,7 +125,7 @@ def error(
 def learn(
     model: Model, points: tuple, ts: jax.Array, gains, make: Callable, rate: float, steps: int
 ):
-    """The learned grid and gains, if there are any."""
+    """The learned grid, and the learned gains if gains are given."""
 
     def loss(ts, gains=None):
         return jnp.log(error(model, points, ts, gains, make))

@@ -19,7 +19,7 @@ Mixture = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def random_mixture(seed: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """8 (in 2-D) or 10 components, of unit variance in all, deviations 0.05 to 0.3."""
+    """8 components (10 if not in 2-D) of deviations 0.05 to 0.3; the total variance is about 1."""
     rng, k = np.random.default_rng((seed, dim)), 8 if dim == 2 else 10
     weights = rng.dirichlet(np.full(k, 5.0))
     means = rng.normal(size=(k, dim))
@@ -38,18 +38,16 @@ def draw(key: jax.Array, mixture: Mixture, n: int) -> jax.Array:
     which = jax.random.categorical(key, jnp.log(weights), shape=(n,))
     noise = jax.random.normal(jax.random.fold_in(key, 1), (n, means.shape[1]))
     variances, vectors = jnp.linalg.eigh(covs)
-    return means[which] + jnp.einsum(
-        "nij,nj->ni", vectors[which], jnp.sqrt(variances)[which] * noise
-    )
+    scaled = jnp.sqrt(variances)[which] * noise
+    return means[which] + jnp.einsum("nij,nj->ni", vectors[which], scaled)
 
 
 def component(mixture: Mixture, x: jax.Array) -> jax.Array:
-    """The most probable component of data points x, (n, d)."""
+    """The most probable component of each of the data points x (n, d)."""
     weights, means, covs = mixture
     variances, vectors = jnp.linalg.eigh(covs)
-    white = (
-        jnp.einsum("kni,kij->knj", x[None] - means[:, None], vectors) / jnp.sqrt(variances)[:, None]
-    )
+    centred = x[None] - means[:, None]
+    white = jnp.einsum("kni,kij->knj", centred, vectors) / jnp.sqrt(variances)[:, None]
     logs = jnp.log(weights) - 0.5 * jnp.sum(jnp.log(variances), -1)
     return jnp.argmax(logs[:, None] - 0.5 * jnp.sum(white**2, -1), 0)
 
@@ -58,29 +56,25 @@ def scored(mixture: Mixture, x: jax.Array, goal: jax.Array) -> tuple[jax.Array, 
     """The error over the samples in the goal's component, and the share of the others."""
     same = component(mixture, x) == component(mixture, goal)
     squares = jnp.mean((x - goal) ** 2, -1)
-    return jnp.sqrt(jnp.sum(jnp.where(same, squares, 0)) / jnp.maximum(jnp.sum(same), 1)), jnp.mean(
-        ~same
-    )
+    error = jnp.sqrt(jnp.sum(jnp.where(same, squares, 0)) / jnp.maximum(jnp.sum(same), 1))
+    return error, jnp.mean(~same)
 
 
 def references(mixtures: Mixture, x1: jax.Array) -> np.ndarray:
-    """Ends of the exact flow in float64: a fourth-order method in 1000 steps."""
+    """Ends of the exact flow, by a fourth-order method with 1000 steps in float64."""
     with jax.enable_x64(True):
         schedule = dj.linear_vp()
 
         @jax.jit
         @functools.partial(jax.vmap, in_axes=(0, 0, None))
         def ends(mixture, x, ts):
-            return dj.sample(
-                jax.random.key(0), samplers.unipc(denoiser_of(mixture), schedule), x, ts
-            )
+            sampler = samplers.unipc(denoiser_of(mixture), schedule)
+            return dj.sample(jax.random.key(0), sampler, x, ts)
 
         args = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (mixtures, x1))
         coarse, fine = (
             ends(*args, dj.uniform_log_snr(schedule, n, START, END)) for n in (500, 1000)
         )
-        print(
-            f"  reference flow: {float(jnp.abs(coarse - fine).max()):.1e} between 500 and 1000 steps",
-            flush=True,
-        )
+        difference = float(jnp.abs(coarse - fine).max())
+        print(f"  reference flow: {difference:.1e} between 500 and 1000 steps", flush=True)
         return np.asarray(fine, np.float32)

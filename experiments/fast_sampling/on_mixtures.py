@@ -1,4 +1,4 @@
-"""Every solver on every grid, on mixtures."""
+"""Every solver on every grid, on Gaussian mixtures."""
 
 import functools
 import time
@@ -28,7 +28,7 @@ from experiments.fast_sampling.programs import ERROR_OF, OTHERS, mixture_grids
 from experiments.fast_sampling.solvers import published_grid
 
 Points = tuple[Mixture, jax.Array, jax.Array]
-"""A batch of mixtures, start points x1 of each, and where the exact flow takes them."""
+"""A batch of mixtures, start points x1 of each, and the ends of the exact flow from them."""
 
 
 def sampled(
@@ -42,7 +42,7 @@ def sampled(
 def score(
     points: Points, ts: jax.Array, gains: jax.Array | None, make: Callable
 ) -> tuple[jax.Array, jax.Array]:
-    """Errors and flips of a grid, and gains if there are any, for each mixture."""
+    """Errors and flips for each mixture, of a grid with or without gains."""
 
     def one(mixture, x, goal, ts, gains):
         return scored(mixture, sampled(make, mixture, x, ts, gains), goal)
@@ -52,7 +52,7 @@ def score(
 
 @functools.partial(jax.jit, static_argnames=("make", "steps"))
 def fit(points: Points, ts: jax.Array, gains: jax.Array | None, make: Callable, steps: int):
-    """The fitted grid and gains, one mixture after the other."""
+    """The fitted grids and gains, one mixture after the other."""
 
     def one(args):
         mixture, x, goal, ts, gains = args
@@ -68,24 +68,24 @@ def fit(points: Points, ts: jax.Array, gains: jax.Array | None, make: Callable, 
 
 
 def bounded(error: jax.Array, width: jax.Array) -> jax.Array:
-    """`r / sqrt(1 + |r|^2 / width^2)`: no sample counts as farther off than width."""
+    """`r / sqrt(1 + mean(r^2) / width^2)`, so that no sample's error exceeds width."""
     return error / jnp.sqrt(1 + jnp.mean(error**2, -1, keepdims=True) / width**2)
 
 
 def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]]:
-    """Errors and flips over the mixtures, on the second half of the points; seconds to find grids."""
+    """Errors and flips on the second half of the points, and the seconds to find grids."""
     n_points, seeds = settings.points[settings.dims.index(dim)], settings.seeds
-    each = [random_mixture(seed, dim) for seed in range(seeds)]
-    mixtures = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *each)
+    drawn = [random_mixture(seed, dim) for seed in range(seeds)]
+    mixtures = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *drawn)
     x1 = jax.random.normal(jax.random.key(dim), (seeds, n_points, dim))
     print(f"mixtures in {dim} dimensions", flush=True)
     x0, half = jnp.asarray(references(mixtures, x1)), n_points // 2
     first, second = (
         (mixtures, x1[:, part], x0[:, part]) for part in (slice(half), slice(half, None))
     )
-    most = min(max(settings.nfe), settings.candidates)
+    max_steps = min(max(settings.nfe), settings.candidates)
     begin = time.perf_counter()
-    programmed = mixture_grids(mixtures, x1[:, :half], settings.candidates, most)
+    programmed = mixture_grids(mixtures, x1[:, :half], settings.candidates, max_steps)
     seconds = {"all dynamic programs": time.perf_counter() - begin}
 
     def grids(name, n):
@@ -95,17 +95,15 @@ def on_mixtures(dim: int, settings: Settings) -> tuple[Results, dict[str, float]
             "DP KLUB": "DP KLUB",
             "DP solver error": ERROR_OF.get(name, OTHERS),
         }
-        found = {grid: programmed[table][n] for grid, table in found.items() if n <= most}
+        found = {grid: programmed[table][n] for grid, table in found.items() if n <= max_steps}
         return {grid: jnp.tile(ts, (seeds, 1)) for grid, ts in published.items()} | found
 
     def learn(make, ts, with_gains):
         ts, gains = fit(first, ts, None, make, settings.fit_steps)
         yield "learned", (ts, gains)
         if with_gains:
-            yield (
-                "learned with gains",
-                fit(first, ts, jnp.ones((seeds, ts.shape[1] - 1, 2)), make, settings.fit_steps),
-            )
+            gains = jnp.ones((seeds, ts.shape[1] - 1, 2))
+            yield "learned with gains", fit(first, ts, gains, make, settings.fit_steps)
 
     results, costs = compare(
         settings.nfe,

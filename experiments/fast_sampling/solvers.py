@@ -1,4 +1,4 @@
-"""The solvers and the grids that are compared, and the form of a result."""
+"""The solvers and the grids that are compared."""
 
 import functools
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from diffjax import optimal_grids, samplers
 
 
 class Solver(NamedTuple):
-    """A sampler without noise, and what a step costs."""
+    """A deterministic sampler, and what its steps cost."""
 
     make: Callable[..., dj.Sampler]
     evaluations: int = 1
-    """network evaluations of a step"""
-    least: int = 1
-    """steps of a run, at least"""
+    """network evaluations per step"""
+    min_steps: int = 1
+    """minimum number of steps of a run"""
 
 
 SOLVERS = {
@@ -26,14 +26,14 @@ SOLVERS = {
     "DPM-Solver-2": Solver(samplers.dpm_solver_2, 2),
     "DPM-Solver-3": Solver(samplers.dpm_solver_3, 3),
     "DPM-Solver++ 2S": Solver(samplers.dpm_solver_2s, 2),
-    "DPM-Solver++ 2M": Solver(samplers.dpm_solver_2m, least=2),
-    "DPM-Solver++ 3M": Solver(samplers.dpm_solver_3m, least=3),
-    "UniPC-2": Solver(functools.partial(samplers.unipc, order=2), least=2),
-    "UniPC-3": Solver(samplers.unipc, least=3),
-    "DEIS-3": Solver(samplers.deis, least=3),
-    "eps Adams-3": Solver(samplers.noise_adams, least=3),
-    "velocity Adams-2": Solver(functools.partial(samplers.velocity_adams, order=2), least=2),
-    "velocity Adams-3": Solver(samplers.velocity_adams, least=3),
+    "DPM-Solver++ 2M": Solver(samplers.dpm_solver_2m, min_steps=2),
+    "DPM-Solver++ 3M": Solver(samplers.dpm_solver_3m, min_steps=3),
+    "UniPC-2": Solver(functools.partial(samplers.unipc, order=2), min_steps=2),
+    "UniPC-3": Solver(samplers.unipc, min_steps=3),
+    "DEIS-3": Solver(samplers.deis, min_steps=3),
+    "eps Adams-3": Solver(samplers.noise_adams, min_steps=3),
+    "velocity Adams-2": Solver(functools.partial(samplers.velocity_adams, order=2), min_steps=2),
+    "velocity Adams-3": Solver(samplers.velocity_adams, min_steps=3),
     "Heun": Solver(samplers.heun, 2),
 }
 
@@ -49,8 +49,7 @@ def published_grid(
 
 
 def programmed_grids(ts: jax.Array, tables: jax.Array, steps: int) -> dict[int, jax.Array]:
-    """The grids of 1 ... steps steps that dynamic programs find for a batch of tables."""
-    budgets = jax.jit(jax.vmap(functools.partial(optimal_grids.cheapest_paths, steps=steps)))(
-        tables
-    )
+    """The grids of 1, ..., n steps that dynamic programs find for a batch of tables, by n."""
+    cheapest_paths = functools.partial(optimal_grids.cheapest_paths, steps=steps)
+    budgets = jax.jit(jax.vmap(cheapest_paths))(tables)
     return {n: jnp.asarray(ts)[budgets.paths[:, n - 1, : n + 1]] for n in range(1, steps + 1)}

@@ -1,4 +1,4 @@
-"""Class-conditional models of small images: trained, sampled, scored and shown.
+"""Class-conditional models of small images: training, samples, scores and figures.
 
     python -m experiments.image_models.digits
     python -m experiments.image_models.fashion_mnist --data-dir ...
@@ -18,48 +18,48 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What every image model is trained and scored with."""
+    """Settings of the training and the scores of an image model."""
 
     out: pathlib.Path
-    """where figures, scores and checkpoints go; a run in a folder that holds one continues it"""
+    """folder of figures, scores and checkpoints; a run in it is continued"""
     steps: int
     """training steps"""
     batch: int
-    """images a step"""
+    """images per step"""
     every: int
     """steps between two pictures, and between two checkpoints"""
     width: int
     """channels of the network"""
     depth: int
-    """blocks of the network; residual blocks a level of a U-Net"""
+    """blocks of the network; residual blocks per level of a U-Net"""
     sampling_steps: int
     """Heun steps of the scored samples, two evaluations each"""
     samples: int
-    """how many samples are scored, and the same number of training images for comparison"""
+    """number of scored samples, and of training images for comparison"""
     nfe: tuple[int, ...]
-    """network evaluations of the points of the quality curve"""
+    """numbers of network evaluations on the quality curve"""
     likelihood_images: int
     """held-out images whose likelihood is estimated"""
     exact_images: int
-    """held-out images whose likelihood is computed with the exact trace, too"""
+    """held-out images whose likelihood is also computed with the exact trace"""
     tolerance: float
-    """of the ODE solver for the likelihood"""
+    """tolerance of the ODE solver for the likelihood"""
     learning_rate: float = 1e-3
-    """the peak, after warm-up and before cosine decay"""
+    """peak learning rate, after warm-up and before cosine decay"""
     weight_decay: float = 0.01
-    """of AdamW"""
+    """weight decay of AdamW"""
     label_dropout: float = 0.1
-    """share of labels replaced by the null label"""
+    """share of the labels that the null label replaces"""
     guidance: float = 1.5
-    """guidance scale of the guided samples; 1 is none"""
+    """guidance scale of the guided samples; 1 is no guidance"""
     seed: int = 0
-    """of everything random"""
+    """seed of all random numbers"""
     tensorboard: bool = False
     """also write the loss for TensorBoard"""
 
 
 class Images(NamedTuple):
-    """A labelled data set, split. Images are integers of shape (n, *x), as the network sees them."""
+    """A labelled data set. Images are integers (n, *x), where x is the network's input shape."""
 
     train: np.ndarray
     train_labels: np.ndarray
@@ -67,7 +67,7 @@ class Images(NamedTuple):
     held_out_labels: np.ndarray
     levels: int
     names: tuple[str, ...]
-    """of the classes"""
+    """names of the classes"""
     shape: tuple[int, int]
     """height and width"""
 

@@ -1,10 +1,12 @@
-"""Handwritten digits, 8x8: a class-conditional model is trained, sampled, scored and shown.
+"""A class-conditional model of handwritten digits, 8x8: training, samples, scores and figures.
 
-    python -m experiments.image_models.digits                # about 3 minutes on two CPU cores
-    python -m experiments.image_models.digits --steps 40 --samples 100 --out /tmp/digits    # a look
+    # about 3 minutes on two CPU cores
+    python -m experiments.image_models.digits
+    # a quick look
+    python -m experiments.image_models.digits --steps 40 --samples 100 --out /tmp/digits
 
-scikit-learn's 1797 digits (UCI optical recognition), a fifth held out. Everything goes to
-runs/digits/.
+The data are scikit-learn's 1797 digits (UCI optical recognition). A fifth of them is held out.
+Everything goes to runs/digits/.
 """
 
 import dataclasses
@@ -56,9 +58,8 @@ def make_network(settings: Settings) -> MLP:
 
 
 def main(settings: Settings) -> dict:
-    return study.run(
-        "Handwritten digits, 8x8", make_network(settings), load(settings.seed), settings
-    )
+    network, data = make_network(settings), load(settings.seed)
+    return study.run("Handwritten digits, 8x8", network, data, settings)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Fashion-MNIST, 70,000 real 28x28 images of clothes: a class-conditional U-Net or DiT.
+"""A class-conditional U-Net or DiT on Fashion-MNIST, 70,000 real 28x28 images of clothes.
 
     apt-get install dataset-fashion-mnist    # on Debian; or the four idx .gz files from anywhere
     # ten minutes on a CPU
     python -m experiments.image_models.fashion_mnist --data-dir /usr/share/datasets/fashion-mnist
     # on a GPU
-    python -m experiments.image_models.fashion_mnist --data-dir ... --model unet --width 128 --depth 3 \
-        --steps 50000 --batch 256 --dtype bfloat16 --samples 10000
+    python -m experiments.image_models.fashion_mnist --data-dir ... --model unet --width 128 \
+        --depth 3 --steps 50000 --batch 256 --dtype bfloat16 --samples 10000
 
 `--data-dir` or the environment variable DIFFJAX_DATA names the folder. Everything goes to
 runs/fashion_mnist/.
@@ -26,20 +26,9 @@ from diffjax.networks import DiT, UNet
 from experiments import image_models
 from experiments.image_models import Images, study
 
-NAMES = (
-    "T-shirt",
-    "trousers",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-)
+NAMES = tuple("T-shirt trousers pullover dress coat sandal shirt sneaker bag boot".split())
 EVENT = (28, 28, 1)
-FILES = {  # the idx files, and the shapes that they must hold
+FILES = {  # the idx files and the shapes of their arrays
     "train-images-idx3-ubyte.gz": (60_000, 28, 28),
     "train-labels-idx1-ubyte.gz": (60_000,),
     "t10k-images-idx3-ubyte.gz": (10_000, 28, 28),
@@ -52,13 +41,13 @@ class Settings(image_models.Settings):
     """Settings of the Fashion-MNIST experiment."""
 
     data_dir: pathlib.Path | None = None
-    """the folder of the four idx .gz files; the environment variable DIFFJAX_DATA unless given"""
+    """folder of the four idx .gz files; by default the environment variable DIFFJAX_DATA"""
     model: Literal["dit", "unet"] = "dit"
     """the network"""
     patch: int = 4
     """side of the DiT's patches"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """what the network computes in; parameters and sampler stay float32"""
+    """dtype of the network's computations; parameters and sampler stay float32"""
     out: pathlib.Path = pathlib.Path("runs/fashion_mnist")
     steps: int = 1800
     batch: int = 64
@@ -74,8 +63,11 @@ class Settings(image_models.Settings):
 
 
 def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-    """One idx file of unsigned bytes: a magic number, the shape as big-endian int32, and the data."""
-    how = "On Debian `apt-get install dataset-fashion-mnist` puts the files into /usr/share/datasets/fashion-mnist."
+    """Reads an idx file of bytes: a magic number, the shape in big-endian int32, and the data."""
+    how = (
+        "On Debian `apt-get install dataset-fashion-mnist` puts the files into "
+        "/usr/share/datasets/fashion-mnist."
+    )
     if not path.is_file():
         raise FileNotFoundError(f"data-dir: {path} is missing. {how}")
     try:
@@ -93,7 +85,8 @@ def load(directory: pathlib.Path | None) -> Images:
     named = directory or os.environ.get("DIFFJAX_DATA")
     if not named:
         raise ValueError(
-            "data-dir: expected the folder of the four idx .gz files, by --data-dir or DIFFJAX_DATA; got none"
+            "data-dir: expected the folder of the four idx .gz files, got none; "
+            "set --data-dir or the environment variable DIFFJAX_DATA"
         )
     train, train_labels, held_out, held_out_labels = (
         read_idx(pathlib.Path(named) / name, shape) for name, shape in FILES.items()

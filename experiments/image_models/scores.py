@@ -1,4 +1,4 @@
-"""Scores of an image model: Fréchet distances, a classifier, nearest neighbours, bits/dim."""
+"""The scores of an image model: Fréchet distances, a classifier, neighbours, bits/dim."""
 
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ from experiments.train_images import Model
 FRECHET = (
     "The Fréchet distance between Gaussians fitted to the pixels of {} and of the held-out images."
 )
-BITS = "Minus log2 of the probability that the model gives to {}, given its label, for each pixel. The trace is {}."
+BITS = "Minus log2 of the model's probability of {}, given its label, per pixel. The trace is {}."
 PIXELS = "pixels from -1 to 1"
 SCORES = {
     "Fréchet distance": Score(FRECHET.format("samples"), f"squared {PIXELS}", "lower"),
@@ -33,14 +33,18 @@ SCORES = {
     ),
     "Fréchet ratio": Score("The distance of samples over that of training images.", "", "lower"),
     "guided samples classified as asked": Score(
-        "The share that an SVM assigns to the class asked for.", "", "higher"
+        "The share of the guided samples that an SVM assigns to the class of their label.",
+        "",
+        "higher",
     ),
-    "unguided samples classified as asked": Score("The same share without guidance.", "", "higher"),
+    "unguided samples classified as asked": Score(
+        "The same share of the unguided samples.", "", "higher"
+    ),
     "classifier accuracy on held-out": Score(
         "The share of the held-out images that the SVM classifies correctly."
     ),
     "nearest training distance of samples": Score(
-        "The median Euclidean distance to the nearest training image. It is 0 for copies.", PIXELS
+        "The median Euclidean distance to the nearest training image, 0 for copies.", PIXELS
     ),
     "nearest training distance of held-out": Score("The same distance of held-out images.", PIXELS),
     "bits/dim": Score(
@@ -49,9 +53,11 @@ SCORES = {
     "bits/dim, standard error of data": Score(
         "The standard error of bits/dim from the choice of images.", "bits"
     ),
-    "exact bits/dim": Score(BITS.format("one of a few held-out images", "exact"), "bits", "lower"),
+    "exact bits/dim": Score(
+        BITS.format("one of the first held-out images", "exact"), "bits", "lower"
+    ),
     "Hutchinson bits/dim on the same images": Score(
-        "Hutchinson's estimate with eight probes on those images. It should agree with the exact one.",
+        "The same by Hutchinson's estimate with eight probes. It should agree with the exact one.",
         "bits",
     ),
     "Hutchinson standard error of probes": Score(
@@ -61,14 +67,13 @@ SCORES = {
 }
 
 
-def fit_classifier(data: Images, most: int = 10_000) -> SVC:
-    return SVC(kernel="rbf", C=10.0, gamma="scale").fit(
-        pixels(data.train[:most], data), data.train_labels[:most]
-    )
+def fit_classifier(data: Images, max_images: int = 10_000) -> SVC:
+    images, labels = data.train[:max_images], data.train_labels[:max_images]
+    return SVC(kernel="rbf", C=10.0, gamma="scale").fit(pixels(images, data), labels)
 
 
 def nearest(images: np.ndarray, data: Images) -> np.ndarray:
-    """The Euclidean distance from each image to the nearest training image, of pixels in [-1, 1]."""
+    """The Euclidean distance from each image to the nearest training image, in pixels()."""
     return pairwise_distances_argmin_min(pixels(images, data), pixels(data.train, data))[1]
 
 
@@ -117,9 +122,10 @@ def evaluate(model: Model, data: Images, settings: Settings) -> dict[str, Any]:
 
 
 def held_out_bits(model: Model, data: Images, settings: Settings) -> dict[str, float]:
-    """Bits/dim of held-out images given their labels (1.21): Hutchinson on many, exact on a few.
+    """Bits/dim of held-out images given their labels (1.21), with estimated and exact trace.
 
-    Both use the same dequantization noise, so that only the probes make a difference.
+    The exact trace is for the first images only. Both use the same dequantization noise, so that
+    only the probes make a difference.
     """
     dims = data.held_out[0].size
     controller = diffrax.PIDController(rtol=settings.tolerance, atol=settings.tolerance)
@@ -128,37 +134,30 @@ def held_out_bits(model: Model, data: Images, settings: Settings) -> dict[str, f
     def log_densities(model, seed, indices, images, labels, probes):
         def one(args):
             index, image, label = args
-            x = likelihood.dequantize(
-                jax.random.fold_in(jax.random.key(1), index), image, data.levels
-            )
-            key = jax.random.fold_in(jax.random.key(seed), index)
+            pixel_key, key = (jax.random.fold_in(jax.random.key(k), index) for k in (1, seed))
+            x = likelihood.dequantize(pixel_key, image, data.levels)
+            denoise = model.denoiser(label)
             options = {"probes": probes, "start": 0.0, "stepsize_controller": controller}
-            return likelihood.log_likelihood(
-                key, model.denoiser(label), model.schedule, x, **options
-            )
+            return likelihood.log_likelihood(key, denoise, model.schedule, x, **options)
 
         block = settings.exact_images if probes is divergence.exact_probes else 64
         return jax.lax.map(one, (indices, images, labels), batch_size=block)
 
     def bits(n, seed, probes):
-        arrays = (
-            jnp.arange(n),
-            data.held_out[:n].astype(np.int32),
-            data.held_out_labels[:n].astype(np.int32),
-        )
-        log_density = log_densities(model, seed, *arrays, probes=probes)
+        images = data.held_out[:n].astype(np.int32)
+        labels = data.held_out_labels[:n].astype(np.int32)
+        log_density = log_densities(model, seed, jnp.arange(n), images, labels, probes=probes)
         return np.asarray(likelihood.bits_per_dim(log_density, dims, data.levels), np.float64)
 
-    many, few = min(settings.likelihood_images, len(data.held_out)), settings.exact_images
-    all_bits = bits(many, 2, divergence.rademacher_probes)
-    exact = bits(few, 0, divergence.exact_probes)
-    probed = np.stack([bits(few, 3 + k, divergence.rademacher_probes) for k in range(8)])
+    n, n_exact = min(settings.likelihood_images, len(data.held_out)), settings.exact_images
+    all_bits = bits(n, 2, divergence.rademacher_probes)
+    exact = bits(n_exact, 0, divergence.exact_probes)
+    probed = np.stack([bits(n_exact, 3 + k, divergence.rademacher_probes) for k in range(8)])
+    errors = likelihood.standard_errors(jnp.asarray(probed.T))
     return {
         "bits/dim": all_bits.mean(),
-        "bits/dim, standard error of data": all_bits.std(ddof=1) / np.sqrt(many),
+        "bits/dim, standard error of data": all_bits.std(ddof=1) / np.sqrt(n),
         "exact bits/dim": exact.mean(),
         "Hutchinson bits/dim on the same images": probed.mean(),
-        "Hutchinson standard error of probes": float(
-            likelihood.standard_errors(jnp.asarray(probed.T)).of_probes
-        ),
+        "Hutchinson standard error of probes": float(errors.of_probes),
     }

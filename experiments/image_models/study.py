@@ -1,4 +1,4 @@
-"""The whole study of an image model, from training to the report."""
+"""The study of an image model, from training to the report."""
 
 import time
 
@@ -9,19 +9,17 @@ from experiments.results import table, write_record, write_report
 
 
 def run(title: str, network: nnx.Module, data: Images, settings: Settings) -> dict[str, float]:
-    """Trains, scores and shows a model; returns the scores."""
+    """Trains and scores a model, and writes its figures and report; returns the scores."""
     start = time.perf_counter()
     model, seconds = models.train(network, data, settings)
     result = scores.evaluate(model, data, settings)
     figures.figures(model, data, settings, result)
     result["scores"]["training seconds"] = seconds
     measured = {name: result[name] for name in ("scores", "curve")}
-    record = write_record(
-        settings.out / "result.json", settings, measured, time.perf_counter() - start
-    )
-    rows = table(
-        ["score", "value"], [(name, f"{value:.4g}") for name, value in result["scores"].items()]
-    )
+    total = time.perf_counter() - start
+    record = write_record(settings.out / "result.json", settings, measured, total)
+    values = [(name, f"{value:.4g}") for name, value in result["scores"].items()]
     heading = f"Scores of {settings.samples} samples, against {len(data.held_out)} held-out images"
-    write_report(settings.out, title, record, scores.SCORES, {heading: rows}, figures.CAPTIONS)
+    tables = {heading: table(["score", "value"], values)}
+    write_report(settings.out, title, record, scores.SCORES, tables, figures.CAPTIONS)
     return result["scores"]

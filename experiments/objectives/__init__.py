@@ -1,23 +1,24 @@
-"""Every training objective on every path: what each reaches with one network and budget, and its
-cost.
+"""Every training objective on every path: scores and cost, with one network and budget.
 
-    python -m experiments.objectives                       # hours on two CPU cores; runs/objectives/
-    python -m experiments.objectives --data moons --seeds 0 --steps 300 --paths linear   # a look
-    # features of EfficientNet-Lite0 for the digits, too
+    # hours on two CPU cores; results in runs/objectives/
+    python -m experiments.objectives
+    # a quick look
+    python -m experiments.objectives --data moons --seeds 0 --steps 300 --paths linear
+    # with the features of EfficientNet-Lite0 for the digits
     python -m experiments.objectives --efficientnet .../efficientnet-lite0-57934424.pth
 
-A run in a folder that holds one continues it.
+A run in the folder is continued.
 
-The data are in the plane (moons, or a mixture) or the 8x8 digits. The scores of every model are its
-held-out negative log-likelihood (the exact trace in the plane, Hutchinson's on the digits) and
-variational bound; the distances of its samples to held-out data; the network evaluations after
-which the first distance stays within 1% of its limit; and the seconds of training. The study also
-measures, for the likelihood weighting, the variance of the loss by how the times are drawn, and on
-the digits the bits/dim of one model by how its data are dequantized.
+The data are points in the plane (moons, or a mixture) or the 8x8 digits. The scores of every model
+are its held-out negative log-likelihood (with the exact trace in the plane, with Hutchinson's on
+the digits) and variational bound; the distances of its samples to held-out data; the network
+evaluations after which the first distance stays within 1% of its limit; and the seconds of
+training. The study also compares ways to draw the times, by the variance of the likelihood-weighted
+loss. On the digits it compares ways to dequantize the data, by the bits/dim of one model.
 
-Every path is used between the same two noise levels, sigma / alpha = 0.02 and 10 (those of the VE
-path), in training, sampling and scoring. Outside this range the path's end amplifies each
-parametrization's error, so that ends and not objectives would be compared. Inputs and targets have
+Training, sampling and scoring use every path between the same two noise levels, sigma / alpha =
+0.02 and 10 (those of the VE path). Outside this range the path's end amplifies each
+parametrization's error, which would compare end points, not objectives. Inputs and targets have
 unit variance on every path, for data of unit variance (`small_models.normalized`).
 """
 
@@ -40,42 +41,40 @@ class Settings:
     """Settings of the objectives experiment."""
 
     out: pathlib.Path = pathlib.Path("runs/objectives")
-    """where tables and figures go"""
+    """folder of tables and figures"""
     data: tuple[str, ...] = ("moons", "digits")
-    """which of moons, mixture, rings and digits"""
+    """any of moons, mixture, rings and digits"""
     paths: tuple[str, ...] = ("linear VP", "VE", "linear", "GVP")
-    """of the objectives that any path can have"""
+    """paths of the objectives that can use any path"""
     objectives: tuple[str, ...] = ()
-    """some of them; all unless given"""
+    """names of the objectives to train; all by default"""
     steps: int = 2000
     """training steps of each network in the plane"""
     digits_steps: int = 1000
     """training steps of each network on the digits"""
     simulated_steps: int = 500
-    """training steps of maximum likelihood, which solves the flow and its adjoint in every one"""
+    """training steps of maximum likelihood, each of which solves the flow and its adjoint"""
     simulated_batch: int = 64
-    """points a step of it"""
+    """points per step of maximum likelihood"""
     batch: int = 256
-    """points a step"""
+    """points per step"""
     learning_rate: float = 2e-3
-    """the peak, before cosine decay"""
+    """peak learning rate, before cosine decay"""
     held_out: int = 500
-    """points whose likelihood is computed in the plane"""
+    """held-out points whose likelihood is computed in the plane"""
     digits_held_out: int = 180
-    """images whose likelihood is computed"""
+    """held-out digits whose likelihood is computed"""
     samples: int = 1000
-    """samples of a model that are scored"""
+    """scored samples of each model"""
     nfe: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-    """network evaluations of Heun's method; the limit takes 200"""
+    """numbers of network evaluations of Heun's method; the limit uses 200"""
     seeds: tuple[int, ...] = (0, 1)
-    """of networks, batches, and what is drawn in training. Objectives that simulate use the first
-    alone
-    """
+    """seeds of networks, batches and training noise; maximum likelihood uses only the first"""
     efficientnet: pathlib.Path | None = None
-    """the file of EfficientNet-Lite0's weights"""
+    """file of EfficientNet-Lite0's weights"""
 
 
-LEAST, MOST = 0.02, 10.0  # of sigma / alpha
+MIN_NOISE, MAX_NOISE = 0.02, 10.0  # of sigma / alpha
 
 
 class Path(NamedTuple):
@@ -88,7 +87,8 @@ class Path(NamedTuple):
 
 def path_of(schedule: dj.typing.Schedule) -> Path:
     low, high = (
-        schedules.half_log_snr_inverse(schedule, -float(np.log(level))) for level in (LEAST, MOST)
+        schedules.half_log_snr_inverse(schedule, -float(np.log(noise)))
+        for noise in (MIN_NOISE, MAX_NOISE)
     )
     return Path(schedule, low, high)
 
@@ -97,7 +97,7 @@ PATHS = {name: path_of(schedule) for name, schedule in small_models.PATHS.items(
 
 
 def at_low(path: Path, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Data at the path's low end, without its noise: alpha x0, and the scaling's log volume."""
+    """Returns alpha x0 at the path's low end, without noise, and the log volume of the scaling."""
     alpha, _ = path.schedule(path.low)
     return alpha * x0, x0.size * jnp.log(alpha)
 

@@ -14,21 +14,20 @@ from experiments.image_models.models import to_images
 from experiments.objectives import Data, Settings
 
 Distances = dict[str, Callable[..., float]]
-"""Distances of samples by name, the first of them cheap."""
+"""Distances of samples to held-out data, by name. The first one is cheap."""
 
 
 def distances_of(name: str, data: Data, settings: Settings) -> tuple[Distances, dict[str, float]]:
-    """The distances, and what they are between data."""
-    return of_digits(settings) if name == "digits" else in_the_plane(data, settings)
+    """The distances, and their values between two sets of data."""
+    return digits_distances(settings) if name == "digits" else plane_distances(data, settings)
 
 
-def in_the_plane(data: Data, settings: Settings) -> tuple[Distances, dict[str, float]]:
+def plane_distances(data: Data, settings: Settings) -> tuple[Distances, dict[str, float]]:
     held_out = data.held_out[: settings.samples]
 
     def sliced(x):
-        return float(
-            sliced_wasserstein(jax.random.key(0), jnp.asarray(x), jnp.asarray(held_out), p=1)
-        )
+        samples = jnp.asarray(x), jnp.asarray(held_out)
+        return float(sliced_wasserstein(jax.random.key(0), *samples, p=1))
 
     functions: Distances = {
         "sliced 1-Wasserstein": sliced,
@@ -38,7 +37,7 @@ def in_the_plane(data: Data, settings: Settings) -> tuple[Distances, dict[str, f
     return functions, {name: distance(others) for name, distance in functions.items()}
 
 
-def of_digits(settings: Settings) -> tuple[Distances, dict[str, float]]:
+def digits_distances(settings: Settings) -> tuple[Distances, dict[str, float]]:
     data = digits.load(0)
     held_out, train = pixels(data.held_out, data), pixels(data.train, data)
     classifier = MLPClassifier((64, 32), max_iter=400, random_state=0).fit(train, data.train_labels)
@@ -58,27 +57,22 @@ def of_digits(settings: Settings) -> tuple[Distances, dict[str, float]]:
     if settings.efficientnet is not None:
         network = efficientnet_lite0(settings.efficientnet)
 
-        def seen(images):
-            return image_quality.features(
-                network, images.reshape(-1, *data.shape), data.levels, chunk=100
-            )
+        def embed(images):
+            images = images.reshape(-1, *data.shape)
+            return image_quality.features(network, images, data.levels, chunk=100)
 
-        reference = seen(data.held_out)
+        reference = embed(data.held_out)
 
         def kid(images):
-            return float(
-                kernel_distance(
-                    jax.random.key(0), seen(images), reference, size=len(reference)
-                ).value
-            )
+            key, size = jax.random.key(0), len(reference)
+            return float(kernel_distance(key, embed(images), reference, size=size).value)
 
         functions["KID (EfficientNet)"] = kid
-    between = {
-        name: distance(data.train[: settings.samples]) for name, distance in functions.items()
-    }
+    others = data.train[: settings.samples]
+    between = {name: distance(others) for name, distance in functions.items()}
     between["classifier's accuracy"] = float(classifier.score(held_out, data.held_out_labels))
 
-    def of_samples(distance):
+    def on_samples(distance):
         return lambda xs: distance(to_images(jnp.asarray(xs), data))
 
-    return {name: of_samples(distance) for name, distance in functions.items()}, between
+    return {name: on_samples(distance) for name, distance in functions.items()}, between

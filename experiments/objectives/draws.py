@@ -1,4 +1,4 @@
-"""Side studies: the variance of a loss by the draw of its times; bits/dim by dequantization."""
+"""Side studies: a loss's variance by the draw of times, and bits/dim by dequantization."""
 
 import functools
 
@@ -25,7 +25,7 @@ from experiments.train_images import Model
 def variance_of_times(
     model: Model, path: Path, data: Data, settings: Settings, batches: int = 400
 ) -> dict:
-    """Mean and variance of a batch's likelihood-weighted loss, by how its times are drawn."""
+    """The mean and variance of a batch's likelihood-weighted loss, for each draw of times."""
     draws = {
         "independent": lambda key, n, path: times.uniform_times(key, n, path.low, path.high),
         "antithetic": lambda key, n, path: times.antithetic_times(key, n, path.low, path.high),
@@ -38,15 +38,14 @@ def variance_of_times(
         objective = denoising(model.parametrization, weightings.likelihood, draw)
 
         @jax.jit
-        def of_batches(keys, x0s, model, objective=objective):
-            def of_batch(key):
+        def batch_losses(keys, x0s, model, objective=objective):
+            def one(key):
                 return batch_loss(objective, model.network, path, key, x0s, None)
 
-            return jax.lax.map(of_batch, keys)
+            return jax.lax.map(one, keys)
 
-        values = np.asarray(
-            of_batches(jax.random.split(jax.random.key(7), batches), x0s, model), np.float64
-        )
+        keys = jax.random.split(jax.random.key(7), batches)
+        values = np.asarray(batch_losses(keys, x0s, model), np.float64)
         out[name] = {"mean": values.mean(), "variance": values.var(ddof=1)}
     return out
 
@@ -54,20 +53,20 @@ def variance_of_times(
 def dequantization(
     model: Model, path: Path, data: Data, settings: Settings, n: int = 16, k: int = 8
 ) -> dict:
-    """Bits/dim of n held-out images under one model, exact trace, by their dequantization.
+    """Bits/dim of n held-out images under one model, with the exact trace, by dequantization.
 
-    The variational q is a network that sees the image; it is fitted to the variational bound, which
-    is cheap to differentiate, on the training images.
+    The variational q is a network of the image. It is fitted on the training images to the
+    variational bound, which is cheap to differentiate.
     """
     dims, levels = data.held_out[0].size, data.levels
     if levels is None or data.held_out_labels is None:
-        raise ValueError("data: expected integers with labels")
-    new, q0 = training.functional(MLP(dims, width=128, depth=2, rngs=nnx.Rngs(1)))
+        raise ValueError("data: expected integer data with labels, got real numbers or no labels")
+    apply, q0 = training.functional(MLP(dims, width=128, depth=2, rngs=nnx.Rngs(1)))
     q0 = {"mean": q0, "log_scale": jax.tree.map(jnp.copy, q0)}
 
     def draw(q, key, image):
         centred = (2.0 * image + 1) / levels - 1
-        mean, log_scale = (new(q[name], centred, 0.0) for name in ("mean", "log_scale"))
+        mean, log_scale = (apply(q[name], centred, 0.0) for name in ("mean", "log_scale"))
         return likelihood.variational_dequantize(key, image, levels, mean, jnp.exp(0.5 + log_scale))
 
     def loss(q, key, batch):
@@ -81,9 +80,8 @@ def dequantization(
             bound = variational_bound(noise_key, model.denoiser(label), path, x, t, weight)
             return (bound + log_q) / dims
 
-        return jnp.mean(
-            jax.vmap(one)(jax.random.split(key, len(images)), images, labels, ts, weights)
-        )
+        keys = jax.random.split(key, len(images))
+        return jnp.mean(jax.vmap(one)(keys, images, labels, ts, weights))
 
     batches = training.in_memory((data.train, data.labels), settings.batch, seed=0)
     q, _ = small_models.train(loss, q0, batches, 1000, 1e-3, seed=5)
@@ -95,27 +93,28 @@ def dequantization(
                 x, log_q = draw(q, key, image)
             else:
                 x, log_q = likelihood.dequantize(key, image, levels), 0.0
-            return (
-                log_density(None, model.denoiser(label), path, x, divergence.exact_probes) - log_q
-            )
+            log_p = log_density(None, model.denoiser(label), path, x, divergence.exact_probes)
+            return log_p - log_q
 
         return jax.vmap(one)(jax.random.split(key, n), images, labels)
 
-    each = {}
+    measured = {}
     for name, variational in (("uniform", False), ("variational", True)):
         images, labels = data.held_out[:n], data.held_out_labels[:n]
-        weights = jnp.stack(
-            [log_weights(q, jax.random.key(10 + i), images, labels, variational) for i in range(k)]
-        )
-        each[name] = likelihood.bits_per_dim(jnp.mean(weights, 0), dims, levels)
+        keys = [jax.random.key(10 + i) for i in range(k)]
+        weights = jnp.stack([log_weights(q, key, images, labels, variational) for key in keys])
+        measured[name] = likelihood.bits_per_dim(jnp.mean(weights, 0), dims, levels)
         weighted = likelihood.importance_weighted_bound(weights)
-        each[f"{name}, {k} importance-weighted"] = likelihood.bits_per_dim(weighted, dims, levels)
-    less = {name: np.asarray(bits - each["uniform"], np.float64) for name, bits in each.items()}
+        bits = likelihood.bits_per_dim(weighted, dims, levels)
+        measured[f"{name}, {k} importance-weighted"] = bits
+    gains = {
+        name: np.asarray(measured["uniform"] - bits, np.float64) for name, bits in measured.items()
+    }
     return {
         name: {
             "bits_per_dim": float(bits.mean()),
-            "less_than_uniform": float(-less[name].mean()),
-            "standard_error_of_that": float(less[name].std(ddof=1) / np.sqrt(n)),
+            "less_than_uniform": float(gains[name].mean()),
+            "standard_error_of_that": float(gains[name].std(ddof=1) / np.sqrt(n)),
         }
-        for name, bits in each.items()
+        for name, bits in measured.items()
     }

@@ -1,4 +1,4 @@
-"""The objectives: the loss of one example, what the network predicts, how times are drawn."""
+"""The objectives: the loss of one example, the parametrization, and the draw of times."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -35,40 +35,38 @@ class Objective(NamedTuple):
     loss: Callable
     parametrization: Parametrization
     times: Callable = uniform_t
-    of_network: bool = False
-    """whether the model is the network; its denoiser unless so"""
+    takes_network: bool = False
+    """whether the model in the loss is the network, not its denoiser"""
     any_path: bool = True
     pairs: bool = False
-    """whether x1 is given"""
+    """whether the loss needs x1"""
     simulates: bool = False
-    """whether a step of training solves the flow"""
+    """whether a training step solves the flow"""
 
 
 def denoising(parametrization, weighting, draw=uniform_t):
     def loss(key, network, path, x0, x1, t, weight):
-        return weight * losses.denoising(
-            key, network, path.schedule, parametrization, x0, t, weighting
-        )
+        value = losses.denoising(key, network, path.schedule, parametrization, x0, t, weighting)
+        return weight * value
 
-    return Objective(loss, parametrization, draw, of_network=True)
+    return Objective(loss, parametrization, draw, takes_network=True)
 
 
-def score_matching(of_point, probes):
-    """Losses that need the samples x_t alone, weighted by sigma^2."""
+def score_matching(point_loss, probes):
+    """Losses that need only the samples x_t, weighted by sigma^2."""
 
     def loss(key, denoise, path, x0, x1, t, weight):
         noise_key, probe_key = jax.random.split(key)
         x = dj.perturb(path.schedule, x0, jax.random.normal(noise_key, x0.shape), t)
-        of_score = of_point(dj.bind(dj.score, denoise, path.schedule), x, t, probes(probe_key, x))
-        return weight * path.schedule(t)[1] ** 2 * of_score
+        score = dj.bind(dj.score, denoise, path.schedule)
+        return weight * path.schedule(t)[1] ** 2 * point_loss(score, x, t, probes(probe_key, x))
 
     return Objective(loss, EPS)
 
 
 def pair(key, denoise, path, x0, x1, t, weight):
-    return weight * losses.conditional_flow_matching(
-        dj.bind(dj.velocity, denoise, path.schedule), x0, x1, t
-    )
+    velocity = dj.bind(dj.velocity, denoise, path.schedule)
+    return weight * losses.conditional_flow_matching(velocity, x0, x1, t)
 
 
 def maximum_likelihood(kinetic_weight, jacobian_weight):
@@ -93,7 +91,7 @@ def maximum_likelihood(kinetic_weight, jacobian_weight):
 
 
 def bound(key, denoise, path, x0, x1, t, weight):
-    """The variational bound, a dimension; its schedule is learned along."""
+    """The variational bound per dimension. The schedule is learned, too."""
     return variational_bound(key, denoise, path, x0, t, weight) / x0.size
 
 
@@ -109,21 +107,19 @@ def batch_loss(
 ) -> jax.Array:
     """The mean of an objective over a batch.
 
-    It is no `losses.over_batch`, because the weight of a time multiplies only one term of the
+    `losses.over_batch` does not fit, because the weight of a time multiplies only one term of the
     variational bound.
     """
     time_key, pair_key, noise_key = jax.random.split(key, 3)
     ts, weights = objective.times(time_key, len(x0s), path)
     keys = jax.random.split(noise_key, len(x0s))
-    x1s = (
-        couplings.optimal(None, x0s, jax.random.normal(pair_key, x0s.shape))
-        if objective.pairs
-        else None
-    )
+    x1s = None
+    if objective.pairs:
+        x1s = couplings.optimal(None, x0s, jax.random.normal(pair_key, x0s.shape))
 
     def one(key, x0, x1, t, weight, label):
         model = network if label is None else dj.bind(network, cond=label)
-        if not objective.of_network:
+        if not objective.takes_network:
             model = dj.as_denoiser(model, path.schedule, objective.parametrization)
         return objective.loss(key, model, path, x0, x1, t, weight)
 
@@ -151,8 +147,8 @@ OBJECTIVES = {
     "variational bound, learned schedule": Objective(bound, EPS, log_snr_t),
 }
 LEARNED_SCHEDULE = "variational bound, learned schedule"
-# The costs of these grow with the dimension, and optimal pairs would bend each class's prior.
-PLANE_ALONE = (
+# The cost of these grows with the dimension, and optimal pairs would change each class's prior.
+PLANE_ONLY = (
     "score, implicit",
     "score, sliced",
     "maximum likelihood",

@@ -1,4 +1,4 @@
-"""Scores of one model: likelihood, bound, distances of samples, and evaluations."""
+"""The scores of a model: likelihood, bound, distances of samples, network evaluations."""
 
 import functools
 
@@ -22,12 +22,8 @@ def generate(
     model: Model, path: Path, x1: jax.Array, labels: jax.Array | None, ts: jax.Array
 ) -> jax.Array:
     (_, sigma), (alpha, _) = path.schedule(path.high), path.schedule(path.low)
-    return (
-        dj.sample(
-            jax.random.key(0), dj.heun(model.denoiser(labels), model.schedule), sigma * x1, ts
-        )
-        / alpha
-    )
+    sampler = dj.heun(model.denoiser(labels), model.schedule)
+    return dj.sample(jax.random.key(0), sampler, sigma * x1, ts) / alpha
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "levels"))
@@ -44,14 +40,14 @@ def log_densities(
 
 
 def log_density(key, denoise, path, x0, probes, tolerance=1e-3):
-    """Of one data point, by the flow between the path's two ends."""
+    """The log density of one data point, by the flow between the path's two ends."""
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
     options = {"start": path.low, "end": path.high, "stepsize_controller": controller}
     return dj.log_likelihood(key, denoise, path.schedule, x0, probes=probes, **options)
 
 
 def or_nan(log_densities, n: int):
-    """The log densities. All are NaN if the solver gives up on one: the network is far from smooth."""
+    """The log densities; all are NaN if the solver gives up on one (a network far from smooth)."""
     try:
         return np.asarray(log_densities(), np.float64)
     except RuntimeError as error:
@@ -66,7 +62,7 @@ def or_none(value) -> float | None:
 
 @functools.partial(jax.jit, static_argnames=("levels", "times_each"))
 def bounds(model: Model, path: Path, xs, labels, seed, levels, times_each=64) -> jax.Array:
-    """The variational bound of every example, from times that are stratified in the log-SNR."""
+    """The variational bound of every example, with times that are stratified in the log-SNR."""
 
     def one(key, x, label):
         pixel_key, time_key, noise_key = jax.random.split(key, 3)
@@ -89,26 +85,21 @@ def grid(name, path, steps):
 
 
 def likelihoods(model: Model, path: Path, data: Data, objective: Objective, settings: Settings):
-    """Negative log-likelihoods and bounds of held-out examples, in nats, or bits/dim of integers."""
+    """Negative log-likelihoods and bounds of held-out data, in nats (bits/dim for integers)."""
     n = settings.held_out if data.levels is None else settings.digits_held_out
-    held_out, labels = (
-        data.held_out[:n],
-        None if data.held_out_labels is None else data.held_out_labels[:n],
-    )
+    held_out = data.held_out[:n]
+    labels = None if data.held_out_labels is None else data.held_out_labels[:n]
     probes = divergence.exact_probes if data.levels is None else divergence.rademacher_probes
     # A flow that was trained through a solver fits the solver's errors, too.
     tolerance = 1e-5 if objective.simulates else 1e-3
-    log_p = or_nan(
-        lambda: log_densities(model, path, held_out, labels, 1, probes, data.levels, tolerance), n
-    )
+    args = model, path, held_out, labels, 1, probes, data.levels, tolerance
+    log_p = or_nan(lambda: log_densities(*args), n)
     both = -log_p, np.asarray(bounds(model, path, held_out, labels, 1, data.levels))
     if data.levels is None:
         return [x.astype(np.float64) for x in both]
     dims = held_out[0].size
-    return [
-        np.asarray(likelihood.bits_per_dim(jnp.asarray(-x), dims, data.levels), np.float64)
-        for x in both
-    ]
+    bits = (likelihood.bits_per_dim(jnp.asarray(-x), dims, data.levels) for x in both)
+    return [np.asarray(x, np.float64) for x in bits]
 
 
 def score(
@@ -119,7 +110,7 @@ def score(
     objective: Objective,
     settings: Settings,
 ) -> dict:
-    """The scores of a row, its distances at 200 evaluations, and its curves over evaluations."""
+    """The scores of a model. Its distances use 200 evaluations, its curves each of `nfe`."""
     nll, bound = likelihoods(model, path, data, objective, settings)
     labels = None if data.labels is None else jnp.arange(settings.samples) % 10
     x1 = jax.random.normal(jax.random.key(2), (settings.samples, *data.train.shape[1:]))
@@ -146,7 +137,7 @@ def score(
 
 
 def settles(curve: dict[int, float], limit: float, tolerance: float = 0.01) -> int | None:
-    """The evaluations from which on the values stay within a share of the limit, or None."""
+    """The evaluations from which on values stay within a share of the limit, or None."""
     needed = None
     for n, value in sorted(curve.items(), reverse=True):
         if abs(value - limit) > tolerance * limit:

@@ -1,4 +1,4 @@
-"""Tables and the figure of the results."""
+"""The table and the figure of the results."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from experiments.objectives.objectives import OBJECTIVES
 
 
 def by_model(rows) -> dict[tuple[str, str], list[dict]]:
-    """The rows of every objective and path, over the seeds."""
+    """The rows of all seeds, by objective and path."""
     out: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         out.setdefault((row["objective"], row["path"]), []).append(row)
@@ -20,34 +20,24 @@ def by_model(rows) -> dict[tuple[str, str], list[dict]]:
 
 
 def spread(values, digits: int = 3) -> str:
-    """The mean, and the standard deviation if there are several."""
-    if any(value is None for value in values):
-        return (
-            "solver gave up" if all(value is None for value in values) else "solver gave up on some"
-        )
+    """The mean, and the standard deviation if there are several values."""
+    failed = [value is None for value in values]
+    if any(failed):
+        return "solver gave up" if all(failed) else "solver gave up on some"
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def table(rows: list[dict]) -> str:
     names = list(rows[0]["distances"])
-    head = [
-        "objective",
-        "path",
-        "seeds",
-        "held-out NLL",
-        "bound of the SDE",
-        *names,
-        "NFE to 1%",
-        "training, s",
-    ]
-    return pages.table(
-        head, (cells(*model, seeds, names) for model, seeds in by_model(rows).items())
-    )
+    head = ["objective", "path", "seeds", "held-out NLL", "bound of the SDE", *names]
+    head += ["NFE to 1%", "training, s"]
+    lines = (cells(*model, seeds, names) for model, seeds in by_model(rows).items())
+    return pages.table(head, lines)
 
 
 def cells(objective: str, path: str, seeds: list[dict], names: list[str]) -> list[str]:
-    """A row of the table, over the seeds of a model."""
+    """A model's row of the table, from the rows of its seeds."""
     needed = sorted(row["nfe_to_1%"] or np.inf for row in seeds)
     out = [objective, path, str(len(seeds)), spread([row["nll"] for row in seeds])]
     out.append("" if seeds[0]["bound"] is None else spread([row["bound"] for row in seeds]))
@@ -57,14 +47,9 @@ def cells(objective: str, path: str, seeds: list[dict], names: list[str]) -> lis
 
 
 def figure(results: dict[str, dict], path: pathlib.Path) -> None:
-    """Likelihood against the first distance: colours are objectives, markers are paths."""
-    fig, axes = plt.subplots(
-        1,
-        len(results),
-        figsize=(4.6 * len(results) + 2.6, 4.4),
-        layout="constrained",
-        squeeze=False,
-    )
+    """Likelihood against the first distance. Colours are objectives, markers are paths."""
+    size = 4.6 * len(results) + 2.6, 4.4
+    fig, axes = plt.subplots(1, len(results), figsize=size, layout="constrained", squeeze=False)
     colours = {name: plt.get_cmap("tab20")(i) for i, name in enumerate(OBJECTIVES)}
     markers = dict(zip((*PATHS, "learned VP"), "os^vD", strict=True))
     for ax, (name, result) in zip(axes[0], results.items(), strict=True):
