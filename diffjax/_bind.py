@@ -48,10 +48,10 @@ def bind(fn: Callable, /, *args: Any, **kwargs: Any) -> Partial:
     if isinstance(fn, functools.partial):  # also jax's Partial
         args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func
         return bind(fn, *args, **kwargs)
-    owner = getattr(fn, "__self__", None)
+    owner, function = getattr(fn, "__self__", None), getattr(fn, "__func__", None)
     # a method of a module
-    if owner is not None and hasattr(fn, "__func__") and not _is_leaf(owner):
-        fn, args = fn.__func__, (owner, *args)
+    if owner is not None and function is not None and not _is_leaf(owner):
+        fn, args = function, (owner, *args)
     elif not _is_leaf(fn):  # a module
         fn, args = _call, (fn, *args)
     args, kwargs = jax.tree.map(

@@ -24,10 +24,10 @@ class History(NamedTuple):
     """What a multistep method remembers."""
 
     values: Float[Array, "n *x"]
-    """The last predictions, in a ring buffer: the next one is written to index `count % n`."""
+    """The last predictions, in a ring buffer: the next one is written to index `steps % n`."""
     nodes: Float[Array, " n"]
     """The variable u at each prediction, newest first; infinite where there is none yet."""
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     """The number of predictions so far."""
     last_step: Any = None
     """For a corrected method: where its last step began, and the weights it used."""
@@ -75,7 +75,7 @@ def _predictor_step(denoise, schedule, interpolation, tau, gains, key, state, t,
     history = _remember(state.memory, interpolation, estimate, t)
     weights = interpolation.weights(t, s, differences(history.nodes[1:], history.nodes[0]))
     if gains is not None:
-        weights = gains[state.memory.count] * weights
+        weights = gains[state.memory.steps] * weights
     x = _advance(key, estimate, s, *_noise(tau, t, s))
     return State(x + _combine(history, _prediction_weights(0, weights)), history)
 
@@ -102,9 +102,9 @@ def _remember(history, interpolation, estimate, t):
     """Overwrites the oldest prediction with the newest: one write per step, and no copy."""
     n, dtype = len(history.values), history.values.dtype
     prediction = interpolation.predict(estimate).astype(dtype)
-    values = jax.lax.dynamic_update_index_in_dim(history.values, prediction, history.count % n, 0)
+    values = jax.lax.dynamic_update_index_in_dim(history.values, prediction, history.steps % n, 0)
     nodes = jnp.concatenate([interpolation.variable(t)[None], history.nodes[:-1]])
-    return history._replace(values=values, nodes=nodes, count=history.count + 1)
+    return history._replace(values=values, nodes=nodes, steps=history.steps + 1)
 
 
 def _prediction_weights(base, weights):
@@ -115,7 +115,7 @@ def _prediction_weights(base, weights):
 def _combine(history, weights):
     """`sum_j w_j p_j`, with the weight of the newest prediction first."""
     n = len(history.values)
-    by_place = weights[(history.count - 1 - np.arange(n)) % n]
+    by_place = weights[(history.steps - 1 - np.arange(n)) % n]
     return sum(weight * value for weight, value in zip(by_place, history.values, strict=True))
 
 

@@ -212,6 +212,7 @@ def restore(
     # Process 0 lists the folder for all, because another might see a checkpoint a moment later.
     for path in map(pathlib.Path, gather(_checkpoints_in(directory))[0]):
         manifest, reason = _attempt(path, lambda path=path: _read_manifest(path))
+        arrays = {}
         if reason is None:
             _check_same(path, manifest, leaves, part)
             arrays, reason = _attempt(path, lambda path=path: _read_arrays(path, leaves))

@@ -162,7 +162,7 @@ def test_a_corrector_is_exact_on_a_polynomial(method):
         sampler = make(denoise, schedule)
         step, key = jax.jit(sampler.step), jax.random.key(0)
         memory = warm(step, sampler, TIMES[:-1], key).memory
-        n, count = len(memory.values), memory.count
+        n, count = len(memory.values), memory.steps
         wrong = np.random.default_rng(0).normal(size=n - 1)
         newest_first = memory.values[(count - 1 - np.arange(n - 1)) % n]
         memory = memory._replace(last_step=(memory.last_step[0], np.append(0.0, wrong)))
@@ -185,7 +185,7 @@ def test_a_correction_goes_the_way_of_the_noise(order):
     step = jax.jit(sampler.step)
     with jax.debug_key_reuse(False):  # the same noise
         state = warm(step, sampler, TIMES[:-1], key)
-        n, count = len(state.memory.values), state.memory.count
+        n, count = len(state.memory.values), state.memory.steps
         newest_first = state.memory.values[(count - 1 - np.arange(n - 1)) % n]
         before, added = state.memory.last_step[0], np.random.default_rng(0).normal(size=n - 1)
         ends = [
