@@ -24,6 +24,7 @@ def affine(params, x, t):
     return params[0] * x + params[1]
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 @pytest.mark.parametrize("path", ["linear_vp", "linear", "edm"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_exact_denoiser_minimises_the_expected_loss(monkeypatch, name, path):

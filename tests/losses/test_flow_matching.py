@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffjax import bind, schedules
 from diffjax.losses import bridge_matching, conditional_flow_matching, denoising, flow_matching
@@ -14,6 +15,7 @@ def affine(params, x, t):
     return params[0] * x + params[1]
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 def test_the_flow_and_score_of_a_mixture_of_bridges(monkeypatch):
     """Gaussian pairs: p_t is N(m_t, V_t), whose score is -(x - m_t) / V_t and whose flow m_t' +
     V_t' / (2 V_t) (x - m_t).

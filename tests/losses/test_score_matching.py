@@ -22,6 +22,7 @@ def bent(params, x, t):
     return params[0] * jnp.tanh(params[1] * x + t) + params[2] * x
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 def test_score_matching_losses_differ_by_their_constants():
     # Data of two Gaussians in 1-D, t = 0.4 on linear VP, a network that is no score. Expectations
     # by trapezoids over x, and over x0 and eps, in steps of a tenth of a deviation or less: exact

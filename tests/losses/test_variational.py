@@ -51,6 +51,7 @@ def _noise_is_its_key(monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 @pytest.mark.parametrize("path", ["linear_vp", "linear", "edm", "gvp"])
 @pytest.mark.usefixtures("_noise_is_its_key")
 def test_the_bound_of_the_exact_denoiser(path):
@@ -72,6 +73,7 @@ def test_the_bound_of_the_exact_denoiser(path):
     assert nll < bound  # it bounds the entropy of the data
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 @pytest.mark.usefixtures("_noise_is_its_key")
 def test_a_wrong_denoiser_pays_for_its_error():
     """The exact denoiser's bound, and the time's integral of g^2 / (2 sigma^2) times the squared
@@ -92,6 +94,7 @@ def test_a_wrong_denoiser_pays_for_its_error():
     np.testing.assert_allclose(each[1] - each[0], extra, rtol=1e-8)
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 @pytest.mark.usefixtures("_noise_is_its_key")
 def test_a_learned_schedule_matters_at_its_ends_alone():
     """The bound's gradient by the network between is 0 (VDM, section 5.1), and by the ends that of
@@ -121,6 +124,7 @@ def test_a_learned_schedule_matters_at_its_ends_alone():
     assert max(float(jnp.abs(g).max()) for g in gradients[0]) < 1e-7
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 @pytest.mark.parametrize("path", ["linear_vp", "linear"])
 def test_importance_weighted_times_give_the_same_bound(monkeypatch, path):
     """The mean over 400 stratified times, uniform in the log-SNR, with their weights: of an error
@@ -147,6 +151,7 @@ def test_importance_weighted_times_give_the_same_bound(monkeypatch, path):
     np.testing.assert_allclose(by_importance, expected, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("without_type_checks")  # a number stands for the key
 @pytest.mark.usefixtures("_noise_is_its_key")
 @pytest.mark.parametrize("levels", [2, 3])
 def test_the_bound_of_discrete_data_is_their_entropy_and_the_prior_s_divergence(levels):

@@ -66,6 +66,7 @@ def test_classifier_accuracy_score():
 X = normal(0, 6, 3)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("use", "message"),
     [

@@ -118,6 +118,7 @@ def test_no_array_of_all_differences_is_built(name):
 X = normal(0, 6, 3)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("use", "message"),
     [

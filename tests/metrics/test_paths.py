@@ -31,6 +31,7 @@ def test_a_path_that_rests_has_a_finite_gradient():
     assert np.isfinite(jax.grad(path_length)(still)).all()
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_paths_refuse():
     with pytest.raises(
         ValueError, match=r"xs: expected at least two points \(times, \*x\), got shape \(1, 2\)"

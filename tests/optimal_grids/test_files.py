@@ -183,6 +183,7 @@ def test_a_file_with_a_bad_record_is_named(tmp_path, name):
         load_grid(path, schedules.linear())
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("ts", [[], [0.5], [0.5, 1.0], [1.5, 0.5], [1.0, np.nan], [[1.0, 0.5]]])
 def test_only_a_grid_is_saved(tmp_path, ts):
     with pytest.raises(ValueError, match="ts: expected"):

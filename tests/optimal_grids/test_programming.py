@@ -83,6 +83,7 @@ ERRORS = {  # (call, what the message must say)
 }
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name", ERRORS)
 def test_what_is_wrong_is_named(name):
     call, message = ERRORS[name]

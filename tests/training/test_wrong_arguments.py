@@ -131,6 +131,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_wrong_argument_is_named(name):
     call, message = MISTAKES[name]
