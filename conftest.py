@@ -1,24 +1,41 @@
-"""For tests and docstrings: memory is given back. For docstrings: names that they use without
-importing them.
-"""
+"""Tests and docstrings give memory back. Docstrings use names without importing them."""
 
 import ctypes
 import gc
 import inspect
+import os
+import pathlib
 
 import jax
 import pytest
 
+STATM, LIMIT = (
+    pathlib.Path("/proc/self/statm"),
+    1.5e9,
+)  # the second number is that of the pages in memory
 
-@pytest.fixture(autouse=True, scope="module")
-def _forgets():
-    """A worker does not keep the compiled programs of a module that is done, about 1.4 MB each."""
-    yield
+
+def _forget():
     jax.clear_caches()
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc gives freed memory back to the system only when asked
         libc.malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgets_after_a_module():
+    """A worker does not keep the compiled programs of a module that is done, about 1.4 MB each."""
+    yield
+    _forget()
+
+
+@pytest.fixture(autouse=True)
+def _forgets_from_a_size_on():
+    """Within a module, a worker forgets when it has grown to 1.5 GB."""
+    yield
+    if STATM.exists() and int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > LIMIT:
+        _forget()
 
 
 @pytest.fixture(autouse=True)

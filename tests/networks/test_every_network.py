@@ -256,7 +256,9 @@ def test_a_traced_label_outside_the_table_gives_nan(kind):
     np.testing.assert_array_equal(np.isfinite(out).reshape(2, 3, -1).all(-1), ~bad)
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "kind", [MLP, pytest.param(UNet, marks=pytest.mark.slow), DiT], ids=lambda kind: kind.__name__
+)
 def test_explicit_axes_and_checked_shards_are_the_plain_call(kind):
     x, t, cond = inputs(kind)
     x, t, cond = (jnp.concatenate([a, a]).reshape(4, 3, *a.shape[2:]) for a in (x, t, cond))
