@@ -298,7 +298,7 @@ class ClassEmbedding(nnx.Module):
 
     def __call__(self, cond) -> Array:
         """The vectors (..., width) of the labels (...)."""
-        rows = self.table.embedding[...].at[self.check(cond)]
+        rows = jnp.asarray(self.table.embedding[...]).at[self.check(cond)]
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
     def check(self, cond):

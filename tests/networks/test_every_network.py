@@ -173,6 +173,14 @@ def test_bound_split_and_merged_it_is_the_same_function(kind):
 
 
 @KINDS
+def test_parameters_of_numpy_are_the_same(kind):
+    x, t, cond = inputs(kind)
+    apply, params = functional(trained(kind))
+    host = jax.tree.map(np.asarray, params)
+    np.testing.assert_allclose(apply(host, x, t, cond), call(trained(kind), x, t, cond), rtol=1e-9)
+
+
+@KINDS
 def test_refusals(kind):
     x, t, cond = inputs(kind)
     network, shape = trained(kind), SHAPES[kind]
