@@ -53,7 +53,7 @@ def once(fn: Callable) -> Callable:
             )
             static = _Keyed(key, (structure, rest))
             hash(static)
-        except (_OpaqueError, TypeError):  # TypeError: a value without a hash
+        except (_OpaqueError, TypeError, ValueError):  # a value without a hash, keys without order
             return fn(*args, **kwargs)
         return program(static)(arrays)
 

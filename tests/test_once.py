@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import beartype
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxtyping import Array, Float, jaxtyped
 
 from diffjax import grids, parametrizations, samplers, schedules, solve
 from diffjax._once import once
@@ -110,6 +112,34 @@ def test_a_host_array_that_changes_in_place_is_seen():
 
     np.testing.assert_allclose(apply_twice(fn, X), 4.0)
     scale[...] = 3.0
+    np.testing.assert_allclose(apply_twice(fn, X), 9.0)
+
+
+def test_a_function_whose_types_are_checked_compiles_once():
+    traces, scale = [], 2.0
+    record = traces.append  # a built-in function: what it does is not part of the key
+
+    @jaxtyped(typechecker=beartype.beartype)
+    def fn(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        record(x)
+        return x * scale
+
+    np.testing.assert_allclose(apply_twice(fn, X), 4.0)
+    first = len(traces)
+    np.testing.assert_allclose(apply_twice(fn, X), 4.0)
+    assert len(traces) == first
+    scale = 3.0
+    np.testing.assert_allclose(apply_twice(fn, X), 9.0)
+
+
+def test_a_dict_that_is_no_pytree_is_seen():
+    scales = {1: 2.0, "two": 0.0}  # jax cannot sort its keys
+
+    def fn(x):
+        return x * scales[1]
+
+    np.testing.assert_allclose(apply_twice(fn, X), 4.0)
+    scales[1] = 3.0
     np.testing.assert_allclose(apply_twice(fn, X), 9.0)
 
 
