@@ -22,6 +22,8 @@ from diffjax.parametrizations import EPS, as_denoiser
 from diffjax.schedules import linear, linear_vp
 from diffjax.typing import Estimate
 
+# the errors are the library's own
+pytestmark = pytest.mark.usefixtures("without_type_checks")
 KEY, X, PROBES = jax.random.key(0), np.ones(2), np.ones((1, 2))
 VP, LINEAR = linear_vp(), linear()
 
