@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 from scipy.optimize import linear_sum_assignment
 
 from ._bind import bind
@@ -64,7 +64,7 @@ def optimal(
     x0: Float[Array, "n *x"],
     x1: Float[Array, "m *x"],
     *,
-    labels: Int[Array, " n"] | None = None,
+    labels: Integer[Array, " n"] | None = None,
 ) -> Float[Array, "n *x"]:
     """The optimal transport of a minibatch: permutes x1 to minimize `sum_i |x0_i - x1_i|^2`.
 

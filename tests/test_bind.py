@@ -148,6 +148,7 @@ def test_pickles():
     assert float(f(1.0)) == 9.0
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_refuses_what_cannot_be_called():
     with pytest.raises(ValueError, match=r"fn: expected a function or a callable module, got 3"):
         bind(3)

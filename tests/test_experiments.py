@@ -200,6 +200,7 @@ def test_samples_do_not_depend_on_the_blocks_and_end_where_the_flow_of_the_model
         np.testing.assert_allclose(whole, x1 + w * labels[:, None, None], atol=2e-2)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("path", small_models.PATHS)
 def test_a_normalized_target_has_unit_variance(path):
     """Over x0 and eps of (+-1, +-1), independent and of unit variance: the mean square of any

@@ -14,7 +14,7 @@ density q of u in [0, 1)^d,
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from .._checks import as_float, check_that
 
@@ -59,7 +59,9 @@ def bits_per_dim(log_density: ArrayLike, dims: int, levels: int | None = None) -
     )
 
 
-def dequantize(key: PRNGKeyArray, values: Int[ArrayLike, "*x"], levels: int) -> Float[Array, "*x"]:
+def dequantize(
+    key: PRNGKeyArray, values: Integer[ArrayLike, "*x"], levels: int
+) -> Float[Array, "*x"]:
     """Uniform dequantization to [-1, 1): `2 (value + u) / levels - 1` with u ~ U[0, 1).
 
     Args:
@@ -106,7 +108,7 @@ def quantize(x: Float[ArrayLike, "*x"], levels: int) -> Int[Array, "*x"]:
 
 def variational_dequantize(
     key: PRNGKeyArray,
-    values: Int[ArrayLike, "*x"],
+    values: Integer[ArrayLike, "*x"],
     levels: int,
     mean: Float[ArrayLike, "..."],
     scale: Float[ArrayLike, "..."],

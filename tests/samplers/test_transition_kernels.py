@@ -38,6 +38,7 @@ def gaussian(schedule, mean=0.7, variance=0.3):
     return exact.gaussian(mean * jnp.ones(2), variance * jnp.eye(2), schedule)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_sampler_of_a_kernel_draws_from_it(name):
     kernel = KERNELS[name](gaussian(schedules.linear_vp()), schedules.linear_vp())
@@ -60,6 +61,7 @@ def test_the_ddim_kernel_by_equation_12_and_16_of_its_paper(eta, path):
     np.testing.assert_allclose(got, std, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_the_amplitude_of_euler_maruyama_by_hand():
     # on the linear path with data N(0, 1): variance v = (1 - t)^2 + t^2, velocity (2 t - 1) x / v,
     # score -x / v
@@ -121,6 +123,7 @@ def test_the_chain_has_the_marginals_of_the_path_if_the_data_are_one_point(name,
         np.testing.assert_allclose((mean, variance), (alpha * 0.7, sigma**2), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_euler_maruyama_by_hand():
     # VP with beta(t) = 0.1 + 19.9 t and data N(0, 1): dx = (-beta x / 2 - beta score) dt +
     # sqrt(beta) dw, score = -x
@@ -131,6 +134,7 @@ def test_euler_maruyama_by_hand():
     np.testing.assert_allclose(std, np.sqrt(beta * (T - S)), rtol=1e-9)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_log_density_is_the_normal_distributions(name):
     kernel = KERNELS[name](gaussian(schedules.linear()), schedules.linear())
@@ -180,6 +184,7 @@ def test_the_program_does_not_depend_on_the_value_of_a_number(make):
     assert len(structures) == 1
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_kernels_refuse():
     schedule = schedules.linear()
     denoise = gaussian(schedule)

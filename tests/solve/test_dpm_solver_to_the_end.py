@@ -175,6 +175,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("case", ERRORS)
 def test_bad_input_is_named(case):
     call, message = ERRORS[case]
