@@ -1,13 +1,12 @@
-r"""Optimized time grids: the best K steps for a denoiser, by dynamic programming or by descent.
+r"""Time grids that are optimized for a denoiser, by dynamic programming or gradient descent.
 
 Dynamic programming. If the cost of a grid is a sum over its steps,
 
     L(t_0 ... t_K) = sum_i L(t_{i-1}, t_i)                                                    (1.57)
 
 then `C[k, j] = min_i C[k-1, i] + L[i, j]` finds the best grids for all numbers of steps k at once,
-in a scan of (min, +) products of a vector with the table of all L. (Dijkstra's algorithm, which the
-chapter names, cannot fix the number of steps.) The tables are over candidate times that descend
-from the prior to the data:
+in a scan of (min, +) products of a vector with the table of all L. Dijkstra's algorithm cannot fix
+the number of steps. The tables are over candidate times that descend from the prior to the data:
 
     elbo_table           the likelihood bound, KL(q(x_s | x_t, x_0) || p(x_s | x_t))          (1.58)
     klub_table           the bound on the KL of the discretised SDE (Align Your Steps)
