@@ -70,7 +70,7 @@ def quality(settings: Settings, result: dict) -> None:
     training_images = result["scores"]["Fréchet distance of training images"]
     ax.axhline(training_images, color="k", ls="--", label="training images")
     ax.set_xlabel("network evaluations per sample (NFE)")
-    ax.set_ylabel("Fréchet distance to held-out images (squared pixels)")
+    ax.set_ylabel("Fréchet distance to held-out images\n(squared pixels from -1 to 1)")
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(settings.nfe, [str(nfe) for nfe in settings.nfe])
     ax.xaxis.set_minor_locator(NullLocator())
