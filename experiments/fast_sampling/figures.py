@@ -51,7 +51,7 @@ def figure(
     runs = [best_of(results, published, k, value) for k in nfe]
     best = [(run.nfe, value(results[run])) for run in runs if run is not None]
     axes[1].plot(*zip(*best, strict=True), "k:", lw=2, label="best of all published")
-    axes[0].set_ylabel(textwrap.fill(ylabel, 45))
+    axes[0].set_ylabel(textwrap.fill(ylabel, 45, break_on_hyphens=False))
     handles = {
         label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
