@@ -154,24 +154,32 @@ def check_that_moments_converge(monkeypatch, make, path, start=1.0):
 # ---- the whole path ------------------------------------------------------------------------------
 
 
-def check_finite_gradients(make, path):
+def _one_of(which, schedules, t):
+    branches = [lambda t, f=f: tuple(jnp.asarray(c, t.dtype) for c in f(t)) for f in schedules]
+    return jax.lax.switch(which, branches, jnp.asarray(t))
+
+
+def check_finite_gradients(make, paths):
     """From t = 1, where alpha may be 0, to t = 0, where sigma is 0: values, and gradients with
-    respect to x, the path and the grid, in single precision.
+    respect to x, the path and the grid, in single precision. One program serves the paths.
     """
     dtype = np.float32
 
-    def loss(schedule, x, inner):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
+    def loss(schedules, x, inner, which):
+        schedule = bind(_one_of, which, schedules)
         ts = jnp.concatenate([jnp.ones(1, dtype), inner, jnp.zeros(1, dtype)])
         denoise = gaussian(jnp.asarray(M, dtype), jnp.diag(jnp.asarray(V, dtype)), schedule)
         return jnp.sum(sample(jax.random.key(0), make(denoise, schedule), x, ts))
 
-    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PATHS[path]())
-    values = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(
-        schedule, jnp.asarray(X1, dtype), jnp.array([0.7, 0.3], dtype)
-    )
-    assert all(
-        leaf.dtype == dtype and np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)
-    ), values
+    schedules = [
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PATHS[path]()) for path in paths
+    ]
+    for which, path in enumerate(paths):
+        values = loss(schedules, jnp.asarray(X1, dtype), jnp.array([0.7, 0.3], dtype), which)
+        for leaf in jax.tree.leaves(values):
+            assert leaf.dtype == dtype and np.isfinite(leaf).all(), (path, values)
 
 
 def sigma_of(schedule, t):

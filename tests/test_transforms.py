@@ -813,11 +813,34 @@ def whole(row, numbers, x, t):
     return row.use(row.make(*numbers), x, t)
 
 
+class Loop(NamedTuple):
+    objects: list
+    values: np.ndarray
+    compilations: int  # of the last call, after three with other numbers
+
+
 @functools.cache
-def mapped(name):
-    """Reference: the jitted loop over the batch. Each call is compiled once; it also counts its
-    traces.
+def looped(name):
+    """The reference, which the compiled programs are compared with: a call without jit for each
+    point of the batch.
     """
+    row = ROWS[name]
+    numbers, xs, ts = batch(row)
+    objects = [row.make(*(n[i] for n in numbers)) for i in range(DEVICES)]
+    calls = list(zip(objects, xs, ts, strict=True))
+    values = [row.use(*call) for call in calls[:-1]]
+    with compilations() as count:
+        values.append(row.use(*calls[-1]))
+    return Loop(objects, np.stack(values), len(count))
+
+
+@EACH
+def test_a_second_call_without_jit_compiles_nothing(name):
+    assert looped(name).compilations == 0 and np.isfinite(looped(name).values).all()
+
+
+@EACH
+def test_one_trace_serves_changing_numbers(name):
     row, count = ROWS[name], []
 
     @jax.jit
@@ -825,29 +848,16 @@ def mapped(name):
         count.append(1)
         return row.use(obj, x, t)
 
-    numbers, xs, ts = batch(row)
-    objects = [row.make(*(n[i] for n in numbers)) for i in range(DEVICES)]
-    return (
-        objects,
-        np.stack([call(o, x, t) for o, x, t in zip(objects, xs, ts, strict=True)]),
-        len(count),
-    )
-
-
-@EACH
-def test_one_trace_serves_changing_numbers_and_jit_is_eager(name):
-    objects, values, traces = mapped(name)
-    assert traces == 1 and np.isfinite(values).all()
-    _, xs, ts = batch(ROWS[name])
-    # only the order of roundings differs
-    np.testing.assert_allclose(
-        ROWS[name].use(objects[0], xs[0], ts[0]), values[0], rtol=1e-9, atol=1e-11
-    )
+    _, xs, ts = batch(row)
+    for arguments in zip(looped(name).objects, xs, ts, strict=True):
+        out = jax.eval_shape(call, *arguments)  # the trace of a call, without its program
+    assert len(count) == 1
+    assert (out.shape, out.dtype) == (looped(name).values.shape[1:], looped(name).values.dtype)
 
 
 @EACH
 def test_vmap_in_shard_map_is_the_loop(name):
-    row, (_, values, _) = ROWS[name], mapped(name)
+    row, values = ROWS[name], looped(name).values
     mesh, spec = Mesh(np.array(jax.devices()[: DEVICES // 2]), ("batch",)), PartitionSpec("batch")
     each = jax.vmap(functools.partial(whole, row))  # of two points on each device
     sharded = jax.jit(
@@ -858,7 +868,7 @@ def test_vmap_in_shard_map_is_the_loop(name):
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in DIFFRAX])
 def test_vmap_on_a_mesh_with_explicit_axes_is_the_loop(name):
-    row, (_, values, _) = ROWS[name], mapped(name)
+    row, values = ROWS[name], looped(name).values
     mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         placed = jax.device_put(batch(row), NamedSharding(mesh, PartitionSpec("batch")))
@@ -866,27 +876,22 @@ def test_vmap_on_a_mesh_with_explicit_axes_is_the_loop(name):
     np.testing.assert_allclose(out, values, rtol=1e-9, atol=1e-11)
 
 
-@EACH
-def test_a_second_call_without_jit_compiles_nothing(name):
-    row, (objects, _, _) = ROWS[name], mapped(name)
-    _, xs, ts = batch(row)
-    for _ in range(2):
-        row.use(objects[0], xs[0], ts[0])
-    with compilations() as count:
-        row.use(objects[0], xs[1], ts[1])  # as a number, the time would be another program
-    assert count == []
+def test_pmap_traces_every_row_and_is_the_loop():
+    # pmap is a shard_map without checks, whose programs ran above: one row of each kind runs here
+    inputs = {name: batch(row) for name, row in ROWS.items()}
 
+    def call(inputs):
+        return {name: whole(ROWS[name], *arguments) for name, arguments in inputs.items()}
 
-def test_pmap_is_the_loop():
-    # one program for many rows: what pmap adds to vmap is the same for all
-    names = [name for name in ROWS if name not in ("log_likelihood", "solve_sde", "solve_flow")]
-    inputs = {name: batch(ROWS[name]) for name in names}
-    outputs = jax.pmap(lambda inputs: {name: whole(ROWS[name], *inputs[name]) for name in names})(
-        inputs
-    )
+    shapes = jax.eval_shape(jax.pmap(call), inputs)
+    assert {name: out.shape for name, out in shapes.items()} == {
+        name: looped(name).values.shape for name in ROWS
+    }
+    names = ["linear", "gaussian", "as_denoiser V", "denoising", "ddim(eta)", "unipc", "couplings"]
+    outputs = jax.pmap(call)({name: inputs[name] for name in names})
     for name in names:
         np.testing.assert_allclose(
-            outputs[name], mapped(name)[1], rtol=1e-9, atol=1e-11, err_msg=name
+            outputs[name], looped(name).values, rtol=1e-9, atol=1e-11, err_msg=name
         )
 
 
@@ -901,7 +906,7 @@ def differentiated(name):
     row = ROWS[name]
     numbers, xs, ts = batch(row)
     flat, unravel = jax.flatten_util.ravel_pytree(([n[0] for n in numbers], xs[0], ts[0]))
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=mapped(name)[1].shape[1:]))
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=looped(name).values.shape[1:]))
 
     def scalar(flat):
         return jnp.sum(weights * whole(row, *unravel(flat)))
@@ -936,7 +941,7 @@ PICKLED = [name for name in ROWS if name not in ("truncated_scan",)]
 
 @pytest.mark.parametrize("name", PICKLED)
 def test_pickle_gives_the_object_back(name):
-    obj = mapped(name)[0][0]
+    obj = looped(name).objects[0]
     again = pickle.loads(pickle.dumps(obj))
     chex.assert_trees_all_equal(again, obj)
 

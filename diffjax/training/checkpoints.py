@@ -8,12 +8,14 @@ Arrays may be sharded over devices and processes. Each process writes and reads 
 the checksums are computed on the devices, so no array is gathered anywhere.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +66,35 @@ class _Manager(ocp.CheckpointManager):
     def _unlock(self) -> None:
         if self._folder_lock is not None:
             self._folder_lock.release()
+
+
+class _ManifestHandler(ocp.AsyncCheckpointHandler):
+    """Writes the manifest in the background, once the checksums are computed."""
+
+    async def async_save(self, directory: epath.Path, args: "_ManifestSave") -> list[ocp.Future]:
+        write = self._write(directory, args)
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write, name="manifest")]
+
+    async def _write(self, directory: epath.Path, args: "_ManifestSave") -> None:
+        manifest = {"format": _FORMAT, "arrays": args.checksums(), "data": args.data}
+        manifest["x64"] = args.x64
+        manifest["checksum"] = zlib.crc32(json.dumps(manifest).encode())
+        if is_main():
+            (directory / "metadata").write_text(json.dumps(manifest))
+
+    def save(self, directory: epath.Path, args: "_ManifestSave") -> None:
+        raise NotImplementedError("the manager saves asynchronously")
+
+    def restore(self, directory: epath.Path, args: Any = None) -> None:
+        raise NotImplementedError("`_read_manifest` reads it")
+
+
+@ocp.args.register_with_handler(_ManifestHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _ManifestSave(ocp.args.CheckpointArgs):
+    checksums: Callable[[], dict[str, list]]
+    data: Any
+    x64: bool
 
 
 def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
@@ -129,10 +160,12 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
     """
     leaves = named(state)
     _check_leaves(leaves)
-    manifest = {"format": _FORMAT, "arrays": fingerprint(leaves), "data": data}
-    manifest["x64"] = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
-    manifest["checksum"] = zlib.crc32(json.dumps(manifest).encode())
-    items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest)}
+    checksums = fingerprint(leaves)
+    if jax.process_count() > 1:  # the processes agree on them, which only their main threads may do
+        described = checksums()
+        checksums = lambda: described  # noqa: E731
+    x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    items: dict[str, Any] = {"manifest": _ManifestSave(checksums, data, x64)}
     if arrays := {name: _to_write(leaf) for name, leaf in leaves.items() if np.size(leaf)}:
         items["state"] = ocp.args.StandardSave(arrays)
     wait(manager)
@@ -217,7 +250,7 @@ def restore(
             _check_same(path, manifest, leaves, part)
             arrays, reason = _attempt(path, lambda path=path: _read_arrays(path, leaves))
         if reason is None:
-            read = fingerprint(arrays)
+            read = fingerprint(arrays)()
             differ = [name for name in leaves if read[name] != manifest["arrays"][name]]
             reason = f"the checksum of {differ[0]} differs" if differ else None
         if reason is not None:

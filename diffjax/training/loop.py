@@ -232,7 +232,7 @@ class _Batches:
             mine["place"] = self._place() if self._drawing is None else self._drawing
         if self._last is not None:
             before, batch = self._last
-            mine["last"] = {"before": before, "arrays": fingerprint(named(batch))}
+            mine["last"] = {"before": before, "arrays": fingerprint(named(batch))()}
         return {
             "iterator": self._is_iterator,
             "x64": jnp.result_type(float) == jnp.float64,
@@ -267,7 +267,7 @@ class _Batches:
         batch = self.draw(step - 1)
         if self._is_iterator and self._place() != mine["place"]:
             self._go_to(mine["place"])
-        _warn_if_other(step, last["arrays"], fingerprint(named(batch)))
+        _warn_if_other(step, last["arrays"], fingerprint(named(batch))())
 
 
 def _warn_if_other(step: int, was: dict[str, list], now: dict[str, list]) -> None:

@@ -297,13 +297,13 @@ def test_the_stochastic_solver_without_noise_is_dpm_solver_2m():
 def test_with_fewer_steps_than_its_order_a_method_is_that_of_lower_order(make):
     schedule = linear_vp()
     denoise = gaussian_mixture(*MIXTURE, schedule)
-    run = jax.jit(
-        lambda order, ts: sample(jax.random.key(0), make(denoise, schedule, order), X1, ts),
-        static_argnums=0,
-    )
-    for n in (1, 2):
-        ts = jnp.linspace(0.9, 0.1, n + 1)
-        np.testing.assert_allclose(run(3, ts), run(n, ts), rtol=1e-12)
+    one, two = jnp.array([0.9, 0.1]), jnp.array([0.9, 0.5, 0.1])
+
+    def run(make, ts):
+        return jax.jit(sample)(jax.random.key(0), make(denoise, schedule), X1, ts)
+
+    np.testing.assert_allclose(run(make, one), run(ddim, one), rtol=1e-12)
+    np.testing.assert_allclose(run(make, two), run(partial(make, order=2), two), rtol=1e-12)
 
 
 def test_a_grid_as_long_as_the_order_is_enough():
@@ -356,10 +356,9 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("path", ["linear_vp", "linear"])
 @pytest.mark.parametrize("method", ENDS)
-def test_finite_with_finite_gradients_on_the_whole_path(method, path):
-    check_finite_gradients(ENDS[method], path)
+def test_finite_with_finite_gradients_on_the_whole_path(method):
+    check_finite_gradients(ENDS[method], ["linear_vp", "linear"])
 
 
 @pytest.mark.parametrize("tau", [0.0, 1.0])

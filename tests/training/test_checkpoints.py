@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,8 @@ import optax
 import pytest
 import train_worker
 
-from diffjax.training import checkpoints, init_state
+from diffjax.training import _fingerprint, checkpoints, init_state
+from diffjax.training._fingerprint import fingerprint
 
 # Of tensorstore, for each array that it could not read: some of them come only in the next test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -73,14 +75,16 @@ def test_no_checkpoint(tmp_path):
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path):
     change = jax.jit(lambda x: x + 1, donate_argnums=0)
-    x = {"jax": jnp.zeros(300_000), "numpy": np.zeros(300_000)}
+    rows = jax.sharding.NamedSharding(jax.make_mesh((4,), ("a",)), jax.sharding.PartitionSpec("a"))
+    x = {"jax": jnp.zeros(300_000), "sharded": jax.device_put(jnp.zeros((4, 10**6)), rows)}
+    on_host = np.zeros(300_000)
     with checkpoints.manager(tmp_path) as manager:
-        checkpoints.save(manager, 1, x)
+        checkpoints.save(manager, 1, x | {"numpy": on_host})
         for _ in range(20):
-            x["jax"] = change(x["jax"])  # reuses the memory while the write is on its way
-            x["numpy"] += 1
-    found = checkpoints.restore(tmp_path, x).state
-    assert not np.any(found["jax"]) and not np.any(found["numpy"])
+            x = jax.tree.map(change, x)  # reuses the memory while the write is on its way
+            on_host += 1
+    found = checkpoints.restore(tmp_path, x | {"numpy": on_host}).state
+    assert not any(map(np.any, found.values()))
 
 
 def test_only_the_newest_are_kept_and_an_abandoned_future_is_set_aside(tmp_path):
@@ -226,6 +230,16 @@ def test_any_mesh_restores_what_any_other_saved(tmp_path):
                 jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s.sharding, placed, target))
             )
             assert_same(placed, tree)
+
+
+def test_checksums_need_no_communication():
+    # collectives of many arrays at once have stopped each other on CPU devices: no save returned
+    mesh, spec = jax.make_mesh((2, 2), ("a", "b")), jax.sharding.PartitionSpec("b")
+    x = jax.device_put(jnp.arange(12.0).reshape(4, 3), jax.sharding.NamedSharding(mesh, spec))
+    program = _fingerprint._sums_of_shards.lower(x, mesh, spec).compile().as_text()
+    assert not re.search("all-reduce|all-gather|collective", program)
+    whole = fingerprint({"x": np.arange(12.0).reshape(4, 3)})()
+    assert fingerprint({"x": x})() == whole == fingerprint({"x": jnp.asarray(x)})()
 
 
 def test_no_leaf_is_fetched_whole(tmp_path, monkeypatch):

@@ -102,8 +102,7 @@ BATCH = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 
 
 def loss(params, key, batch):
-    noise = jax.random.normal(key, (len(batch), 3))
-    return jnp.mean((batch @ params["w"] + params["b"][None] - 1 - 0.01 * noise) ** 2)
+    return jnp.mean((batch @ params["w"] + params["b"][None] - 1) ** 2)
 
 
 @pytest.fixture(autouse=True)
