@@ -15,6 +15,13 @@ STATM, LIMIT = (
 )  # the second number is that of the pages in memory
 
 
+def pytest_collection_finish():
+    """The objects of all imports and tests stay: the garbage collector need not look at them."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 def _forget():
     jax.clear_caches()
     gc.collect()
