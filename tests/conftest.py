@@ -11,7 +11,8 @@ import jaxtyping
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-collect_ignore = ["process_worker.py"]  # a script that wants arguments
+# scripts: one wants arguments, and one sets the flags of its process when it is imported
+collect_ignore = ["process_worker.py", "devices_worker.py"]
 # The modules share many small programs, so the cache keeps those as well.
 SETTINGS = {
     "jax_platforms": "cpu",

@@ -885,9 +885,8 @@ def test_pmap_traces_every_row_and_is_the_loop():
 
     with jax.debug_key_reuse(False):  # see _rightful_reuse
         shapes = jax.eval_shape(jax.pmap(call), inputs)
-    assert {name: out.shape for name, out in shapes.items()} == {
-        name: looped(name).values.shape for name in ROWS
-    }
+        expected = {name: looped(name).values.shape for name in ROWS}
+    assert {name: out.shape for name, out in shapes.items()} == expected
     names = ["linear", "gaussian", "as_denoiser V", "denoising", "ddim(eta)", "unipc", "couplings"]
     outputs = jax.pmap(call)({name: inputs[name] for name in names})
     for name in names:
