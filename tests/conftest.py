@@ -38,6 +38,12 @@ for flag in FLAGS:
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
+XLA_FLAGS = os.environ["XLA_FLAGS"]
+
+
+def pytest_collection_finish():
+    assert os.environ["XLA_FLAGS"] == XLA_FLAGS, "a file that was collected changes XLA_FLAGS"
+
 
 def pytest_configure(config):
     """Warnings are errors, except where two workers meet at one entry of the compilation cache: jax
