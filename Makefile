@@ -43,6 +43,7 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.samplers
 	$(BIN)/python -m benchmarks.likelihood
+	$(BIN)/python -m benchmarks.checkpoints
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv

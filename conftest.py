@@ -9,10 +9,8 @@ import pathlib
 import jax
 import pytest
 
-STATM, LIMIT = (
-    pathlib.Path("/proc/self/statm"),
-    1.5e9,
-)  # the second number is that of the pages in memory
+STATM = pathlib.Path("/proc/self/statm")  # its second number is that of the pages in memory
+LIMIT = 1.5e9
 
 
 def pytest_collection_finish():
@@ -22,27 +20,16 @@ def pytest_collection_finish():
     gc.set_threshold(10_000, 10, 10)
 
 
-def _forget():
-    jax.clear_caches()
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc gives freed memory back to the system only when asked
-        libc.malloc_trim(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forgets_after_a_module():
-    """A worker does not keep the compiled programs of a module that is done, about 1.4 MB each."""
-    yield
-    _forget()
-
-
 @pytest.fixture(autouse=True)
 def _forgets_from_a_size_on():
-    """Within a module, a worker forgets when it has grown to 1.5 GB."""
+    """A worker forgets its compiled programs, about 1.4 MB each, when it has grown to 1.5 GB."""
     yield
     if STATM.exists() and int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > LIMIT:
-        _forget()
+        jax.clear_caches()
+        gc.collect()
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc gives memory back only when asked
+            libc.malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ def measure(count: int, settings: Settings) -> dict:
                 orbax.wait_until_finished()
     # the first save compiles
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-    name = f"{jax.device_count()} devices, {count} arrays"
+    name = f"{jax.device_count()} device(s), {count} arrays"
     return {"name": name, "seconds": medians, "ratio": medians["ours"] / medians["orbax"]}
 
 
