@@ -9,6 +9,7 @@ the checksums are computed on the devices, so no array is gathered anywhere.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -147,7 +148,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
         data: anything that JSON can hold.
 
     Raises:
-        ValueError: if a leaf of the state is not an array.
+        ValueError: if a leaf of the state is not an array, or if JSON cannot hold `data`.
         OSError: if this save, or the one begun before it, fails, for example on a full disk.
             Earlier checkpoints are intact.
 
@@ -161,9 +162,12 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
     leaves = named(state)
     _check_leaves(leaves)
     checksums = fingerprint(leaves)
-    if jax.process_count() > 1:  # the processes agree on them, which only their main threads may do
-        described = checksums()
-        checksums = lambda: described  # noqa: E731
+    if jax.process_count() > 1:  # processes communicate in their main threads alone
+        checksums = functools.partial(dict, checksums())
+    try:
+        data = json.loads(json.dumps(data))  # as it is now
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data: expected what JSON can hold, got {data!r}: {error}") from error
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
     items: dict[str, Any] = {"manifest": _ManifestSave(checksums, data, x64)}
     if arrays := {name: _to_write(leaf) for name, leaf in leaves.items() if np.size(leaf)}:

@@ -77,14 +77,15 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path):
     change = jax.jit(lambda x: x + 1, donate_argnums=0)
     rows = jax.sharding.NamedSharding(jax.make_mesh((4,), ("a",)), jax.sharding.PartitionSpec("a"))
     x = {"jax": jnp.zeros(300_000), "sharded": jax.device_put(jnp.zeros((4, 10**6)), rows)}
-    on_host = np.zeros(300_000)
+    on_host, data = np.zeros(300_000), {"epoch": 0}
     with checkpoints.manager(tmp_path) as manager:
-        checkpoints.save(manager, 1, x | {"numpy": on_host})
+        checkpoints.save(manager, 1, x | {"numpy": on_host}, data)
+        data["epoch"] = 1
         for _ in range(20):
             x = jax.tree.map(change, x)  # reuses the memory while the write is on its way
             on_host += 1
-    found = checkpoints.restore(tmp_path, x | {"numpy": on_host}).state
-    assert not any(map(np.any, found.values()))
+    found = checkpoints.restore(tmp_path, x | {"numpy": on_host})
+    assert not any(map(np.any, found.state.values())) and found.data == {"epoch": 0}
 
 
 def test_only_the_newest_are_kept_and_an_abandoned_future_is_set_aside(tmp_path):
@@ -149,6 +150,11 @@ def test_what_is_no_array_is_named(tmp_path):
         pytest.raises(ValueError, match=r"a.b: expected an array.*, got str"),
     ):
         checkpoints.save(manager, 1, {"a": {"b": "text"}})
+    with (
+        checkpoints.manager(tmp_path) as manager,
+        pytest.raises(ValueError, match=r"data: expected what JSON can hold, got .*ArrayImpl"),
+    ):
+        checkpoints.save(manager, 1, {"a": np.ones(1)}, data=jnp.ones(1))
 
 
 @pytest.mark.parametrize("file", ["manifest/metadata", "state/manifest.ocdbt", "state/d"])
