@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals as InBackground
 
 from ._fingerprint import describe, fingerprint, is_key, named, text
 from ._lock import FolderLock
@@ -74,7 +75,7 @@ class _ManifestHandler(ocp.AsyncCheckpointHandler):
 
     async def async_save(self, directory: epath.Path, args: "_ManifestSave") -> list[ocp.Future]:
         write = self._write(directory, args)
-        return [ocp.future.CommitFutureAwaitingContractedSignals(write, name="manifest")]
+        return [InBackground(write, name="manifest")]
 
     async def _write(self, directory: epath.Path, args: "_ManifestSave") -> None:
         manifest = {"format": _FORMAT, "arrays": args.checksums(), "data": args.data}
