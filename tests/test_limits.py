@@ -407,7 +407,7 @@ def test_weightings_have_their_limits_at_the_ends(path):
         return {(w, k): WEIGHTINGS[w][0](schedule, KINDS[k], t) for w in WEIGHTINGS for k in KINDS}
 
     ts = [0.0, 0.3, 1.0]
-    for dtype in (np.float32, np.float64) if path in ("linear", "linear_vp") else (np.float32,):
+    for dtype in (np.float32, np.float64):
         values = jax.jit(jax.vmap(weights))(np.asarray(ts, dtype))
         with mp.workdps(80):
             for i, t in enumerate(

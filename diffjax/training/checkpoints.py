@@ -8,15 +8,12 @@ Arrays may be sharded over devices and processes. Each process writes and reads 
 the checksums are computed on the devices, so no array is gathered anywhere.
 """
 
-import dataclasses
 import functools
 import json
 import os
 import pathlib
 import threading
 import warnings
-import zlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,15 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals as InBackground
 
-from ._fingerprint import describe, fingerprint, is_key, named, text
+from ._fingerprint import describe, fingerprint, is_key, named
 from ._lock import FolderLock
+from ._manifest import ManifestSave, check_same, read_manifest
 from ._processes import gather, is_main, together
 
 __all__ = ["Checkpoint", "manager", "restore", "save", "wait"]
 
-_FORMAT = 2
 # Orbax counts the saves of a process in one variable, which the beginning of each save reads.
 _SAVE_BEGINS = threading.Lock()
 
@@ -68,35 +64,6 @@ class _Manager(ocp.CheckpointManager):
     def _unlock(self) -> None:
         if self._folder_lock is not None:
             self._folder_lock.release()
-
-
-class _ManifestHandler(ocp.AsyncCheckpointHandler):
-    """Writes the manifest in the background, once the checksums are computed."""
-
-    async def async_save(self, directory: epath.Path, args: "_ManifestSave") -> list[ocp.Future]:
-        write = self._write(directory, args)
-        return [InBackground(write, name="manifest")]
-
-    async def _write(self, directory: epath.Path, args: "_ManifestSave") -> None:
-        manifest = {"format": _FORMAT, "arrays": args.checksums(), "data": args.data}
-        manifest["x64"] = args.x64
-        manifest["checksum"] = zlib.crc32(json.dumps(manifest).encode())
-        if is_main():
-            (directory / "metadata").write_text(json.dumps(manifest))
-
-    def save(self, directory: epath.Path, args: "_ManifestSave") -> None:
-        raise NotImplementedError("the manager saves asynchronously")
-
-    def restore(self, directory: epath.Path, args: Any = None) -> None:
-        raise NotImplementedError("`_read_manifest` reads it")
-
-
-@ocp.args.register_with_handler(_ManifestHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _ManifestSave(ocp.args.CheckpointArgs):
-    checksums: Callable[[], dict[str, list]]
-    data: Any
-    x64: bool
 
 
 def manager(directory: str | pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
@@ -165,12 +132,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, data: Any = None
     checksums = fingerprint(leaves)
     if jax.process_count() > 1:  # processes communicate in their main threads alone
         checksums = functools.partial(dict, checksums())
-    try:
-        data = json.loads(json.dumps(data))  # as it is now
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"data: expected what JSON can hold, got {data!r}: {error}") from error
-    x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
-    items: dict[str, Any] = {"manifest": _ManifestSave(checksums, data, x64)}
+    items: dict[str, Any] = {"manifest": ManifestSave(checksums, _as_json(data))}
     if arrays := {name: _to_write(leaf) for name, leaf in leaves.items() if np.size(leaf)}:
         items["state"] = ocp.args.StandardSave(arrays)
     wait(manager)
@@ -249,10 +211,10 @@ def restore(
     damaged = []
     # Process 0 lists the folder for all, because another might see a checkpoint a moment later.
     for path in map(pathlib.Path, gather(_checkpoints_in(directory))[0]):
-        manifest, reason = _attempt(path, lambda path=path: _read_manifest(path))
+        manifest, reason = _attempt(path, lambda path=path: read_manifest(path))
         arrays = {}
         if reason is None:
-            _check_same(path, manifest, leaves, part)
+            check_same(path, manifest, leaves, part)
             arrays, reason = _attempt(path, lambda path=path: _read_arrays(path, leaves))
         if reason is None:
             read = fingerprint(arrays)()
@@ -320,14 +282,6 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _read_manifest(path: pathlib.Path) -> dict:
-    manifest = json.loads((path / "manifest" / "metadata").read_text())
-    checksum = manifest.pop("checksum")
-    if zlib.crc32(json.dumps(manifest).encode()) != checksum:
-        raise ValueError("the checksum of the manifest differs")
-    return manifest
-
-
 def _read_arrays(path: pathlib.Path, leaves: dict[str, Any]) -> dict[str, Any]:
     targets = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
     arrays: dict[str, Any] = {}
@@ -348,47 +302,18 @@ def _restore_args(target: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
     )
 
 
+def _as_json(data: Any) -> Any:
+    """The data as they are now, and as `restore` will return them."""
+    try:
+        return json.loads(json.dumps(data))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data: expected what JSON can hold, got {data!r}: {error}") from error
+
+
 def _check_leaves(leaves: dict[str, Any]) -> None:
     for name, leaf in leaves.items():
         if not is_key(leaf) and np.dtype(describe(leaf)[1]).kind in "OUSmM":
             raise ValueError(f"{name}: expected an array of numbers, got {type(leaf).__name__}")
-
-
-def _check_same(
-    path: pathlib.Path, manifest: dict, leaves: dict[str, Any], part: str | None
-) -> None:
-    if manifest.get("format") != _FORMAT:
-        raise ValueError(
-            f"the checkpoint {path}: expected format {_FORMAT}, got {manifest.get('format', 1)}; "
-            f"another version of diffjax wrote it"
-        )
-    described = manifest["arrays"]
-    if part is not None:
-        within = {x: y for x, y in described.items() if x == part or x.startswith(f"{part}.")}
-        if not within:
-            parts = sorted({name.partition(".")[0] for name in described})
-            raise ValueError(f"part: expected one of {parts}, got {part!r}")
-        described = within
-    saved = {name: text(*found[:2]) for name, found in described.items()}
-    expected = {name: text(*describe(leaf)) for name, leaf in leaves.items()}
-    differ = [
-        f"  {name}: expected {expected.get(name, 'none')}, "
-        f"the checkpoint has {saved.get(name, 'none')}"
-        for name in sorted(saved.keys() | expected.keys())
-        if saved.get(name) != expected.get(name)
-    ]
-    if not differ:
-        return
-    lines = [f"the checkpoint {path} is of another architecture:", *differ[:40]]
-    if len(differ) > 40:
-        lines.append(f"  and {len(differ) - 40} more")
-    fields = sorted({name.partition(".")[0] for name in saved})
-    holds = [field for field in fields if all(f"{field}.{name}" in saved for name in expected)]
-    if part is None and holds:
-        lines.append(f'  to read a part of it: restore(..., part="{holds[0]}")')
-    if manifest["x64"] != (x64 := bool(jax.config.jax_enable_x64)):  # pyright: ignore
-        lines.append(f"  jax_enable_x64 was {manifest['x64']} when it was saved, and is {x64}")
-    raise ValueError("\n".join(lines))
 
 
 def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:

@@ -238,14 +238,51 @@ def test_any_mesh_restores_what_any_other_saved(tmp_path):
             assert_same(placed, tree)
 
 
-def test_checksums_need_no_communication():
+def checksum(array):
+    """Every word and its place, mixed as at the end of MurmurHash3, in Python's integers."""
+
+    def mix(x):
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+        return x ^ x >> 16
+
+    words = array.ravel().view(np.uint32).tolist()
+    return sum(mix(word ^ mix(place)) for place, word in enumerate(words, 1)) % 2**32
+
+
+@pytest.mark.parametrize(
+    "spec", [(), ("a",), ("b", "a"), (None, "b"), (("b", "a"),), None], ids=str
+)
+def test_checksums_do_not_depend_on_the_sharding_and_need_no_communication(spec):
     # collectives of many arrays at once have stopped each other on CPU devices: no save returned
-    mesh, spec = jax.make_mesh((2, 2), ("a", "b")), jax.sharding.PartitionSpec("b")
-    x = jax.device_put(jnp.arange(12.0).reshape(4, 3), jax.sharding.NamedSharding(mesh, spec))
-    program = _fingerprint._sums_of_shards.lower(x, mesh, spec).compile().as_text()
-    assert not re.search("all-reduce|all-gather|collective", program)
-    whole = fingerprint({"x": np.arange(12.0).reshape(4, 3)})()
-    assert fingerprint({"x": x})() == whole == fingerprint({"x": jnp.asarray(x)})()
+    array = np.random.default_rng(0).normal(size=(4, 6, 3))
+    assert fingerprint({"x": array})()["x"] == [[4, 6, 3], "float64", checksum(array)]
+    x = jnp.asarray(array)
+    if spec is not None:
+        mesh, spec = jax.make_mesh((2, 2), ("a", "b")), jax.sharding.PartitionSpec(*spec)
+        x = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+        program = _fingerprint._sums_of_shards.lower(x, mesh, spec).compile().as_text()
+        assert not re.search("all-reduce|all-gather|collective", program)
+    assert fingerprint({"x": x})() == fingerprint({"x": array})()
+
+
+def test_checksums_that_fail_in_the_background_are_told_and_leave_the_earlier_checkpoints(
+    tmp_path, monkeypatch
+):
+    def fails():
+        raise RuntimeError("the device is lost")
+
+    with checkpoints.manager(tmp_path) as manager:
+        checkpoints.save(manager, 1, {"w": np.ones(1)})
+        checkpoints.wait(manager)
+        monkeypatch.setattr(checkpoints, "fingerprint", lambda leaves: fails)
+        checkpoints.save(manager, 2, {"w": np.zeros(1)})
+        with pytest.raises(OSError, match=r"the device is lost; the complete ones are \[1\]"):
+            checkpoints.wait(manager)
+        monkeypatch.undo()
+        checkpoints.save(manager, 3, {"w": np.full(1, 3.0)})
+        checkpoints.wait(manager)
+    assert checkpoints.restore(tmp_path, {"w": np.ones(1)}).step == 3
 
 
 def test_no_leaf_is_fetched_whole(tmp_path, monkeypatch):
