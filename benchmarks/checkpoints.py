@@ -7,7 +7,7 @@ begun when the one before it is complete. The aim is a ratio of 2 for the median
 computes the checksums, and sets the newer steps of an abandoned run aside.
 
     one device       everything is on the host's only device
-    eight devices    every array is sharded over eight devices, which XLA makes of the host
+    eight devices    every array is sharded over eight devices, which XLA simulates on the host
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ def measure(count: int, settings: Settings) -> dict:
                 orbax.wait_until_finished()
     # the first save compiles
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-    name = f"{jax.device_count()} device(s), {count} arrays"
+    name = f"devices: {jax.device_count()}, arrays: {count}"
     return {"name": name, "seconds": medians, "ratio": medians["ours"] / medians["orbax"]}
 
 
