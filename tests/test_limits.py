@@ -325,7 +325,7 @@ def switched_schedule(i, t):
 def switched_row(j, schedule, t):
     rows = [kind.row(schedule, t) for kind in KINDS.values()]
     return tuple(
-        jnp.stack([jnp.asarray(c, jnp.float32) for c in column])[j]
+        jnp.stack([jnp.asarray(c, jnp.result_type(t)) for c in column])[j]
         for column in zip(*rows, strict=True)
     )
 
@@ -399,26 +399,32 @@ SLOPES = {  # d target / d eps at a given x, where x0 moves by -sigma / alpha
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_weightings_have_their_limits_at_the_ends(path):
-    schedule = jax.jit(PATHS[path])  # traced once, and not in each of its calls
-
-    def weights(t):
-        return {(w, k): WEIGHTINGS[w][0](schedule, KINDS[k], t) for w in WEIGHTINGS for k in KINDS}
-
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weightings_have_their_limits_at_the_ends(name, dtype):
+    weighting, on_noise = WEIGHTINGS[name]
     ts = [0.0, 0.3, 1.0]
-    for dtype in (np.float32, np.float64):
-        values = jax.jit(jax.vmap(weights))(np.asarray(ts, dtype))
-        with mp.workdps(80):
-            for i, t in enumerate(
-                [mp.mpf(10) ** -30, mp.mpf(float(dtype(0.3))), 1 - mp.mpf(10) ** -30]
-            ):
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None, None))
+    @functools.partial(jax.vmap, in_axes=(None, 0, None))
+    @functools.partial(jax.vmap, in_axes=(None, None, 0))
+    def weights(i, j, t):
+        kind = parametrizations.Parametrization(jax.tree_util.Partial(switched_row, j))
+        return weighting(jax.tree_util.Partial(switched_schedule, i), kind, t)
+
+    values = weights(jnp.arange(len(PATHS)), jnp.arange(len(KINDS)), np.asarray(ts, dtype))
+    near = [mp.mpf(10) ** -30, mp.mpf(float(dtype(0.3))), 1 - mp.mpf(10) ** -30]
+    with mp.workdps(80):
+        for path, of_path in zip(PATHS, np.asarray(values), strict=True):
+            for i, t in enumerate(near):
                 a, s, f, g2 = (column(t) for column in oracles.TABLE[path][:4])
-                for (w, k), value in values.items():
-                    exact_weight = WEIGHTINGS[w][1](a, s, g2) / SLOPES[k](a, s, f, g2) ** 2
+                for kind, value in zip(KINDS, of_path[:, i], strict=True):
+                    exact_weight = on_noise(a, s, g2) / SLOPES[kind](a, s, f, g2) ** 2
                     if exact_weight > 1e12:
-                        assert value[i] == np.inf, (w, k, ts[i], value[i])
+                        assert value == np.inf, (path, kind, ts[i], value)
                     else:
+                        message = f"{path} {kind} {ts[i]}"
                         np.testing.assert_allclose(
-                            value[i], float(exact_weight), 1e-5, 1e-6, err_msg=f"{w} {k} {ts[i]}"
+                            value, float(exact_weight), 1e-5, 1e-6, err_msg=message
                         )
