@@ -5,20 +5,28 @@ studied without the error of a network. Each accepts x with any leading batch ax
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from ._bind import bind
 from ._checks import as_float, check_that
-from ._varying import vary_alike
+from ._varying import on_mesh, vary_alike
 from .schedules import coefficients
 from .typing import Denoiser, Estimate, Schedule
 
-__all__ = ["empirical", "gaussian", "gaussian_mixture"]
+__all__ = [
+    "Mixture",
+    "conditioned_gaussian",
+    "conditioned_mixture",
+    "empirical",
+    "gaussian",
+    "gaussian_mixture",
+]
 
 
 def gaussian(
@@ -170,6 +178,117 @@ def _mixture(log_weights, means, covs, schedule, x, t):
     log_joint = log_density + log_weights.reshape(-1, *(1,) * (log_density.ndim - 1))
     responsibility = jax.nn.softmax(log_joint, axis=0)[..., None]
     return Estimate(jnp.sum(responsibility * x0, 0), jnp.sum(responsibility * eps, 0))
+
+
+class Mixture(NamedTuple):
+    """A Gaussian mixture: `gaussian_mixture(*mixture, schedule)` is its denoiser."""
+
+    weights: Float[Array, " k"]
+    """of sum 1"""
+    means: Float[Array, "k d"]
+    """the mean of each component"""
+    covs: Float[Array, "k d d"]
+    """the covariance of each component"""
+
+
+def conditioned_gaussian(
+    mean: Float[ArrayLike, " d"],
+    cov: Float[ArrayLike, "d d"],
+    matrix: Float[ArrayLike, "m d"],
+    y: Float[ArrayLike, " m"],
+    noise_cov: Float[ArrayLike, "m m"],
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """The mean and the covariance of N(mean, cov), given `y = matrix x + N(0, noise_cov)`.
+
+    With `K = cov A^T (A cov A^T + R)^-1`: `mean + K (y - A mean)` and `cov - K A cov`. So
+    `gaussian(*conditioned_gaussian(...), schedule)` is the exact denoiser of the posterior.
+
+    Args:
+        mean: the mean of the prior.
+        cov: its covariance.
+        matrix: A.
+        y: the observation.
+        noise_cov: R; it may be 0 where `A cov A^T` is not singular.
+
+    Returns:
+        `(mean, cov)` of the posterior.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    >>> cov = jnp.array([[1.0, 0.5], [0.5, 1.0]])
+    >>> given_first = jnp.array([[1.0, 0.0]]), jnp.array([1.0]), jnp.zeros((1, 1))
+    >>> mean, cov = conditioned_gaussian(jnp.zeros(2), cov, *given_first)
+    >>> mean, cov[1, 1]
+    (Array([1. , 0.5], dtype=float32), Array(0.75, dtype=float32))
+    """
+    prior = _placed(mean), _placed(cov)
+    _, *posterior = _condition(*prior, *_observation(prior[0], matrix, y, noise_cov))
+    return tuple(posterior)
+
+
+def conditioned_mixture(
+    weights: Float[ArrayLike, " k"],
+    means: Float[ArrayLike, "k d"],
+    covs: Float[ArrayLike, "k d d"],
+    matrix: Float[ArrayLike, "m d"],
+    y: Float[ArrayLike, " m"],
+    noise_cov: Float[ArrayLike, "m m"],
+) -> tuple[Mixture, Float[Array, ""]]:
+    """A Gaussian mixture, given `y = matrix x + N(0, noise_cov)`, and the log evidence of y.
+
+    Each component is conditioned. Its weight is multiplied by `N(y; A mean_k, A cov_k A^T + R)`.
+
+    Args:
+        weights: the weights of the prior.
+        means: its means.
+        covs: its covariances.
+        matrix: A.
+        y: the observation.
+        noise_cov: R, as for `conditioned_gaussian`.
+
+    Returns:
+        `(Mixture(weights, means, covs), log p(y))`, the evidence in nats.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    >>> means, covs = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1))
+    >>> given = jnp.eye(1), jnp.array([0.0]), jnp.eye(1)
+    >>> posterior, log_evidence = conditioned_mixture(jnp.array([0.5, 0.5]), means, covs, *given)
+    >>> posterior.means.ravel(), log_evidence.round(3)  # log N(0; 1, 2)
+    (Array([-0.5,  0.5], dtype=float32), Array(-1.516, dtype=float32))
+    """
+    prior = _placed(means), _placed(covs)
+    observation = _observation(prior[0][0], matrix, y, noise_cov)
+    log_evidences, *posterior = jax.vmap(lambda m, c: _condition(m, c, *observation))(*prior)
+    log_joint = jnp.log(_placed(weights)) + log_evidences
+    return Mixture(jax.nn.softmax(log_joint), *posterior), jax.nn.logsumexp(log_joint)
+
+
+def _placed(a) -> Array:
+    return on_mesh(jnp.asarray(a))
+
+
+def _observation(mean, matrix, y, noise_cov):
+    matrix, y, noise_cov = map(_placed, (matrix, y, noise_cov))
+    shapes = matrix.shape, y.shape, noise_cov.shape
+    m, d = y.size, jnp.size(mean)
+    if shapes != ((m, d), (m,), (m, m)):
+        raise ValueError(
+            f"matrix, y, noise_cov: expected shapes (m, {d}), (m,), (m, m), got {shapes}"
+        )
+    return matrix, y, noise_cov
+
+
+def _condition(mean, cov, matrix, y, noise_cov):
+    """The log evidence of y, and the mean and covariance given y."""
+    total = matrix @ cov @ matrix.T + noise_cov
+    gain = jax.scipy.linalg.solve(total, matrix @ cov, assume_a="pos").T
+    residual = y - matrix @ mean
+    log_evidence = jax.scipy.stats.multivariate_normal.logpdf(residual, jnp.zeros_like(y), total)
+    posterior = cov - gain @ matrix @ cov
+    return log_evidence, mean + gain @ residual, 0.5 * (posterior + posterior.T)
 
 
 def empirical(data: Float[ArrayLike, "n *event"], schedule: Schedule) -> Denoiser:

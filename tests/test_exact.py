@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import scipy.stats
 
-from diffjax import schedules
+from diffjax import exact, schedules
 from diffjax.exact import empirical, gaussian, gaussian_mixture
 
 WEIGHTS = np.array([0.3, 0.7])
@@ -109,3 +110,69 @@ def test_a_mixture_s_derivatives_at_equal_eigenvalues():
     h = 1e-5
     difference = (x0(covs + h * direction) - x0(covs - h * direction)) / (2 * h)
     np.testing.assert_allclose(slope, difference, rtol=1e-8)
+
+
+# ---- conditioned on an observation ---------------------------------------------------------------
+
+
+def joint(mean, cov, matrix, noise_cov):
+    """Mean and covariance of (x, y)."""
+    cross = cov @ matrix.T
+    total = matrix @ cross + noise_cov
+    return np.concatenate([mean, matrix @ mean]), np.block([[cov, cross], [cross.T, total]])
+
+
+OBSERVATION = np.array([[1.0, -0.5, 0.2], [0.0, 0.7, 1.0]]), np.array([0.4, -0.9])
+NOISE_COV = np.array([[0.3, 0.1], [0.1, 0.2]])
+
+
+def components():
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(2, 3, 3))
+    return np.array([0.3, 0.7]), rng.normal(size=(2, 3)), roots @ roots.transpose(0, 2, 1)
+
+
+def test_a_conditioned_gaussian_is_the_conditional_of_the_joint_one():
+    (_, *_), (mean, _), (cov, _) = components()
+    matrix, y = OBSERVATION
+    (m, c) = joint(mean, cov, matrix, NOISE_COV)
+    # by the inverse of the joint covariance: the blocks of the precision
+    precision = np.linalg.inv(c)
+    block = np.linalg.inv(precision[:3, :3])
+    got_mean, got_cov = exact.conditioned_gaussian(mean, cov, matrix, y, NOISE_COV)
+    np.testing.assert_allclose(got_cov, block, rtol=1e-9, atol=1e-12)
+    expected = mean - block @ precision[:3, 3:] @ (y - m[3:])
+    np.testing.assert_allclose(got_mean, expected, rtol=1e-9)
+
+
+def test_a_conditioned_mixture_has_the_density_of_bayes():
+    weights, means, covs = components()
+    matrix, y = OBSERVATION
+    normal = scipy.stats.multivariate_normal
+    evidence = sum(
+        w * normal.pdf(y, matrix @ m, matrix @ c @ matrix.T + NOISE_COV)
+        for w, m, c in zip(weights, means, covs, strict=True)
+    )
+    mixture, log_p = exact.conditioned_mixture(weights, means, covs, matrix, y, NOISE_COV)
+    np.testing.assert_allclose(log_p, np.log(evidence), rtol=1e-10)
+    for x in np.random.default_rng(1).normal(size=(5, 3)):
+
+        def density(w, m, c, x=x):
+            return sum(a * normal.pdf(x, b, d) for a, b, d in zip(w, m, c, strict=True))
+
+        expected = density(weights, means, covs) * normal.pdf(y, matrix @ x, NOISE_COV) / evidence
+        np.testing.assert_allclose(density(*map(np.asarray, mixture)), expected, rtol=1e-8)
+
+
+def test_an_observation_without_noise_is_met():
+    (_, *_), (mean, _), (cov, _) = components()
+    matrix, y = OBSERVATION
+    mean, cov = exact.conditioned_gaussian(mean, cov, matrix, y, np.zeros((2, 2)))
+    np.testing.assert_allclose(matrix @ mean, y, rtol=1e-10)
+    np.testing.assert_allclose(matrix @ cov, 0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_observations_of_wrong_shapes_are_an_error():
+    with pytest.raises(ValueError, match=r"matrix, y, noise_cov: expected shapes \(m, 3\), \(m,\)"):
+        exact.conditioned_gaussian(np.zeros(3), np.eye(3), np.eye(2), np.zeros(2), np.eye(2))
