@@ -35,7 +35,7 @@ from . import (
 )
 from ._bind import bind
 from .grids import karras, quadratic, uniform, uniform_log_snr
-from .guidance import cfg, clip_x0, conditional_cfg
+from .guidance import cfg, clip_x0
 from .likelihood import bits_per_dim, log_likelihood
 from .losses import conditional_flow_matching, denoising
 from .parametrizations import (
@@ -119,7 +119,6 @@ __all__ = [
     "bits_per_dim",
     "cfg",
     "clip_x0",
-    "conditional_cfg",
     "conditional_flow_matching",
     "cosine",
     "ddim",

@@ -7,6 +7,11 @@ from .typing import Estimate
 
 def call_denoiser(denoise, x, t, name: str = "denoise") -> Estimate:
     """`denoise(x, t)`, which must be an `Estimate` of two arrays of the shape of x."""
+    if not callable(denoise):
+        raise ValueError(
+            f"{name}: expected a denoiser, (x, t) -> Estimate, got an instance of "
+            f"{type(denoise).__name__}. A Sampler is no denoiser: give it to diffjax.sample"
+        )
     out, shape = denoise(x, t), jnp.shape(x)
     if not (isinstance(out, Estimate) and all(_is_array(a) and jnp.shape(a) == shape for a in out)):
         raise ValueError(
@@ -30,6 +35,17 @@ def call_network(network, x, t, name: str = "network"):
             f"{name}: it returned {jnp.shape(out)} for x of shape {shape}; expected the same shape"
         )
     return out
+
+
+def reuse(name: str, estimate, x, at, t) -> Estimate:
+    """A denoiser that knows its estimate at x, and is asked nowhere else."""
+    if at is not x:
+        raise ValueError(
+            f"{name}: expected a method that evaluates the denoiser once a step, at its own x and "
+            "t, got one that evaluates it elsewhere. Choose another, such as ddpm_kernel, or ddim "
+            "for a sampler"
+        )
+    return estimate
 
 
 def _is_array(value) -> bool:

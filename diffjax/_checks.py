@@ -90,3 +90,9 @@ def as_scalar(value, name: str):
             "to try many values, vmap over them"
         )
     return value
+
+
+def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an array of this shape broadcasts to the whole shape."""
+    matched = zip(reversed(shape), reversed(whole), strict=False)
+    return len(shape) <= len(whole) and all(size in (1, other) for size, other in matched)

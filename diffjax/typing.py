@@ -19,6 +19,7 @@ __all__ = [
     "Probes",
     "Reconstruction",
     "Sampler",
+    "Scale",
     "Schedule",
     "State",
     "Time",
@@ -70,6 +71,9 @@ class Estimate(NamedTuple):
 
 Denoiser: TypeAlias = Callable[[Array, Time], Estimate]
 """`denoise(x, t) -> Estimate(x0, eps)`, for one sample or a batch that shares the time."""
+
+Scale: TypeAlias = float | Array | Callable[[Time], Array | float]
+"""A guidance scale: a number, or a function of time."""
 
 
 class State(NamedTuple):

@@ -49,6 +49,8 @@ WITHOUT_A_SOURCE = {
     "save_grid": "writes a file",
     "sample": "runs any sampler",
     "trajectory": "runs any sampler",
+    "final_state": "runs any sampler",
+    "log_evidence": "is the mean of the weights that `twisted` returns",
     "one_step": "makes a sampler of any step",
     "kernel_sampler": "makes a sampler of any kernel",
     "standard_normal": "is a density from textbooks",

@@ -41,7 +41,7 @@ from diffjax import (
     weightings,
 )
 from diffjax import parametrizations as prm
-from diffjax.typing import Estimate
+from diffjax.typing import Estimate, State
 
 X, T, DEVICES = np.array([0.3, -0.8]), 0.6, 4
 
@@ -377,6 +377,93 @@ def _given(scale, x, t, cond):
     return _gaussian(cond, scale, schedules.linear())(x, t)
 
 
+def _pair(a, b):
+    return [_gaussian(mean, 0.7, schedules.linear()) for mean in (a, b)]
+
+
+def _scale(w, t):
+    return w * (1 + t)
+
+
+def _sum(x):
+    return jnp.sum(x, keepdims=True) * jnp.array([1.0, 0.5])
+
+
+def _log_prob(a, x, t):
+    return a * jnp.sin(x.sum(-1)) * t
+
+
+def _guided(a, b, w):
+    (c, u), schedule = _pair(a, b), schedules.linear()
+    return (
+        guidance.composed([c, c], u, [w, -0.5 * w]),
+        guidance.interval(c, u, schedule, -9.0, 9.0),
+        guidance.rescaled(c, u, schedule, prm.V, w, 0.7, event_ndim=1),
+        guidance.projected(c, u, schedule, w, 0.3, 0.9, event_ndim=1),
+        guidance.zero_star(c, u, schedule, w, event_ndim=1),
+        guidance.classifier(c, bind(_log_prob, b), schedule, w),
+        guidance.energy(c, bind(_log_prob, b), schedule, w),
+        guidance.dynamic_threshold(c, schedule, 90.0, 0.1 * w, event_ndim=1),
+        guidance.clip_x0(c, schedule, b, 0.9),
+    )
+
+
+def _observed(a, y, noise):
+    schedule = schedules.linear()
+    args = _gaussian(a, 0.7, schedule), schedule, _sum, y * jnp.ones(2), noise
+    return (
+        guidance.mmps(*args, 2),
+        guidance.pigdm(*args, 0.8, 2),
+        guidance.diffpir(*args, 1.3, 2),
+        guidance.dps(*args),
+    )
+
+
+def _each_denoise(kinds, x, t):
+    return jnp.concatenate([_denoise(denoise, x, t) for denoise in kinds])
+
+
+def _conditioned(a, x, t):
+    cov = jnp.array([[1.0, 0.3], [0.3, 0.5]]) + 0 * t
+    given = jnp.array([[1.0, 0.4]]), x[:1], a * jnp.eye(1)
+    mean, one = exact.conditioned_gaussian(x, cov, *given)
+    means, covs = jnp.stack([x, x[::-1]]), jnp.stack([cov, t * cov + 0.1 * jnp.eye(2)])
+    mixture, log_p = exact.conditioned_mixture(jnp.array([0.3, 0.7]), means, covs, *given)
+    return jnp.concatenate([mean, one.ravel(), *map(jnp.ravel, mixture), log_p[None]])
+
+
+def _repainted(denoise, schedule, known):
+    inner = samplers.ddpm(denoise, schedule)
+    return samplers.repaint(inner, schedule, known, jnp.array([1.0, 0.0]), 2)
+
+
+def _particles(kinds, x, t):
+    (sampler,) = kinds
+    xs, ts = jnp.stack([x, x[::-1], -x, 0.5 * x]), jnp.stack([t, 0.5 * t, 0.2 * t])
+    tilted = samplers.tilted_cfg(*_pair(x[0], x[1]), schedules.linear(), 2.0, 0.0)
+    states = [samplers.final_state(jax.random.key(0), s, xs, ts) for s in (sampler, tilted)]
+    drawn = samplers.resample(
+        jax.random.key(1), State(states[0].x, samplers.Particles(jnp.arange(4.0)))
+    )
+    return jnp.concatenate(
+        [
+            *(state.x.ravel() for state in states),
+            drawn.ravel(),
+            jnp.stack([f(s) for s in states for f in (samplers.log_evidence, _size)]),
+        ]
+    )
+
+
+def _size(state):
+    return samplers.effective_sample_size(state)
+
+
+def _classification(network, x, t):
+    return losses.noisy_classification(jax.random.key(0), network, schedules.linear(), x, t, 1)[
+        None
+    ]
+
+
 def _over_batch(network, x, t):
     def loss(key, x0, t, label):
         return losses.denoising(key, network, schedules.linear(), prm.X0, x0 + label, t)
@@ -541,24 +628,48 @@ ROWS = {
         (0.4,),
         OPEN,
     ),
-    "conditional_cfg": Row(
-        lambda a, b, w: guidance.conditional_cfg(bind(_given, b), a, jnp.zeros_like(a), w),
+    "cfg of one network": Row(
+        lambda a, b, w: guidance.cfg(
+            *(bind(_given, b, cond=cond) for cond in (a, jnp.zeros_like(a))), bind(_scale, w)
+        ),
         _denoise,
         (0.4, 0.7, 1.3),
     ),
     "cfg": Row(
-        lambda a, b, w: guidance.cfg(
-            _gaussian(a, 0.7, schedules.linear()), _gaussian(b, 0.7, schedules.linear()), w
-        ),
+        lambda a, b, w: guidance.cfg(*_pair(a, b), w),
         _denoise,
         (0.4, -0.2, 2.0),
     ),
-    "clip_x0": Row(
-        lambda a, low: guidance.clip_x0(
-            _gaussian(a, 0.7, schedules.linear()), schedules.linear(), low, 0.9
+    "guidance": Row(
+        _guided,
+        _each_denoise,
+        (0.4, -0.2, 2.0),
+        OPEN,
+        (
+            *("composed", "interval", "rescaled", "projected", "zero_star"),
+            *("classifier", "energy", "dynamic_threshold", "clip_x0"),
         ),
-        _denoise,
-        (0.4, -0.2),
+    ),
+    "mmps": Row(
+        _observed,
+        _each_denoise,
+        (0.7, 0.3, 0.6),
+        OPEN,
+        ("pigdm", "diffpir", "dps"),
+    ),
+    "tweedie_twist": Row(
+        lambda a, y, noise: guidance.tweedie_twist(
+            _gaussian(a, 0.7, schedules.linear()), schedules.linear(), _sum, y * jnp.ones(2), noise
+        ),
+        lambda twist, x, t: twist(x, t)[None],
+        (0.7, 0.3, 0.6),
+        OPEN,
+    ),
+    "conditioned_gaussian": Row(
+        lambda a: a,
+        _conditioned,
+        (0.7,),
+        covers=("conditioned_mixture", "Mixture"),
     ),
     "unweighted": Row(lambda: bind(weightings.unweighted), _weighted, (), OPEN),
     "inverse_variance": Row(lambda: bind(weightings.inverse_variance), _weighted, (), OPEN),
@@ -573,6 +684,7 @@ ROWS = {
         (0.7, 0.2),
         covers=("explicit_score_matching", "implicit_score_matching", "sliced_score_matching"),
     ),
+    "noisy_classification": Row(lambda w: bind(_network, w), _classification, (0.7,)),
     "denoising": Row(lambda w: bind(_network, w), _denoising, (0.7,)),
     "flow_matching": Row(
         lambda a, b: bind(_two, a, bind(_network, b)),
@@ -640,6 +752,49 @@ ROWS = {
     "edm_sampler": _sampler_row(samplers.edm_sampler, covers=()),
     "edm_sampler(churn)": _sampler_row(samplers.edm_sampler, 0.2, 0.01, 50.0, 1.01, covers=()),
     "euler_maruyama": _sampler_row(samplers.euler_maruyama, covers=()),
+    "cfg_plus_plus": Row(
+        lambda a, b, w: samplers.cfg_plus_plus(*_pair(a, b), schedules.linear(), w, 0.5),
+        _run,
+        (0.4, -0.2, 0.6),
+        (1.0,),
+    ),
+    "projected_with_momentum": Row(
+        lambda a, b, w, beta: samplers.projected_with_momentum(
+            samplers.dpm_solver_2m,
+            *_pair(a, b),
+            schedules.linear(),
+            w,
+            beta=beta,
+            event_ndim=1,
+        ),
+        _run,
+        (0.4, -0.2, 2.0, -0.5),
+        (1.0,),
+    ),
+    "repaint": _sampler_row(_repainted, 0.3, covers=()),
+    "twisted": Row(
+        lambda a, y: (
+            samplers.twisted(
+                _gaussian(a, 0.7, schedules.linear()),
+                schedules.linear(),
+                guidance.tweedie_twist(
+                    _gaussian(a, 0.7, schedules.linear()),
+                    schedules.linear(),
+                    _sum,
+                    y * jnp.ones(2),
+                    0.6,
+                ),
+                0.0,  # a particle drawn anew is a jump, which has no derivative
+            ),
+        ),
+        _particles,
+        (0.7, 0.3),
+        (0.9,),
+        (
+            *("Particles", "effective_sample_size", "log_evidence", "resample", "final_state"),
+            "tilted_cfg",
+        ),
+    ),
     "bridge_sampler": Row(
         lambda w, a: samplers.bridge_sampler(bind(_network, w), bind(_network, w), a),
         _run,

@@ -1,10 +1,35 @@
 """Guidance: denoisers in, a denoiser out.
 
-The result keeps `alpha x0 + sigma eps = x`: classifier-free guidance is affine in both estimates,
-and clipping changes both together. So every sampler and every likelihood takes it.
+The result keeps `alpha x0 + sigma eps = x`, so every sampler and every likelihood takes it. What
+cannot keep it is a sampler (`samplers.cfg_plus_plus`). Denoisers that differ only in what is bound
+as `cond` are evaluated in one call of the network.
+
+A method that needs the numbers of one sample (`rescaled`, `projected`, `zero_star`,
+`dynamic_threshold`) takes their number of axes, so that a batch is guided sample by sample.
 """
 
-from .classifier_free import cfg, conditional_cfg
-from .clipping import clip_x0
+from .classifier import classifier, energy
+from .classifier_free import cfg, composed, interval
+from .clipping import clip_x0, dynamic_threshold
+from .inverse import diffpir, dps, mmps, pigdm, tweedie_twist
+from .projected import projected
+from .rescaled import rescaled
+from .zero_star import zero_star
 
-__all__ = ["cfg", "clip_x0", "conditional_cfg"]
+__all__ = [
+    "cfg",
+    "classifier",
+    "clip_x0",
+    "composed",
+    "diffpir",
+    "dps",
+    "dynamic_threshold",
+    "energy",
+    "interval",
+    "mmps",
+    "pigdm",
+    "projected",
+    "rescaled",
+    "tweedie_twist",
+    "zero_star",
+]

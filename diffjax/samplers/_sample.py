@@ -18,7 +18,14 @@ from .._once import once
 from .._varying import varying_scan
 from ..typing import Sampler, State, Time
 
-__all__ = ["checkpointed_scan", "one_step", "sample", "trajectory", "truncated_scan"]
+__all__ = [
+    "checkpointed_scan",
+    "final_state",
+    "one_step",
+    "sample",
+    "trajectory",
+    "truncated_scan",
+]
 
 
 def sample(
@@ -59,7 +66,39 @@ def sample(
     >>> sample(jax.random.key(0), sampler, jnp.array([0.5]), uniform(10))  # all data are 3
     Array([3.], dtype=float32)
     """
-    return _run(key, sampler, as_float(x, "x"), ts, scan, keep=False)
+    return _run(key, sampler, as_float(x, "x"), ts, scan, _last_x)
+
+
+def final_state(
+    key: PRNGKeyArray,
+    sampler: Sampler,
+    x: Float[ArrayLike, "*x"],
+    ts: Float[ArrayLike, " times"],
+    scan: Callable = jax.lax.scan,
+) -> State:
+    """Runs a sampler over a time grid, and returns its last state: x, and what it remembers.
+
+    A sampler of particles remembers their weights.
+
+    Args:
+        key: as for `sample`.
+        sampler: as for `sample`.
+        x: as for `sample`.
+        ts: as for `sample`.
+        scan: as for `sample`.
+
+    Returns:
+        The state at time ts[-1]; its x is that of `sample`.
+
+    Raises:
+        ValueError: as for `sample`.
+
+    >>> schedule = linear()
+    >>> sampler = ddim(gaussian(jnp.array([3.0]), jnp.zeros((1, 1)), schedule), schedule)
+    >>> final_state(jax.random.key(0), sampler, jnp.array([0.5]), uniform(10))
+    State(x=Array([3.], dtype=float32), memory=())
+    """
+    return _run(key, sampler, as_float(x, "x"), ts, scan, _last_state)
 
 
 def trajectory(
@@ -90,11 +129,23 @@ def trajectory(
     Array([1., 2., 3.], dtype=float32)
     """
     x = as_float(x, "x")
-    return jnp.concatenate([x[None], _run(key, sampler, x, ts, scan, keep=True)])
+    return jnp.concatenate([x[None], _run(key, sampler, x, ts, scan, _every_x)])
 
 
-def _run(key, sampler, x, ts, scan, keep):
-    """Returns the last x or, with `keep`, every x after the first."""
+def _last_x(state, xs):
+    return state.x
+
+
+def _last_state(state, xs):
+    return state
+
+
+def _every_x(state, xs):
+    return xs
+
+
+def _run(key, sampler, x, ts, scan, output):
+    """`output(state, xs)` of the last state and every x after the first."""
     ts = _check_grid(ts)
     if not (hasattr(sampler, "init") and hasattr(sampler, "step")):
         raise ValueError(
@@ -102,20 +153,19 @@ def _run(key, sampler, x, ts, scan, keep):
             f"ddim(denoise, schedule), got {getattr(sampler, '__name__', repr(sampler))}"
         )
     state = sampler.init(x, ts[0])
-    out = _scan_steps(key, sampler.step, state, ts, scan, keep)
-    _check_finite(key, sampler, x, ts, out)
+    out = _scan_steps(key, sampler.step, state, ts, scan, output)
+    _check_finite(key, sampler, x, ts, out.x if output is _last_state else out)
     return out
 
 
 @once
-def _scan_steps(key, step, state, ts, scan, keep):
+def _scan_steps(key, step, state, ts, scan, output):
     def body(state, inputs):
         i, t, s = inputs
         state = step(jax.random.fold_in(key, i), state, t, s)
-        return state, state.x if keep else None
+        return state, state.x if output is _every_x else None
 
-    state, xs = varying_scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]), scan)
-    return xs if keep else state.x
+    return output(*varying_scan(body, state, (jnp.arange(ts.size - 1), ts[:-1], ts[1:]), scan))
 
 
 def _check_finite(key, sampler, x, ts, result):

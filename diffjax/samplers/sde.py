@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._bind import bind
-from .._calls import call_denoiser, call_network
+from .._calls import call_denoiser, call_network, reuse
 from .._checks import as_scalar, check_number
 from .._varying import varying_scan
 from ..schedules import alpha_sigma, diffusion
@@ -135,19 +135,10 @@ def _predictor_corrector(denoise, schedule, predictor, snr, empty, key, x, t, s)
         first = i == 0
         time = jnp.where(first | (sigma == 0), t, s)  # at sigma = 0, eps may be undefined
         estimate = call_denoiser(denoise, x, time)
-        predicted = predictor(bind(_reuse, estimate, x), schedule)(x, t, s)
+        predicted = predictor(bind(reuse, "predictor", estimate, x), schedule)(x, t, s)
         # h score = -2 snr^2 sigma eps and sqrt(2 h) = 2 snr sigma: both vanish at sigma = 0
         corrected = x - 2 * snr**2 * sigma * estimate.eps, 2 * snr * sigma
         mean, std = (jnp.where(first, p, c) for p, c in zip(predicted, corrected, strict=True))
         return mean + std * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype), None
 
     return varying_scan(stage, x, jnp.arange(1 + empty.size))[0]
-
-
-def _reuse(estimate, x, at, t):
-    if at is not x:
-        raise ValueError(
-            "predictor: expected a kernel that evaluates the denoiser only at its own x and t, "
-            "got one that evaluates it elsewhere. Choose another, such as ddpm_kernel"
-        )
-    return estimate

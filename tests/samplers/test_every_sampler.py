@@ -60,10 +60,35 @@ def bridge(key, w, x):
     return sample(key, sampler, x, np.linspace(START, END, 21))
 
 
+def guided(make, **settings):
+    def program(key, w, x):
+        conditions = (bind(conditional, w, cond=cond) for cond in (1.0, 0.0))
+        sampler = make(*conditions, SCHEDULE, **settings)
+        return sample(key, sampler, x, np.linspace(START, END, 21))
+
+    return program
+
+
+def particles(make):
+    def program(key, w, x):
+        return sample(key, make(w), x[:, None], np.linspace(START, END, 21)).ravel()
+
+    return program
+
+
+def momentum(*conditions, **settings):
+    return samplers.projected_with_momentum(samplers.dpm_solver_2m, *conditions, **settings)
+
+
+def repainted(denoise, schedule):
+    return samplers.repaint(samplers.ddim(denoise, schedule), schedule, 1.0, jnp.ones(2), 3)
+
+
 # A row: the program, and how often it draws noise in a step. A draw in a loop within the step
 # counts once.
 METHODS = {
     "bridge_sampler": (bridge, 1),
+    "cfg_plus_plus": (guided(samplers.cfg_plus_plus), 0),
     "data_adams": (run(samplers.data_adams), 0),
     "ddim": (run(samplers.ddim), 0),
     "ddim(eta)": (run(samplers.ddim, eta=0.5), 1),
@@ -85,9 +110,24 @@ METHODS = {
     "noise_adams": (run(samplers.noise_adams), 0),
     "predictor_corrector": (run(samplers.predictor_corrector), 1),
     "predictor_corrector(corrections)": (run(samplers.predictor_corrector, corrections=3), 1),
+    "projected_with_momentum": (guided(momentum, scale=2.0, event_ndim=1), 0),
+    "repaint": (run(repainted), 1),
     "sa_solver": (run(samplers.sa_solver), 1),
     "sde_dpm_solver_2m": (run(samplers.sde_dpm_solver_2m), 1),
     "sde_dpm_solver_kernel": (kernel(samplers.sde_dpm_solver_kernel), 1),
+    # drawing particles anew takes one number more
+    "tilted_cfg": (
+        particles(
+            lambda w: samplers.tilted_cfg(
+                *(bind(conditional, w, cond=cond) for cond in (1.0, 0.0)), SCHEDULE, 2.0
+            )
+        ),
+        2,
+    ),
+    "twisted": (
+        particles(lambda w: samplers.twisted(denoiser(w), SCHEDULE, lambda x, t: -(x**2).sum())),
+        2,
+    ),
     "unipc": (run(samplers.unipc), 0),
     "velocity_adams": (run(samplers.velocity_adams), 0),
     "dpm_solver_fast": (to_the_end(solve.dpm_solver_fast, 9, START, END), 0),
@@ -103,6 +143,11 @@ OTHERS = {
         "bh1",
         "bh2",
         "checkpointed_scan",
+        "effective_sample_size",
+        "final_state",
+        "log_evidence",
+        "Particles",
+        "resample",
         "kernel_sampler",
         "log_transition",
         "one_step",
@@ -152,14 +197,15 @@ def test_a_compiled_method_holds_the_network_once_and_draws_only_its_noise(name)
         assert " cond[" not in jaxpr  # under vmap one would run both sides
 
 
-def test_guidance_by_one_conditional_network_holds_it_once_and_by_two_denoisers_twice():
+def test_guidance_by_one_conditional_network_holds_it_once_and_by_two_networks_twice():
     def together(key, w, x):
-        guided = guidance.conditional_cfg(bind(conditional, w), 1.0, 0.0, 2.0)
-        return sample(key, samplers.ddim(guided, SCHEDULE), x, np.linspace(START, END, 21))
+        conditions = (bind(conditional, w, cond=cond) for cond in (1.0, 0.0))
+        sampler = samplers.ddim(guidance.cfg(*conditions, 2.0), SCHEDULE)
+        return sample(key, sampler, x, np.linspace(START, END, 21))
 
     def apart(key, w, x):
-        guided = guidance.cfg(denoiser(w), denoiser(0.5 * w), 2.0)
-        return sample(key, samplers.ddim(guided, SCHEDULE), x, np.linspace(START, END, 21))
+        sampler = samplers.ddim(guidance.cfg(denoiser(w), denoiser(0.5 * w), 2.0), SCHEDULE)
+        return sample(key, sampler, x, np.linspace(START, END, 21))
 
     assert [networks_in(trace(program).lower().compile()) for program in (together, apart)] == [
         1,
