@@ -7,8 +7,19 @@ axes the output is sharded as x. The guide is `docs/networks.md`.
 """
 
 from ._layers import Attention, ClassEmbedding
+from .controlnet import ControlNet, controlled, guess_weights
 from .dit import DiT
 from .mlp import MLP
-from .unet import UNet
+from .unet import Residuals, UNet
 
-__all__ = ["MLP", "Attention", "ClassEmbedding", "DiT", "UNet"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "ClassEmbedding",
+    "ControlNet",
+    "DiT",
+    "Residuals",
+    "UNet",
+    "controlled",
+    "guess_weights",
+]

@@ -77,12 +77,14 @@ def check_grid_shape(shape, dims: Sequence[int] = (2,)) -> tuple[int, ...]:
 
 
 def apply_polymorphic(
-    forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key
-) -> Array:
-    """`forward(network, x, embedding, key)` for x of any leading axes.
+    forward: Callable[..., Any], network, shape: tuple[int, ...], x, t, cond, key, *others
+) -> Any:
+    """`forward(network, x, embedding, key, *others)` for x of any leading axes.
 
     The embedding of t and cond has x's leading axes, or axes of length 1 in their place where t and
     cond are those of one sample: an embedding shared by the batch is computed once.
+
+    The others are pytrees of arrays. The result is a pytree of arrays with x's leading axes.
 
     The precision is decided here. Input, output and embedding are float32, or what x is if that is
     more precise. `forward` gets everything in `network.dtype`, including a copy of the parameters.
@@ -110,15 +112,16 @@ def apply_polymorphic(
     if key is not None:
         _check_key(key)
 
-    def embedded(network, x, t, cond, key):
+    def embedded(network, x, t, cond, key, others):
         rows = None
         if network.condition is not None:
             rows = _embed_condition(network.condition, cond, lead, x.dtype)
         embedding = network.embed(t.reshape(t.shape or (1,) * split), rows)
-        return forward(*_cast((network, x, embedding), network.dtype), key)
+        (network, x, embedding), others = _cast(((network, x, embedding), others), network.dtype)
+        return forward(network, x, embedding, key, *others)
 
     key = key if network.dropout else None
-    return _with_auto_axes(embedded, network, x, t, cond, key).astype(x.dtype)
+    return _cast(_with_auto_axes(embedded, network, x, t, cond, key, others), x.dtype)
 
 
 def _cast(tree, dtype):
@@ -142,15 +145,21 @@ def _embed_condition(condition, cond, lead: tuple[int, ...], dtype) -> Array:
 
 
 def apply_flat(
-    forward: Callable[..., Array], network, shape: tuple[int, ...], x, t, cond, key
-) -> Array:
-    """As `apply_polymorphic`, for a `forward` that needs one batch axis, as convolutions do."""
+    forward: Callable[..., Any], network, shape: tuple[int, ...], x, t, cond, key, *others
+) -> Any:
+    """As `apply_polymorphic`, for a `forward` that needs one batch axis, as convolutions do.
 
-    def flat(network, x, embedding, key):
+    The others have as many axes of one sample as x has, after x's leading axes or none.
+    """
+
+    def flat(network, x, embedding, key, *others):
+        lead, rank = x.shape[: -len(shape)], len(shape)
         embedding = embedding.reshape(-1, embedding.shape[-1])
-        return forward(network, x.reshape(-1, *shape), embedding, key).reshape(x.shape)
+        others = jax.tree.map(lambda a: a.reshape(-1, *a.shape[-rank:]), others)
+        out = forward(network, x.reshape(-1, *shape), embedding, key, *others)
+        return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), out)
 
-    return apply_polymorphic(flat, network, shape, x, t, cond, key)
+    return apply_polymorphic(flat, network, shape, x, t, cond, key, *others)
 
 
 def apply_images(forward: Callable[..., Array], network, size: int, x) -> Array:
@@ -177,7 +186,7 @@ def apply_images(forward: Callable[..., Array], network, size: int, x) -> Array:
     return _with_auto_axes(resized, network, x)
 
 
-def _with_auto_axes(forward: Callable[..., Array], network, x, *args) -> Array:
+def _with_auto_axes(forward: Callable[..., Any], network, x, *args) -> Any:
     """`forward(network, x, *args)`, whose leading axes are sharded as those of x.
 
     On a mesh with explicit axes a reshape or a gather needs a sharding where several are possible.

@@ -1,7 +1,8 @@
 """A U-Net for images, sequences and volumes, in the manner of ADM."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,16 @@ from ._layers import (
     modulate,
 )
 
-__all__ = ["UNet"]
+__all__ = ["Residuals", "UNet"]
+
+
+class Residuals(NamedTuple):
+    """What a control adds to the activations of a U-Net."""
+
+    stored: tuple[Array, ...]
+    """for each stored activation, in the order in which they are stored"""
+    middle: Array
+    """for the output of the middle"""
 
 
 class UNet(nnx.Module):
@@ -59,7 +69,8 @@ class UNet(nnx.Module):
 
     Call with x (..., *shape), t a scalar or of the leading shape, cond None, or integer labels or
     what `condition` takes, of one sample or of the leading shape. Returns an array of the shape of
-    x, at least float32.
+    x, at least float32. `residuals` are added to the stored activations and to the output of the
+    middle, such as those of a `ControlNet`.
 
     Dropout acts only in a call with `key=`, one key for all of x. Without a key the network is
     deterministic. The parameters hold no random state. A label outside [0, K] that jax traces
@@ -154,25 +165,39 @@ class UNet(nnx.Module):
         self.norm = group_norm(c, rngs=rngs)
         self.outputs = _zero_conv(dims, c, shape[-1], rngs=rngs)
 
-    def __call__(self, x: Array, t, cond=None, key=None) -> Array:
+    def __call__(
+        self, x: Array, t, cond=None, key=None, residuals: Residuals | None = None
+    ) -> Array:
         """The raw output for x (..., *shape) at time t."""
-        return apply_flat(UNet._forward, self, self.shape, x, t, cond, key)
+        return apply_flat(UNet._forward, self, self.shape, x, t, cond, key, residuals)
 
-    def _forward(self, x: Array, embedding: Array, key: Array | None) -> Array:
+    def _forward(
+        self, x: Array, embedding: Array, key: Array | None, residuals: Residuals | None
+    ) -> Array:
         keys = keys_from(key)
-        h = self.inputs(x)
-        stored = [h]
-        for layers in self.down:
-            for layer in layers:
-                h = layer(h, embedding, next(keys)) if isinstance(layer, Block) else layer(h)
-            stored.append(h)
-        for block in self.middle:
-            h = block(h, embedding, next(keys))
+        stored, h = encode(self, self.inputs(x), embedding, keys)
+        if residuals is not None:
+            stored = [a + b for a, b in zip(stored, residuals.stored, strict=True)]
+            h = h + residuals.middle
         for layers in self.up:
             h = layers[0](jnp.concatenate([h, stored.pop()], axis=-1), embedding, next(keys))
             if len(layers) > 1:
                 h = layers[1](_upsample(h, stored[-1].shape))
         return self.outputs(jax.nn.silu(self.norm(h)))
+
+
+def encode(
+    network, h: Array, embedding: Array, keys: Iterator[Array | None]
+) -> tuple[list[Array], Array]:
+    """The stored activations of a U-Net's way down, and the output of its middle."""
+    stored = [h]
+    for layers in network.down:
+        for layer in layers:
+            h = layer(h, embedding, next(keys)) if isinstance(layer, Block) else layer(h)
+        stored.append(h)
+    for block in network.middle:
+        h = block(h, embedding, next(keys))
+    return stored, h
 
 
 class Block(nnx.Module):
