@@ -18,8 +18,9 @@ T = 0.6
 
 
 def pair(schedule):
-    means = jnp.array([1.0, -0.5, 0.2, 2.0]), jnp.zeros(4)
-    covs = jnp.diag(jnp.array([0.2, 0.5, 1.0, 0.1])), jnp.eye(4)
+    means = jnp.array([1.0, -0.5, 0.2, 2.0]), 0.1 * jnp.ones(4)
+    # not N(0, I), whose estimate of v is 0
+    covs = jnp.diag(jnp.array([0.2, 0.5, 1.0, 0.1])), 1.7 * jnp.eye(4)
     return [gaussian(m, c, schedule) for m, c in zip(means, covs, strict=True)]
 
 
