@@ -53,6 +53,11 @@ def gaussian(
     >>> denoise(jnp.ones(2), 0.5).x0
     Array([1. , 1.6], dtype=float32)
     """
+    mean, cov = _checked_gaussian(mean, cov)
+    return bind(_gaussian, mean, cov, schedule)
+
+
+def _checked_gaussian(mean, cov):
     mean, cov = as_float(mean, "mean"), as_float(cov, "cov")
     if mean.ndim != 1:
         raise ValueError(f"mean: expected a vector, got shape {mean.shape}")
@@ -62,7 +67,30 @@ def gaussian(
             f"got {cov.shape}"
         )
     _check_covariances(cov, "cov")
-    return bind(_gaussian, mean, cov, schedule)
+    return mean, cov
+
+
+def _checked_mixture(weights, means, covs):
+    weights, means = as_float(weights, "weights"), as_float(means, "means")
+    covs = as_float(covs, "covs")
+    if means.ndim != 2:
+        raise ValueError(f"means: expected shape (k, d), got {means.shape}")
+    k, d = means.shape
+    if weights.shape != (k,):
+        raise ValueError(
+            f"weights: expected shape {(k,)} for means of shape {means.shape}, got {weights.shape}"
+        )
+    if covs.shape != (k, d, d):
+        raise ValueError(
+            f"covs: expected shape {(k, d, d)} for means of shape {means.shape}, got {covs.shape}"
+        )
+    check_that(
+        lambda w: (w > 0) & (abs(w.sum() - 1) < 1e-3),
+        "weights: expected positive numbers of sum 1, got {}",
+        weights,
+    )
+    _check_covariances(covs, "covs")
+    return weights, means, covs
 
 
 def _check_covariances(covs, name):
@@ -148,25 +176,7 @@ def gaussian_mixture(
     >>> denoise(jnp.array([0.7]), 0.1).x0.round(3), denoise(jnp.array([0.0]), 0.5).x0
     (Array([0.901], dtype=float32), Array([0.], dtype=float32))
     """
-    weights, means = as_float(weights, "weights"), as_float(means, "means")
-    covs = as_float(covs, "covs")
-    if means.ndim != 2:
-        raise ValueError(f"means: expected shape (k, d), got {means.shape}")
-    k, d = means.shape
-    if weights.shape != (k,):
-        raise ValueError(
-            f"weights: expected shape {(k,)} for means of shape {means.shape}, got {weights.shape}"
-        )
-    if covs.shape != (k, d, d):
-        raise ValueError(
-            f"covs: expected shape {(k, d, d)} for means of shape {means.shape}, got {covs.shape}"
-        )
-    check_that(
-        lambda w: (w > 0) & (abs(w.sum() - 1) < 1e-3),
-        "weights: expected positive numbers of sum 1, got {}",
-        weights,
-    )
-    _check_covariances(covs, "covs")
+    weights, means, covs = _checked_mixture(weights, means, covs)
     return bind(_mixture, jnp.log(weights), means, covs, schedule)
 
 
@@ -214,7 +224,7 @@ def conditioned_gaussian(
         `(mean, cov)` of the posterior.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or cov is not one as for `gaussian`.
 
     >>> cov = jnp.array([[1.0, 0.5], [0.5, 1.0]])
     >>> given_first = jnp.array([[1.0, 0.0]]), jnp.array([1.0]), jnp.zeros((1, 1))
@@ -222,8 +232,9 @@ def conditioned_gaussian(
     >>> mean, cov[1, 1]
     (Array([1. , 0.5], dtype=float32), Array(0.75, dtype=float32))
     """
-    prior = _placed(mean), _placed(cov)
-    _, *posterior = _condition(*prior, *_observation(prior[0], matrix, y, noise_cov))
+    given_mean, given_cov = map(on_mesh, _checked_gaussian(mean, cov))
+    observation = _observation(given_mean, matrix, y, noise_cov)
+    _, *posterior = _condition(given_mean, given_cov, *observation)
     return tuple(posterior)
 
 
@@ -251,7 +262,7 @@ def conditioned_mixture(
         `(Mixture(weights, means, covs), log p(y))`, the evidence in nats.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or weights and covs are not as for `gaussian_mixture`.
 
     >>> means, covs = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1))
     >>> given = jnp.eye(1), jnp.array([0.0]), jnp.eye(1)
@@ -259,19 +270,18 @@ def conditioned_mixture(
     >>> posterior.means.ravel(), log_evidence.round(3)  # log N(0; 1, 2)
     (Array([-0.5,  0.5], dtype=float32), Array(-1.516, dtype=float32))
     """
-    prior = _placed(means), _placed(covs)
+    weights, *prior = map(on_mesh, _checked_mixture(weights, means, covs))
     observation = _observation(prior[0][0], matrix, y, noise_cov)
     log_evidences, *posterior = jax.vmap(lambda m, c: _condition(m, c, *observation))(*prior)
-    log_joint = jnp.log(_placed(weights)) + log_evidences
+    log_joint = jnp.log(weights) + log_evidences
     return Mixture(jax.nn.softmax(log_joint), *posterior), jax.nn.logsumexp(log_joint)
 
 
-def _placed(a) -> Array:
-    return on_mesh(jnp.asarray(a))
-
-
 def _observation(mean, matrix, y, noise_cov):
-    matrix, y, noise_cov = map(_placed, (matrix, y, noise_cov))
+    matrix, y, noise_cov = (
+        on_mesh(as_float(a, name))
+        for a, name in ((matrix, "matrix"), (y, "y"), (noise_cov, "noise_cov"))
+    )
     shapes = matrix.shape, y.shape, noise_cov.shape
     m, d = y.size, jnp.size(mean)
     if shapes != ((m, d), (m,), (m, m)):
@@ -282,13 +292,20 @@ def _observation(mean, matrix, y, noise_cov):
 
 
 def _condition(mean, cov, matrix, y, noise_cov):
-    """The log evidence of y, and the mean and covariance given y."""
-    total = matrix @ cov @ matrix.T + noise_cov
-    gain = jax.scipy.linalg.solve(total, matrix @ cov, assume_a="pos").T
-    residual = y - matrix @ mean
-    log_evidence = jax.scipy.stats.multivariate_normal.logpdf(residual, jnp.zeros_like(y), total)
-    posterior = cov - gain @ matrix @ cov
-    return log_evidence, mean + gain @ residual, 0.5 * (posterior + posterior.T)
+    """The log evidence of y, and the mean and covariance given y, in Joseph's form.
+
+    Joseph's form is a sum of covariances, which does not cancel.
+    """
+    with jax.default_matmul_precision("highest"):
+        total = matrix @ cov @ matrix.T + noise_cov
+        gain = jax.scipy.linalg.solve(total, matrix @ cov, assume_a="pos").T
+        residual = y - matrix @ mean
+        kept = jnp.eye(mean.size, dtype=cov.dtype) - gain @ matrix
+        posterior = kept @ cov @ kept.T + gain @ noise_cov @ gain.T
+        log_evidence = jax.scipy.stats.multivariate_normal.logpdf(
+            residual, jnp.zeros_like(y), total
+        )
+        return log_evidence, mean + gain @ residual, posterior
 
 
 def empirical(data: Float[ArrayLike, "n *event"], schedule: Schedule) -> Denoiser:

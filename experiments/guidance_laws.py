@@ -71,7 +71,9 @@ def classifier_free(settings: Settings) -> dict:
         gaussian(jnp.array([m]), jnp.array([[v]]), SCHEDULE) for m, v in ((1.0, 0.25), (0.0, 1.0))
     )
     precision = 3 / 0.25 - 2
-    rows: dict = {"the density p(x | c)^3 / p(x)^2": [((3 / 0.25) / precision, 1 / precision)]}
+    rows: dict = {
+        "the density p(x given c)^3 / p(x)^2, normalized": [((3 / 0.25) / precision, 1 / precision)]
+    }
     ts = dj.uniform(settings.steps)
     for kind, kernel in KERNELS.items():
         (mean,), (var,) = law(kernel(guidance.cfg(c, u, 3.0)), ts, 1)
@@ -101,8 +103,8 @@ def inpainted(settings: Settings) -> dict:
     mean, cov = conditioned_gaussian(np.zeros(2), COV, *first, np.zeros((1, 1)))
     rows = {"the posterior": [(float(mean[1]), float(cov[1, 1]))]}
     known, mask = jnp.array([1.0, 0.0]), jnp.array([1.0, 0.0])
-    key = jax.random.key(settings.seed)
-    x1 = jax.random.normal(key, (settings.samples, 2))
+    start_key, key = jax.random.split(jax.random.key(settings.seed))
+    x1 = jax.random.normal(start_key, (settings.samples, 2))
     for method, n, resamples in (
         (samplers.ddim, 1000, 1),
         (samplers.ddpm, 1000, 1),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.integrate
 
-from diffjax.schedules import alpha_sigma, coefficients
+from diffjax.schedules import coefficients
 
 
 def law(kernel, ts, mean, cov):
@@ -66,7 +66,3 @@ def limit(estimate, schedule, noise, mean, cov, start, end):
     )
     assert solved.success
     return solved.y[:d, -1], solved.y[d:, -1].reshape(d, d)
-
-
-def std_of(schedule, t):
-    return float(alpha_sigma(schedule, t)[1])

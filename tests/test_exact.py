@@ -176,3 +176,19 @@ def test_an_observation_without_noise_is_met():
 def test_observations_of_wrong_shapes_are_an_error():
     with pytest.raises(ValueError, match=r"matrix, y, noise_cov: expected shapes \(m, 3\), \(m,\)"):
         exact.conditioned_gaussian(np.zeros(3), np.eye(3), np.eye(2), np.zeros(2), np.eye(2))
+    observation = np.eye(2), np.ones(2), np.eye(2)
+    with pytest.raises(ValueError, match=r"cov: expected shape \(2, 2\)"):
+        exact.conditioned_gaussian(np.zeros(2), np.ones(2), *observation)
+    with pytest.raises(ValueError, match=r"covs: expected shape \(2, 2, 2\)"):
+        exact.conditioned_mixture(np.ones(2) / 2, np.zeros((2, 2)), np.eye(2), *observation)
+    covs = np.stack([np.eye(2)] * 2)
+    with pytest.raises(ValueError, match="weights: expected positive numbers of sum 1"):
+        exact.conditioned_mixture(3 * np.ones(2), np.zeros((2, 2)), covs, *observation)
+
+
+def test_an_accurate_observation_leaves_a_covariance_in_single_precision():
+    cov = np.array([[1.0, 0.8], [0.8, 1.0]], np.float32)
+    for noise in (1e-6, 1e-8):
+        given = np.eye(2, dtype=np.float32), np.ones(2, np.float32), noise * np.float32(np.eye(2))
+        _, posterior = exact.conditioned_gaussian(np.zeros(2, np.float32), cov, *given)
+        np.testing.assert_allclose(np.diagonal(posterior), noise, rtol=1e-2)

@@ -401,8 +401,8 @@ def _guided(a, b, w):
         guidance.rescaled(c, u, schedule, prm.V, w, 0.7, event_ndim=1),
         guidance.projected(c, u, schedule, w, 0.3, 0.9, event_ndim=1),
         guidance.zero_star(c, u, schedule, w, event_ndim=1),
-        guidance.classifier(c, bind(_log_prob, b), schedule, w),
-        guidance.energy(c, bind(_log_prob, b), schedule, w),
+        guidance.classifier(c, bind(_log_prob, b), schedule, w, event_ndim=1),
+        guidance.energy(c, bind(_log_prob, b), schedule, w, event_ndim=1),
         guidance.dynamic_threshold(c, schedule, 90.0, 0.1 * w, event_ndim=1),
         guidance.clip_x0(c, schedule, b, 0.9),
     )

@@ -1,11 +1,13 @@
 """Guidance: denoisers in, a denoiser out.
 
-The result keeps `alpha x0 + sigma eps = x`, so every sampler and every likelihood takes it. What
-cannot keep it is a sampler (`samplers.cfg_plus_plus`). Denoisers that differ only in what is bound
-as `cond` are evaluated in one call of the network.
+The result keeps `alpha x0 + sigma eps = x`, so samplers and likelihoods take it. What cannot keep
+it is a sampler (`samplers.cfg_plus_plus`). The methods for observations (`inverse`) take one
+sample, and `vmap` makes them take a batch. Denoisers that differ only in what is bound as `cond`
+are evaluated in one call of the network.
 
 A method that needs the numbers of one sample (`rescaled`, `projected`, `zero_star`,
-`dynamic_threshold`) takes their number of axes, so that a batch is guided sample by sample.
+`dynamic_threshold`, `classifier`, `energy`) takes their number of axes, so that a batch is guided
+sample by sample.
 """
 
 from .classifier import classifier, energy

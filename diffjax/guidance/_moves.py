@@ -1,4 +1,4 @@
-"""How a change of one estimate changes the other one, and numbers of one sample of a batch."""
+"""Helpers that change one estimate consistently with the other, and the axes of one sample."""
 
 import jax.numpy as jnp
 

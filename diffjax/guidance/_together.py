@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._bind import bind
 from .._calls import call_denoiser
@@ -52,11 +53,20 @@ def _differ_in_the_condition(denoisers) -> bool:
     return any(conditions) and all(
         other == structure
         and all(
-            jnp.shape(a) == jnp.shape(b) if condition else _is_same(a, b)
+            _is_alike(a, b) if condition else _is_same(a, b)
             for a, b, condition in zip(first, leaves, conditions, strict=True)
         )
         for leaves, other in others
     )
+
+
+def _is_alike(a, b) -> bool:
+    """Whether two conditions have one shape and dtype, so that they can be stacked."""
+    if any(isinstance(value, str) for value in (a, b)):
+        return False
+    kinds = {np.dtype(jnp.result_type(value)).kind for value in (a, b)}
+    dtypes = {value.dtype for value in (a, b) if hasattr(value, "dtype")}
+    return jnp.shape(a) == jnp.shape(b) and len(kinds) == 1 and len(dtypes) < 2
 
 
 def _is_same(a, b) -> bool:

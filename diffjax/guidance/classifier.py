@@ -9,7 +9,7 @@ from jaxtyping import Array
 from .._bind import bind
 from .._calls import call_denoiser
 from ..typing import Denoiser, Estimate, Scale, Schedule, Time
-from ._moves import along_score
+from ._moves import along_score, event_axes, event_of
 from .classifier_free import scale_at
 
 __all__ = ["classifier", "energy"]
@@ -20,6 +20,8 @@ def classifier(
     log_prob: Callable[[Array, Time], Array],
     schedule: Schedule,
     scale: Scale = 1.0,
+    *,
+    event_ndim: int,
 ) -> Denoiser:
     """Classifier guidance: the score plus `scale grad_x log p(c | x_t)` (1.40).
 
@@ -31,45 +33,51 @@ def classifier(
         denoise: the unconditional denoiser.
         log_prob: `log_prob(x, t) -> log p(c | x_t = x)`, one number for each sample: a scalar for
             one sample, shape (n,) for a batch of n. The classifier must know noisy data
-            (`losses.noisy_classification` trains one). A constant may be missing.
+            (`losses.noisy_classification` trains one). It may omit an additive constant.
         schedule: the path.
         scale: 0 is unconditional, 1 conditional; a scalar, a function of time, or one number for
             each sample, as for `cfg`.
+        event_ndim: the number of axes of one sample, such as 3 for (h, w, c).
 
     Returns:
         The guided denoiser.
 
     Raises:
-        ValueError: when it is called, if log_prob returns another shape, the scale does not fit x,
-            or alpha = 0 at a concrete time.
+        ValueError: if event_ndim is not a number of axes; when it is called, if log_prob returns
+            another shape, the scale does not fit x, or alpha = 0 at a concrete time.
 
     Reference: Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233), algorithm 2; (1.37), (1.40).
 
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), linear())
     >>> log_prob = lambda x, t: jax.nn.log_sigmoid(x[..., 0])
-    >>> guided = classifier(denoise, log_prob, linear(), 2.0)
+    >>> guided = classifier(denoise, log_prob, linear(), 2.0, event_ndim=1)
     >>> guided(jnp.zeros(1), 0.5).x0  # the gradient is 1/2, sigma^2 / alpha is 1/2
     Array([0.5], dtype=float32)
     """
-    return bind(_classifier, denoise, log_prob, schedule, scale)
+    return bind(_classifier, denoise, log_prob, schedule, scale, event_of(event_ndim))
 
 
-def _classifier(denoise, log_prob, schedule, scale, x, t) -> Estimate:
-    gradient = jax.grad(lambda x: jnp.sum(_checked(log_prob(x, t), x)))(x)
+def _classifier(denoise, log_prob, schedule, scale, event, x, t) -> Estimate:
+    def total(x):
+        return jnp.sum(_checked(log_prob(x, t), event, x, "log_prob", _TAKE_THE_CLASS))
+
+    gradient = jax.grad(total)(x)
     estimate = call_denoiser(denoise, x, t)
     return along_score(estimate, scale_at(scale, x, t) * gradient, schedule, t)
 
 
-def _checked(log_prob, x):
-    """One number for each sample: a scalar, or the leading axes of a batch."""
-    shape, rank = jnp.shape(log_prob), jnp.ndim(log_prob)
-    if shape != x.shape[:rank] or rank == x.ndim > 0:
+_TAKE_THE_CLASS = "take the class, as jax.nn.log_softmax(logits)[..., label] does"
+
+
+def _checked(values, event, x, name, way_out):
+    """The values, which must be one number for each sample."""
+    expected = x.shape[: x.ndim - len(event_axes(event, x))]
+    if jnp.shape(values) != expected:
         raise ValueError(
-            f"log_prob: expected one number for each sample of x of shape {x.shape}, such as "
-            f"shape () or {x.shape[:1]}, got shape {shape}; "
-            "take the class, as jax.nn.log_softmax(logits)[..., label] does"
+            f"{name}: expected one number for each sample, shape {expected} for x of shape "
+            f"{x.shape}, got shape {jnp.shape(values)}; {way_out}"
         )
-    return log_prob
+    return values
 
 
 def energy(
@@ -77,6 +85,8 @@ def energy(
     energy: Callable[[Array, Time], Array],
     schedule: Schedule,
     scale: Scale = 1.0,
+    *,
+    event_ndim: int,
 ) -> Denoiser:
     """Energy guidance: the score minus `scale grad_x E(x_t, t)` (1.39).
 
@@ -87,6 +97,7 @@ def energy(
         energy: `energy(x, t) -> E`, one number for each sample.
         schedule: the path.
         scale: as for `classifier`.
+        event_ndim: as for `classifier`.
 
     Returns:
         The guided denoiser.
@@ -97,12 +108,14 @@ def energy(
     Reference: Zhao et al. 2022 (EGSDE, arXiv 2207.06635); (1.39).
 
     >>> denoise = gaussian(jnp.zeros(1), jnp.eye(1), linear())
-    >>> guided = energy(denoise, lambda x, t: -0.5 * x[..., 0], linear(), 2.0)
+    >>> guided = energy(denoise, lambda x, t: -0.5 * x[..., 0], linear(), 2.0, event_ndim=1)
     >>> guided(jnp.zeros(1), 0.5).x0
     Array([0.5], dtype=float32)
     """
-    return classifier(denoise, bind(_negative, energy), schedule, scale)
+    event = event_of(event_ndim)
+    log_prob = bind(_negative, energy, event)
+    return classifier(denoise, log_prob, schedule, scale, event_ndim=event_ndim)
 
 
-def _negative(energy, x, t):
-    return -energy(x, t)
+def _negative(energy, event, x, t):
+    return -_checked(energy(x, t), event, x, "energy", "sum over the axes of a sample")

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._checks import broadcasts_to
+from .._checks import as_scalar, broadcasts_to, check_that, described
 from .._once import once
 from .._varying import vary_alike
 from ..schedules import half_log_snr
@@ -60,7 +60,7 @@ def cfg(conditional: Denoiser, unconditional: Denoiser, scale: Scale) -> Denoise
 def composed(
     conditionals: Sequence[Denoiser], unconditional: Denoiser, scales: Sequence[Scale]
 ) -> Denoiser:
-    """Guidance by several conditions: `unconditional + sum_i scale_i (conditional_i - ...)`.
+    """Guidance by several conditions, `u + sum_i scale_i (c_i - u)` with u the unconditional one.
 
     With one condition it is `cfg`. For conditions that are independent given x, and scales 1, the
     sum is the score of all conditions where x is clean, but not where it is noisy.
@@ -85,6 +85,9 @@ def composed(
     >>> guided(jnp.zeros(2), 1.0).x0
     Array([2., 3.], dtype=float32)
     """
+    for name, value in (("conditionals", conditionals), ("scales", scales)):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name}: expected a list, got {described(value)}")
     if not 0 < len(conditionals) == len(scales):
         raise ValueError(
             "scales: expected one for each of the conditionals, at least one, got "
@@ -107,7 +110,8 @@ def scale_at(scale: Any, x, t):
     """The scale at time t, which must be a scalar or fit x."""
     scale = scale(t) if callable(scale) else scale
     shape = jnp.shape(scale)
-    fits = shape == () or (len(shape) == x.ndim and broadcasts_to(shape, x.shape))
+    each = len(shape) == x.ndim > 1 and shape[-1] == 1 and broadcasts_to(shape, x.shape)
+    fits = shape == () or each
     if not fits:
         raise ValueError(
             "scale: expected a scalar, or one scale per sample with as many axes as x of shape "
@@ -125,8 +129,9 @@ def interval(
 ) -> Denoiser:
     """A denoiser in an interval of noise levels, and another one outside.
 
-    It is `guided` where `low < log(alpha / sigma) <= high`, and `otherwise` elsewhere. Only one of
-    the two is evaluated (under `vmap` over the time, both are).
+    It is `guided` where `low < log(alpha / sigma) <= high` (from pure noise on, if low is -inf),
+    and `otherwise` elsewhere. Only one of the two is evaluated (under `vmap` over the time, both
+    are).
 
     Args:
         guided: the denoiser inside, such as `cfg(...)`.
@@ -139,6 +144,10 @@ def interval(
     Returns:
         The denoiser.
 
+    Raises:
+        ValueError: unless concrete bounds satisfy low < high; when it is called, if one is not a
+            scalar.
+
     Reference: Kynkäänniemi et al. 2024 (arXiv 2404.07724).
 
     >>> import jax.numpy as jnp
@@ -147,13 +156,16 @@ def interval(
     >>> [float(denoise(jnp.zeros(1), t).x0[0]) for t in (0.999, 0.5, 0.001)]
     [0.0, 0.909..., 0.0]
     """
+    message = "low, high: expected low < high, got low={}, high={}"
+    check_that(lambda low, high: low < high, message, low, high)
     return bind(_interval, guided, otherwise, schedule, low, high)
 
 
 @once
 def _interval(guided, otherwise, schedule, low, high, x, t) -> Estimate:
     level = half_log_snr(schedule, t)
-    inside = (low < level) & (level <= high)
+    low, high = as_scalar(low, "low"), as_scalar(high, "high")
+    inside = ((low < level) | (low == -jnp.inf)) & (level <= high)
     # what varies over a mesh must do so before the branches
     guided, otherwise, x, t = vary_alike(guided, otherwise, x, t)
     return jax.lax.cond(

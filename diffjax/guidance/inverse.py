@@ -6,10 +6,10 @@ All methods move the estimate of the data as if `x0 | x_t ~ N(x0, V)`, whose pos
 
 and they differ in the V that they take, on the left and inside the inverse:
 
-    mmps      Tweedie      Tweedie     exact for every Gaussian prior
-    pigdm     Tweedie      r^2 I       exact for a prior of covariance prior_std^2 I
-    diffpir   r^2 I        r^2 I       no derivative of the network
-    dps       Tweedie      0           exact nowhere
+    mmps      Tweedie       Tweedie      exact for every Gaussian prior
+    pigdm     Tweedie       r^2 I        exact for a prior of covariance prior_std^2 I
+    diffpir   another r^2 I, on both sides; no derivative of the network
+    dps       Tweedie       0            not exact for any Gaussian prior but a point
 
 A denoiser here takes one sample. For a batch, `jax.vmap(guided, in_axes=(0, None))` is a denoiser,
 or vmap over the sampler.
@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._checks import as_float, as_scalar, check_number
+from .._checks import as_float, as_scalar, broadcasts_to, check_number, described
 from .._once import once
 from .._varying import vary_alike, varying_scan, zeros_of
 from ..schedules import alpha_sigma
@@ -45,16 +45,19 @@ def mmps(
     """Moment-matching posterior sampling: the covariance of x0 given x_t by Tweedie's formula.
 
     It is exact for every Gaussian prior if `iterations` is at least the number of observations.
+    With fewer it is the best step in the space that they span. A learned network's Jacobian is not
+    exactly symmetric, which conjugate gradients assume.
 
     Args:
         denoise: the denoiser of the prior.
         schedule: its path.
         observe: A, a linear function of one sample, such as `lambda x: mask * x`. A differentiable
             one is linearized at the estimate.
-        y: the observation, of the shape of `observe(x)`.
+        y: the observation, of the shape of `observe(x)`. Without noise it must be one that some x
+            has: for `lambda x: mask * x` give `mask * image`.
         noise: the standard deviation of the observation, at least 0; it broadcasts to y.
-        iterations: of conjugate gradients, each a product with the network's Jacobian and one with
-            its transpose.
+        iterations: the number of steps of conjugate gradients. Each takes a product with the
+            transposed Jacobian of the network.
 
     Returns:
         The denoiser of the posterior, for one sample.
@@ -71,9 +74,8 @@ def mmps(
     >>> guided(jnp.zeros(2), 0.999).x0.round(2)  # E[x0 | the first number is 1]
     Array([1. , 0.5], dtype=float32)
     """
-    check_number(iterations, "iterations", low=1)
     problem = _problem(observe, y, noise)
-    return bind(_mmps, denoise, schedule, problem, jnp.zeros(iterations))
+    return bind(_mmps, denoise, schedule, problem, _steps(iterations))
 
 
 @once
@@ -99,8 +101,8 @@ def pigdm(
 ) -> Denoiser:
     """Pseudoinverse-guided diffusion: `r^2 I` in place of the covariance inside the inverse.
 
-    `r^2 = s^2 sigma^2 / (sigma^2 + alpha^2 s^2)` with s = prior_std, the covariance of a prior
-    N(mean, s^2 I). Conjugate gradients stand for the pseudoinverse of the paper.
+    `r^2 = s^2 sigma^2 / (sigma^2 + alpha^2 s^2)`, the variance of x0 given x_t for a prior
+    N(mean, s^2 I) with s = prior_std. Conjugate gradients replace the pseudoinverse of the paper.
 
     Args:
         denoise: the denoiser of the prior.
@@ -109,8 +111,8 @@ def pigdm(
         y: the observation.
         noise: its standard deviation.
         prior_std: s, in units of the data.
-        iterations: of conjugate gradients with `r^2 A A^T + R`; one suffices where A keeps or
-            drops numbers.
+        iterations: the number of steps of conjugate gradients with `r^2 A A^T + R`; one is enough
+            if A only selects numbers.
 
     Returns:
         The guided denoiser, for one sample.
@@ -126,9 +128,8 @@ def pigdm(
     Array([0.5, 0. ], dtype=float32)
     """
     check_number(prior_std, "prior_std", low=1e-38)
-    check_number(iterations, "iterations", low=1)
     problem = _problem(observe, y, noise)
-    return bind(_pigdm, denoise, schedule, problem, prior_std, jnp.zeros(iterations))
+    return bind(_pigdm, denoise, schedule, problem, prior_std, _steps(iterations))
 
 
 @once
@@ -154,8 +155,8 @@ def diffpir(
     """DiffPIR: the estimate is moved to the proximal point of the observation.
 
     `argmin_z |y - A z|^2 / noise^2 + |z - x0|^2 / r^2` with `r^2 = (sigma / alpha)^2 / weight`. It
-    takes no derivative of the network. It is exact for a flat prior and weight 1. The paper then
-    draws a part of the noise anew: `ddim(guided, schedule, eta)`.
+    takes no derivative of the network. It is exact for a flat prior and weight 1. The paper also
+    draws a part of the noise anew in each step, as `ddim` with eta does, with another share.
 
     Args:
         denoise: the denoiser of the prior.
@@ -164,7 +165,7 @@ def diffpir(
         y: the observation.
         noise: its standard deviation.
         weight: lambda, how much the estimate counts.
-        iterations: of conjugate gradients, as for `pigdm`.
+        iterations: the number of steps of conjugate gradients, as for `pigdm`.
 
     Returns:
         The guided denoiser, for one sample.
@@ -180,9 +181,8 @@ def diffpir(
     Array([0.5, 0. ], dtype=float32)
     """
     check_number(weight, "weight", low=1e-38)
-    check_number(iterations, "iterations", low=1)
     problem = _problem(observe, y, noise)
-    return bind(_diffpir, denoise, schedule, problem, weight, jnp.zeros(iterations))
+    return bind(_diffpir, denoise, schedule, problem, weight, _steps(iterations))
 
 
 @once
@@ -205,11 +205,11 @@ def dps(
     y: ArrayLike,
     noise: float | Array,
 ) -> Denoiser:
-    """Diffusion posterior sampling: the estimate is taken for the data, as if `V = 0`.
+    """Diffusion posterior sampling: it treats the estimate as if it were the data, `V = 0`.
 
-    `classifier` with `log N(y; A E[x0 | x_t], noise^2 I)`. It overrates the observation, the more
-    so the smaller its noise is: its law is not the posterior of any prior. The authors' code
-    divides by |y - A x0| and multiplies by a tuned number, which is another method.
+    It is `classifier` with `log N(y; A E[x0 | x_t], noise^2 I)`. It overrates the observation: for
+    Gaussian data the variance of its samples is too small, and much too small at small noise. The
+    authors' code divides by |y - A x0| and multiplies by a tuned number, which is another method.
 
     Args:
         denoise: the denoiser of the prior.
@@ -264,6 +264,8 @@ def tweedie_twist(
 
     Returns:
         `log_twist(x, t)` for one sample, in nats. Where sigma = 0 it is the log likelihood of x.
+        Where alpha = 0 the Jacobian vanishes, and the prior's covariance is missing. `twisted`
+        stays unbiased there.
 
     Raises:
         ValueError: if a concrete noise is not positive; see also `mmps`.
@@ -298,8 +300,25 @@ def _tweedie_twist(denoise, schedule, problem, x, t):
 
 
 def _problem(observe, y, noise):
+    if not callable(observe):
+        raise ValueError(
+            f"observe: expected a function of one sample, such as lambda x: matrix @ x, got "
+            f"{described(observe)}"
+        )
     check_number(noise, "noise", low=0)
-    return observe, as_float(y, "y"), noise
+    y = as_float(jnp.asarray(y), "y")
+    if not broadcasts_to(jnp.shape(noise), y.shape):
+        raise ValueError(
+            f"noise: expected a shape that broadcasts to y, {y.shape}, got {jnp.shape(noise)}"
+        )
+    return observe, y, noise
+
+
+def _steps(iterations):
+    """An array as long as the iterations: a shape is static, while a number is traced."""
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations: expected an integer of at least 1, got {iterations!r}")
+    return jnp.zeros(iterations)
 
 
 def _with_jacobian(denoise, x, t):
@@ -317,34 +336,39 @@ def _linearized(problem, x0):
     """A and A^T of the observation at x0, the residual `y - A x0`, and the variance of y."""
     observe, y, noise = problem
     predicted, a = jax.linearize(observe, x0)
-    if jnp.shape(predicted) != y.shape:
+    shape = getattr(predicted, "shape", None)
+    if shape != y.shape:
         raise ValueError(
-            f"y: expected the shape of observe(x), {jnp.shape(predicted)} for x of shape "
+            f"y: expected the shape of observe(x), {shape} for x of shape "
             f"{x0.shape}, got {y.shape}. For a batch, jax.vmap(guided, in_axes=(0, None)) is a "
             "denoiser"
         )
     transposed = jax.linear_transpose(a, x0)
-    return a, lambda u: transposed(u)[0], y - predicted, jnp.square(noise)
+    residual = y.astype(predicted.dtype) - predicted
+    return a, lambda u: transposed(u)[0], residual, jnp.square(noise)
 
 
 def _conjugate_gradients(product, b, empty):
     """The k with `product(k) = b`, by as many steps as `empty` is long.
 
-    `jax.scipy.sparse.linalg.cg` stops early by a loop that meshes with explicit axes refuse. A step
-    beyond rounding would divide 0 by 0; here it changes nothing.
+    It returns the iterate of the smallest residual: the last one, unless rounding or a system
+    without a solution stops the descent. `jax.scipy.sparse.linalg.cg` stops by a loop that meshes
+    with explicit axes refuse.
     """
 
     def step(state, _):
-        k, rest, direction, square = state
+        k, rest, direction, square, best, least = state
         moved = product(direction)
         length = _ratio(square, jnp.sum(direction * moved))
-        rest = rest - length * moved
+        k, rest = k + length * direction, rest - length * moved
         next_square = jnp.sum(rest**2)
-        direction_next = rest + _ratio(next_square, square) * direction
-        return (k + length * direction, rest, direction_next, next_square), None
+        direction = rest + _ratio(next_square, square) * direction
+        better = next_square < least
+        best, least = jnp.where(better, k, best), jnp.where(better, next_square, least)
+        return (k, rest, direction, next_square, best, least), None
 
-    start = zeros_of(b), b, b, jnp.sum(b**2)
-    return varying_scan(step, start, empty)[0][0]
+    zero, square = zeros_of(b), jnp.sum(b**2)
+    return varying_scan(step, (zero, b, b, square, zero, square), empty)[0][4]
 
 
 def _ratio(a, b):

@@ -1,5 +1,7 @@
 """Rescaled classifier-free guidance."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -43,7 +45,8 @@ def rescaled(
         The guided denoiser.
 
     Raises:
-        ValueError: if phi is not in [0, 1] or event_ndim is not a number of axes; see also `cfg`.
+        ValueError: if phi is not in [0, 1] or event_ndim is not a number of axes; when it is
+            called, if one sample is one number; see also `cfg`.
 
     Reference: Lin et al. 2023 (arXiv 2305.08891), eq. 14-16.
 
@@ -70,7 +73,16 @@ def _rescaled(pair, schedule, parametrization, scale, phi, event, x, t) -> Estim
     axes, scale = event_axes(event, x), scale_at(scale, x, t)
     c, u = (target(schedule, parametrization, e.x0, e.eps, t) for e in pair(x, t))
     y = u + scale * (c - u)
-    kept = jnp.std(c, axes, keepdims=True) / jnp.std(y, axes, keepdims=True)
+    if math.prod(x.shape[axis] for axis in axes) < 2:
+        raise ValueError(
+            f"event_ndim: expected samples of several numbers, got {len(axes)} axes of x of shape "
+            f"{x.shape}: one number has no deviation"
+        )
+    deviation = jnp.std(y, axes, keepdims=True)
+    spread = deviation > 0
+    kept = jnp.where(
+        spread, jnp.std(c, axes, keepdims=True) / jnp.where(spread, deviation, 1.0), 1.0
+    )
     y = (as_scalar(phi, "phi") * (kept - 1) + 1) * y
     return Estimate(
         *(p * x + q * y for p, q in zip(*solve(schedule, parametrization, t), strict=True))

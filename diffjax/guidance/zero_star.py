@@ -28,15 +28,16 @@ def zero_star(
 
     `s v_u + scale (v_c - s v_u)` with the projection `s = <v_c, v_u> / |v_u|^2` of one sample. At
     times from `still_from` on the velocity is 0, because a velocity learned near the prior is worse
-    than none.
+    than none. A deterministic sampler on `linear()` then does not move; `euler` does not on any
+    path.
 
     Args:
         conditional: the denoiser given the condition.
         unconditional: the denoiser given no condition.
         schedule: the path; the paper's is `linear()`.
         scale: as for `cfg`.
-        still_from: the time from which on nothing moves: 1 stops the first step of a grid that
-            begins there, as the paper does; a number above 1 stops none.
+        still_from: the time from which on the velocity is 0: 1 stops the first step of a grid that
+            begins there, as the paper does; a value above 1 disables this.
         event_ndim: the number of axes of one sample, such as 3 for (h, w, c).
 
     Returns:

@@ -39,8 +39,8 @@ def noisy_classification(
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: if the logits are not a vector, or a concrete label is not one of its classes.
-            A traced one gives NaN.
+        ValueError: if the logits are not a vector, or the label is not one integer, or a concrete
+            one is not a class. A traced one that is not gives NaN.
 
     Reference: Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233), section 4; (1.40).
 
@@ -56,6 +56,12 @@ def noisy_classification(
         raise ValueError(
             f"classify: expected logits of shape (classes,) for one example of shape {x.shape}, "
             f"got shape {jnp.shape(logits)}"
+        )
+    dtype = jnp.result_type(label)
+    if jnp.shape(label) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"label: expected one integer, got {dtype} of shape {jnp.shape(label)}; "
+            "over_batch gives each example its own"
         )
     check_that(
         lambda label: (label >= 0) & (label < logits.size),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._bind import bind
-from .._checks import broadcasts_to
+from .._checks import broadcasts_to, check_that
 from .._varying import varying_scan
 from ..process import perturb, transition
 from ..typing import Sampler, Schedule, State
@@ -28,15 +28,15 @@ def repaint(
         schedule: its path.
         known: the data, of the shape of x or one that broadcasts to it; where the mask is 0 it is
             unused.
-        mask: 1 where the data are known, 0 elsewhere; likewise.
+        mask: 1 or True where the data are known, 0 or False elsewhere; likewise.
         resamples: how often each step is taken, at least 1; 10 in the paper.
 
     Returns:
         The sampler.
 
     Raises:
-        ValueError: if resamples < 1; and at the first step, if known or mask does not broadcast to
-            x.
+        ValueError: if resamples is no integer of at least 1, or a concrete mask has other values
+            than 0 and 1; and at the first step, if known or mask does not broadcast to x.
 
     Reference: Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), algorithm 1; Song et al. 2021
     (arXiv 2011.13456), appendix I.2, for replacement.
@@ -48,8 +48,10 @@ def repaint(
     >>> float(x0[0, 0]), bool(abs(x0[:, 1].mean() - 1.8) < 0.1)
     (2.0, True)
     """
-    if resamples < 1:
-        raise ValueError(f"resamples: expected at least 1, got {resamples}")
+    if not isinstance(resamples, int) or resamples < 1:
+        raise ValueError(f"resamples: expected an integer of at least 1, got {resamples!r}")
+    known, mask = jnp.asarray(known), jnp.asarray(mask)
+    check_that(lambda m: (m == 0) | (m == 1), "mask: expected values 0 and 1, got {}", mask)
     empty = jnp.zeros(resamples)  # a shape is static, while a number would be traced
     return Sampler(sampler.init, bind(_repaint, sampler, schedule, known, mask, empty))
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._bind import bind
 from .._calls import call_denoiser, reuse
-from .._checks import as_scalar, check_number
+from .._checks import as_scalar, check_number, check_that
 from .._varying import zeros_of
 from ..guidance._together import together
 from ..process import posterior
@@ -52,11 +53,25 @@ def log_evidence(state: State) -> Float[Array, ""]:
     Returns:
         The log evidence in nats, a scalar.
 
+    Raises:
+        ValueError: if all concrete weights are 0, or one is NaN.
+
     >>> state = State(jnp.zeros(2), Particles(jnp.log(jnp.array([0.1, 0.3]))))
     >>> jnp.exp(log_evidence(state)).round(3)
     Array(0.2, dtype=float32)
     """
-    return _log_mean(state.memory.log_weights)
+    return _log_mean(_weights_of(state))
+
+
+def _weights_of(state):
+    log_weights = state.memory.log_weights
+    check_that(
+        lambda log_weights: np.isfinite(log_weights).any() & ~np.isnan(log_weights).any(),
+        "log_weights: expected numbers, and at least one that is not -inf, got {}. "
+        "The twist is 0 or NaN at every particle",
+        log_weights,
+    )
+    return log_weights
 
 
 def _log_mean(log_weights):
@@ -72,6 +87,9 @@ def effective_sample_size(state: State) -> Float[Array, ""]:
     Returns:
         A number from 1 (one particle has all the weight) to p (all weights are equal).
 
+    Raises:
+        ValueError: if all concrete weights are 0, or one is NaN.
+
     Reference: Doucet and Johansen 2009 (A tutorial on particle filtering and smoothing), section
     3.5.
 
@@ -79,7 +97,7 @@ def effective_sample_size(state: State) -> Float[Array, ""]:
     >>> effective_sample_size(state)
     Array(2., dtype=float32)
     """
-    return 1 / jnp.sum(jax.nn.softmax(state.memory.log_weights) ** 2)
+    return 1 / jnp.sum(jax.nn.softmax(_weights_of(state)) ** 2)
 
 
 def resample(key: PRNGKeyArray, state: State) -> Float[Array, "p *x"]:
@@ -94,6 +112,9 @@ def resample(key: PRNGKeyArray, state: State) -> Float[Array, "p *x"]:
     Returns:
         The particles, of the shape of `state.x`.
 
+    Raises:
+        ValueError: if all concrete weights are 0, or one is NaN.
+
     Reference: Doucet and Johansen 2009 (A tutorial on particle filtering and smoothing), section
     3.4.
 
@@ -101,7 +122,7 @@ def resample(key: PRNGKeyArray, state: State) -> Float[Array, "p *x"]:
     >>> resample(jax.random.key(0), state)
     Array([1., 1., 2., 2.], dtype=float32)
     """
-    return state.x[_systematic(key, state.memory.log_weights)]
+    return state.x[_systematic(key, _weights_of(state))]
 
 
 def _systematic(key, log_weights):
@@ -141,8 +162,9 @@ def twisted(
         p(x_s | x_t) / q(x_s | x_t)  twist(x_s, s) / twist(x_t, t)
 
     As the number of particles grows, their law tends to the posterior of the chain of this grid,
-    whatever the twist. A twist close to the likelihood of x_t keeps the weights even. The mean of
-    the weights estimates the evidence without bias (`log_evidence`).
+    for every twist that is positive wherever the likelihood is. A twist close to the likelihood of
+    x_t keeps the weights even. The mean of the weights estimates the evidence without bias
+    (`log_evidence`). A particle at which the twist is 0 keeps the weight 0.
 
     Args:
         denoise: the denoiser of the prior.
@@ -156,7 +178,8 @@ def twisted(
         The sampler, for x of shape (p, *event): p particles.
 
     Raises:
-        ValueError: at the first step, if log_twist does not return a scalar for one particle.
+        ValueError: if a concrete threshold is negative; at the first step, if x has no axis of
+            particles, or log_twist does not return a scalar for one particle.
 
     Reference: Wu et al. 2023 (TDS, arXiv 2306.17775), algorithm 1.
 
@@ -191,7 +214,13 @@ def _twist(log_twist, x, t):
     return jax.vmap(jax.value_and_grad(one))(x)
 
 
+def _check_particles(x):
+    if x.ndim < 2:
+        raise ValueError(f"x: expected shape (p, *event) for p particles, got {x.shape}")
+
+
 def _twisted_start(log_twist, x, t):
+    _check_particles(x)
     value, gradient = _twist(log_twist, x, t)
     return State(x, Particles(value, (value, gradient)))
 
@@ -211,7 +240,9 @@ def _twisted_step(denoise, schedule, log_twist, threshold, key, state, t, s):
     x = (mean + std * (z + shift)).astype(x.dtype)
     ratio = -_sum(shift * (z + 0.5 * shift))  # log p(x_s | x_t) - log q(x_s | x_t)
     after, gradient = _twist(log_twist, x, s)
-    log_weights = (log_weights + ratio + after - value).astype(log_weights.dtype)
+    dead = jnp.isneginf(log_weights)  # value is -inf as well
+    gained = ratio + after - jnp.where(dead, 0.0, value)
+    log_weights = jnp.where(dead, -jnp.inf, log_weights + gained).astype(log_weights.dtype)
     return State(x, Particles(log_weights, (after, gradient)))
 
 
@@ -229,8 +260,8 @@ def tilted_cfg(
 ) -> Sampler:
     """Classifier-free guidance with the weights that make it exact.
 
-    Particles of the reverse SDE under `cfg` follow neither the density that is proportional to
-    `p(x | c)^w p(x)^(1 - w)`, w the scale, nor any noisy version of it. With the weights
+    Particles of the reverse SDE under `cfg` of scale w do not follow the density that is
+    proportional to `p(x | c)^w p(x)^(1 - w)`, at any noise level. With the weights
 
         d log W = g^2 / 2  w (w - 1) |score_c - score_u|^2 dt        (time running backward)
 
@@ -247,8 +278,8 @@ def tilted_cfg(
         The sampler, for x of shape (p, *event): p particles.
 
     Raises:
-        ValueError: if a concrete threshold is negative; at the first step, if the scale is not a
-            scalar.
+        ValueError: if a concrete threshold is negative or the scale is a function; at the first
+            step, if x has no axis of particles or the scale is not a scalar.
 
     Reference: Skreta et al. 2025 (Feynman-Kac correctors, arXiv 2503.02819).
 
@@ -260,6 +291,8 @@ def tilted_cfg(
     True
     """
     check_number(threshold, "threshold", 0)
+    if callable(scale):
+        raise ValueError("scale: expected a number, got a function: the tilt is one density")
     return Sampler(
         bind(_tilted_start),
         bind(_tilted_step, together(conditional, unconditional), schedule, scale, threshold),
@@ -267,6 +300,7 @@ def tilted_cfg(
 
 
 def _tilted_start(x, t):
+    _check_particles(x)
     return State(x, Particles(_sum(zeros_of(x))))
 
 

@@ -83,9 +83,11 @@ def test_the_condition_of_a_network_within_a_denoiser_counts_as_well():
 
 
 @pytest.mark.parametrize(
-    "null", [{"label": jnp.zeros(2)}, {"label": 3, "shift": 1.0}], ids=["shape", "structure"]
+    "null",
+    [{"label": np.zeros(2)}, {"label": 3, "shift": 1.0}, {"label": np.float32(3.0)}],
+    ids=["shape", "structure", "dtype"],
 )
-def test_conditions_of_another_shape_or_structure_are_called_in_turn(null):
+def test_conditions_of_another_shape_structure_or_dtype_are_called_in_turn(null):
     def denoise(w, x, t, cond):
         return as_denoiser(lambda x, t: w @ x + sum(map(jnp.sum, cond.values())), *PATH)(x, t)
 
@@ -174,14 +176,27 @@ def test_the_ends_of_the_interval():
     for low, high, guided in ((level, level + 1, False), (level - 1, level, True)):
         denoise = interval(cfg(c, u, 3.0), c, schedule, low, high)
         chex.assert_trees_all_close(denoise(x, 0.4), (cfg(c, u, 3.0) if guided else c)(x, 0.4))
+    everywhere = interval(cfg(c, u, 3.0), c, schedule, -jnp.inf, jnp.inf)
+    for t in (0.0, 1.0):
+        chex.assert_trees_all_close(everywhere(x, t), cfg(c, u, 3.0)(x, t))
+
+
+def test_bounds_of_the_interval_are_ordered_numbers():
+    c, u = _two(schedules.linear())
+    with pytest.raises(ValueError, match=r"low, high: expected low < high, got low=2.0, high=-2.0"):
+        interval(c, u, schedules.linear(), 2.0, -2.0)
+    with pytest.raises(ValueError, match=r"low: expected a scalar, got shape \(2,\)"):
+        interval(c, u, schedules.linear(), -jnp.ones(2), 2.0)(jnp.zeros(3), 0.5)
 
 
 # (3,) would broadcast to x, along the wrong axis
-@pytest.mark.parametrize("shape", [(3,), (2, 3, 1)])
-def test_a_scale_that_does_not_fit_x_is_an_error(shape):
+@pytest.mark.parametrize(
+    ("shape", "x"), [((3,), (2, 3)), ((2, 3, 1), (2, 3)), ((2, 3), (2, 3)), ((3,), (3,))]
+)
+def test_a_scale_that_does_not_fit_x_is_an_error(shape, x):
     guided = cfg(*_two(schedules.linear()), jnp.ones(shape))
     with pytest.raises(ValueError, match=r"scale: expected a scalar.*got shape.*vmap"):
-        jax.jit(guided)(jnp.zeros((2, 3)), 0.5)
+        jax.jit(guided)(jnp.zeros(x), 0.5)
 
 
 def test_guidance_of_a_u_net_takes_less_than_two_forwards():

@@ -244,12 +244,57 @@ def test_the_gradient_with_respect_to_the_observation(name):
 def test_without_noise_the_observation_is_met():
     schedule = schedules.linear()
     prior = gaussian(jnp.asarray(MEAN), jnp.asarray(COV), schedule)
+    isotropic = gaussian(jnp.asarray(MEAN), jnp.eye(4), schedule)
+    for method, denoise in ((mmps, prior), (diffpir, prior), (pigdm, isotropic)):
+        x0 = method(denoise, schedule, observe, jnp.asarray(Y), 0.0, iterations=2)(X, 0.5).x0
+        np.testing.assert_allclose(observe(x0), Y, rtol=1e-8)
+
+
+@pytest.mark.parametrize("iterations", [5, 20])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_inpainting_in_single_precision(noise, iterations):
+    """Every second number of 16, of which those that are not observed are 0 in y."""
+    rng, schedule = np.random.default_rng(0), schedules.linear()
+    root = rng.normal(size=(16, 16)) / 4
+    cov = root @ root.T + 0.1 * np.eye(16)
+    mask, data, x = np.arange(16) % 2, root @ rng.normal(size=16), rng.normal(size=16)
+    a = np.eye(16)[mask == 1]
+    both = np.vstack([0.5 * np.eye(16), a])
+    spread = np.diag([0.25] * 16 + [noise**2] * 8)
+    gain = cov @ both.T @ np.linalg.inv(both @ cov @ both.T + spread)
+    expected = gain @ np.concatenate([x, a @ data])
+    prior = gaussian(np.zeros(16, np.float32), np.float32(cov), schedule)
+    mask = jnp.asarray(mask, jnp.float32)
+    y = jnp.asarray(mask * data, jnp.float32)
+    guided = mmps(prior, schedule, lambda x: mask * x, y, noise, iterations)
+    error = abs(guided(jnp.asarray(x, jnp.float32), 0.5).x0 - expected).max()
+    assert error < (0.1 if iterations == 5 else 1e-4)
+
+
+@pytest.mark.parametrize("iterations", [5, 20, 100])
+def test_an_observation_that_no_data_have_does_not_diverge(iterations):
+    """The image in place of mask * image: the residual grows, and the best iterate is kept."""
+    rng, schedule = np.random.default_rng(0), schedules.linear()
+    root = rng.normal(size=(16, 16)) / 4
+    prior = gaussian(np.zeros(16, np.float32), np.float32(root @ root.T), schedule)
+    mask = jnp.asarray(np.arange(16) % 2, jnp.float32)
+    y = jnp.asarray(root @ rng.normal(size=16), jnp.float32)
+    x = jnp.asarray(rng.normal(size=16), jnp.float32)
     for method in (mmps, pigdm, diffpir):
-        x0 = method(prior, schedule, observe, jnp.asarray(Y), 0.0, iterations=2)(X, 0.5).x0
-        if method is not pigdm:  # which is exact for an isotropic prior only
-            np.testing.assert_allclose(observe(x0), Y, rtol=1e-8)
+        guided = method(prior, schedule, lambda x: mask * x, y, 0.0, iterations=iterations)
+        assert abs(guided(x, 0.5).x0).max() < 10
 
 
+def test_the_precision_of_y_is_that_of_the_prediction():
+    schedule = schedules.linear()
+    prior = gaussian(np.zeros(4, np.float32), np.eye(4, dtype=np.float32), schedule)
+    matrix, x = jnp.asarray(A, jnp.float32), jnp.asarray(X, jnp.float32)
+    for method in (mmps, pigdm, diffpir, dps):
+        x0 = method(prior, schedule, lambda x: matrix @ x, Y, 0.5)(x, 0.5).x0
+        assert x0.dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("without_type_checks")
 def test_wrong_arguments_are_named():
     schedule = schedules.linear()
     prior = gaussian(jnp.zeros(4), jnp.eye(4), schedule)
@@ -258,8 +303,15 @@ def test_wrong_arguments_are_named():
     for method in (dps, tweedie_twist):
         with pytest.raises(ValueError, match="noise: expected a finite number"):
             method(prior, schedule, observe, jnp.asarray(Y), 0.0)
-    with pytest.raises(ValueError, match="iterations: expected a finite number"):
-        mmps(prior, schedule, observe, jnp.asarray(Y), 1.0, 0)
+    for iterations in (0, 2.5):
+        with pytest.raises(ValueError, match="iterations: expected an integer of at least 1, got"):
+            mmps(prior, schedule, observe, jnp.asarray(Y), 1.0, iterations)
+    with pytest.raises(ValueError, match=r"noise: expected a shape that broadcasts to y, \(2,\)"):
+        mmps(prior, schedule, observe, jnp.asarray(Y), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"observe: expected a function of one sample"):
+        mmps(prior, schedule, A, jnp.asarray(Y), 1.0)
+    with pytest.raises(ValueError, match=r"y: expected the shape of observe\(x\), None"):
+        mmps(prior, schedule, lambda x: (x[:2], x[2:]), jnp.asarray(Y), 1.0)(X, 0.5)
     with pytest.raises(ValueError, match="t: expected a time with alpha > 0"):
         mmps(prior, schedule, observe, jnp.asarray(Y), 1.0)(X, 1.0)
     # without the derivative of the network there is a limit

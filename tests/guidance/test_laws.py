@@ -65,6 +65,6 @@ def test_the_exact_classifier_guides_as_classifier_free_guidance(make, scale):
 
             return log_density(M, V) - log_density(0.0, 1.0)
 
-        by_classifier = classifier(u, log_prob, schedule, scale)(x, t)
+        by_classifier = classifier(u, log_prob, schedule, scale, event_ndim=1)(x, t)
         for a, b in zip(by_classifier, cfg(c, u, scale)(x, t), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)

@@ -9,7 +9,7 @@ import pytest
 from diffjax import schedules
 from diffjax.exact import gaussian
 from diffjax.guidance import cfg, projected, rescaled, zero_star
-from diffjax.parametrizations import EPS, VELOCITY, V, target, velocity
+from diffjax.parametrizations import EPS, VELOCITY, X0, V, target, velocity
 
 PATHS = {name: getattr(schedules, name)() for name in ("linear", "linear_vp", "gvp")}
 EACH_PATH = pytest.mark.parametrize("path", PATHS)
@@ -111,6 +111,16 @@ def test_a_batch_is_guided_sample_by_sample(name):
         "zero_star": zero_star(c, u, schedule, 3.0, event_ndim=1),
     }[name]
     chex.assert_trees_all_close(guided(X, T), jax.vmap(guided, in_axes=(0, None))(X, T), rtol=1e-13)
+
+
+def test_a_constant_output_is_not_rescaled_and_one_number_cannot_be():
+    schedule = schedules.linear()
+    point = gaussian(jnp.ones(4), jnp.zeros((4, 4)), schedule)
+    still = rescaled(point, point, schedule, X0, 3.0, event_ndim=1)(X, T)
+    chex.assert_trees_all_close(still, point(X, T), rtol=1e-12)
+    one = gaussian(jnp.zeros(1), jnp.eye(1), schedule)
+    with pytest.raises(ValueError, match="event_ndim: expected samples of several numbers"):
+        rescaled(one, one, schedule, V, 3.0, event_ndim=1)(jnp.zeros((5, 1)), T)
 
 
 def test_phi_is_a_share():

@@ -56,5 +56,8 @@ def test_labels_and_logits_are_checked():
             loss_of(classify, SCHEDULE, jnp.ones(2), 0.5, label)
         loss = jax.jit(lambda label: loss_of(classify, SCHEDULE, jnp.ones(2), 0.5, label))(label)
         assert jnp.isnan(loss)
+    for label in (True, jnp.arange(2), jnp.array([0, 0, 1]), 1.0):
+        with pytest.raises(ValueError, match="label: expected one integer, got"):
+            loss_of(classify, SCHEDULE, jnp.ones(2), 0.5, label)
     with pytest.raises(ValueError, match=r"classify: expected logits of shape \(classes,\)"):
         loss_of(lambda x, t: jnp.zeros((1, 3)), SCHEDULE, jnp.ones(2), 0.5, 0)

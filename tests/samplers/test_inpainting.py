@@ -101,11 +101,15 @@ def test_a_multistep_method_keeps_the_memory_of_its_time():
     np.testing.assert_array_equal(out[:, 0], Y)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_wrong_arguments_are_named():
     schedule = linear()
     sampler = ddim(gaussian(jnp.zeros(2), jnp.eye(2), schedule), schedule)
-    with pytest.raises(ValueError, match="resamples: expected at least 1, got 0"):
-        repaint(sampler, schedule, KNOWN, MASK, 0)
+    for resamples in (0, 2.5):
+        with pytest.raises(ValueError, match="resamples: expected an integer of at least 1, got"):
+            repaint(sampler, schedule, KNOWN, MASK, resamples)
+    with pytest.raises(ValueError, match="mask: expected values 0 and 1, got"):
+        repaint(sampler, schedule, KNOWN, 0.5 * MASK)
     for name, arguments in {"known": (jnp.zeros(3), MASK), "mask": (KNOWN, jnp.zeros(3))}.items():
         with pytest.raises(ValueError, match=rf"{name}: expected a shape that broadcasts to x"):
             sample(

@@ -120,7 +120,7 @@ def test_a_predictor_of_two_evaluations_is_refused():
     sampler = predictor_corrector(data(linear()), linear(), midpoint)
     with pytest.raises(
         ValueError,
-        match="predictor: expected a kernel that evaluates the denoiser only at its own x",
+        match="predictor: expected a method that evaluates the denoiser once a step, at its own x",
     ):
         sample(jax.random.key(0), sampler, jnp.asarray(X1), uniform(2, end=0.1))
 
