@@ -42,8 +42,13 @@ def data(n=3):
 
 
 @jax.jit
-def run(network, x, t, cond=None):
-    return network(x, t, cond)
+def run(network, x, t, cond=None, **residuals):
+    return network(x, t, cond, **residuals)
+
+
+@jax.jit
+def residuals_of(control, x, t, hint, cond=None):
+    return control(x, t, hint, cond)
 
 
 def test_a_new_control_is_the_base_bitwise_and_a_trained_one_is_not():
@@ -72,15 +77,15 @@ def test_the_residuals_are_one_by_one_convolutions_of_the_copys_activations():
     control = nnx.clone(fresh())
     for conv in (*control.stored_out, control.middle_out):
         conv.kernel[...] = jnp.eye(conv.in_features, dtype=jnp.float32)
-    residuals = control(x, 0.3, hint, 2)
+    residuals = residuals_of(control, x, 0.3, hint, 2)
     assert len(residuals.stored) == 4 and residuals.stored[-1].shape == (3, 3, 3, 16)
     # the base, its activations doubled, is the base with these residuals
     twice = run(controlled(base(), [(control, hint, 1.0)]), x, 0.3, 2)
-    np.testing.assert_allclose(base()(x, 0.3, 2, residuals=residuals), twice, rtol=1e-6)
+    np.testing.assert_allclose(run(base(), x, 0.3, 2, residuals=residuals), twice, rtol=1e-6)
     # an activation that the way up does not see is not there: each one matters
     for i in range(len(residuals.stored)):
         one = residuals._replace(stored=tuple(a * (j != i) for j, a in enumerate(residuals.stored)))
-        assert abs(base()(x, 0.3, 2, residuals=one) - twice).max() > 1e-6
+        assert abs(run(base(), x, 0.3, 2, residuals=one) - twice).max() > 1e-6
 
 
 def loss(control, x, hint):
@@ -135,12 +140,12 @@ def test_training_leaves_the_base_alone_and_has_state_for_the_copy_only():
 
 def test_several_controls_add_up_with_their_weights():
     x, hint = data()
-    residuals = [trained()(x, 0.3, h, 2) for h in (hint, -2 * hint)]
+    residuals = [residuals_of(trained(), x, 0.3, h, 2) for h in (hint, -2 * hint)]
     total = jax.tree.map(lambda a, b: 0.5 * a - 0.7 * b, *residuals)
     controls = [(trained(), hint, 0.5), (trained(), -2 * hint, lambda t: -1.0 + t)]
     np.testing.assert_allclose(
         run(controlled(base(), controls), x, 0.3, 2),
-        base()(x, 0.3, 2, residuals=total),
+        run(base(), x, 0.3, 2, residuals=total),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -150,13 +155,13 @@ def test_guess_mode_weighs_the_middle_most():
     x, hint = data()
     weights = np.array([10 ** (-1 + i / 4) for i in range(5)])
     np.testing.assert_allclose(guess_weights(trained()), weights, rtol=1e-6)
-    stored, middle = trained()(x, 0.3, hint)
+    stored, middle = residuals_of(trained(), x, 0.3, hint)
     residuals = Residuals(
         tuple(w * a for w, a in zip(weights, stored, strict=False)), weights[-1] * middle
     )
     network = controlled(base(), [(trained(), hint, guess_weights(trained()))])
     np.testing.assert_allclose(
-        run(network, x, 0.3), base()(x, 0.3, residuals=residuals), rtol=1e-5, atol=1e-6
+        run(network, x, 0.3), run(base(), x, 0.3, residuals=residuals), rtol=1e-5, atol=1e-6
     )
 
 
@@ -178,7 +183,7 @@ def test_weights_are_mapped_and_hints_are_differentiated():
 
     weights = jnp.array([0.0, 0.5, 1.0])
     mapped = jax.jit(jax.vmap(first, (None, 0)))(hint[0], weights)
-    np.testing.assert_allclose(mapped[1], first(hint[0], 0.5), rtol=1e-5)
+    np.testing.assert_allclose(mapped[1], jax.jit(first)(hint[0], 0.5), rtol=1e-5)
     slope = jax.jit(jax.grad(first))(hint[0], 1.0)
     assert slope.shape == hint[0].shape and abs(slope).max() > 0
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from small_networks import random_like
 
+import diffjax as dj
 from diffjax.networks import UNet
 
 
@@ -67,3 +68,18 @@ def test_attention_only_where_asked():
     # Down: one block at each of 8, 4, 2. Up: two at each of 2, 4, 8.
     assert attending(()) == [False] * 9
     assert attending((4,)) == [False, True, False, False, False, True, True, False, False]
+
+
+def test_guidance_of_a_u_net_takes_less_than_two_forwards():
+    """The first convolutions do not see the condition: they are computed once."""
+    settings = {"width": 8, "multipliers": (1, 2), "blocks": 1, "num_classes": 3}
+    network, x = UNet((16, 16, 1), **settings, rngs=nnx.Rngs(0)), jnp.ones((16, 16, 1))
+
+    def denoiser(cond):
+        return dj.as_denoiser(dj.bind(network, cond=cond), dj.linear(), dj.X0)
+
+    def operations(denoise):
+        return jax.jit(denoise).lower(x, 0.5).compile().cost_analysis()["flops"]
+
+    one, guided = operations(denoiser(1)), operations(dj.cfg(denoiser(1), denoiser(3), 2.0))
+    assert 1.5 * one < guided < 1.98 * one
