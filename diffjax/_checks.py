@@ -92,6 +92,13 @@ def as_scalar(value, name: str):
     return value
 
 
+def as_static(n, name: str) -> jax.Array:
+    """N zeros, for an integer n >= 1 that is bound: a shape is static, while a number is traced."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {n!r}")
+    return jnp.zeros(n)
+
+
 def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Whether an array of this shape broadcasts to the whole shape."""
     matched = zip(reversed(shape), reversed(whole), strict=False)

@@ -48,21 +48,30 @@ SCORES = {
 }
 
 
-def law(kernel: Callable, ts, dimension: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variances at the end of a chain of affine Gaussian steps from N(0, I)."""
+def law(kernel: Callable, ts, mean, cov) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance at the end of the chain of an affine kernel, from N(mean, cov).
+
+    A step is x -> A x + b + std z, so the law stays Gaussian.
+    """
 
     @jax.jit
-    def run(ts):
+    def run(ts, mean, cov):
         def step(law, times):
             mean, cov = law
             slope = jax.jacfwd(lambda x: kernel(x, *times)[0])(mean)
             moved, std = kernel(mean, *times)
-            return (moved, slope @ cov @ slope.T + std**2 * jnp.eye(dimension)), None
+            return (moved, slope @ cov @ slope.T + std**2 * jnp.eye(len(mean))), None
 
-        return jax.lax.scan(step, (jnp.zeros(dimension), jnp.eye(dimension)), (ts[:-1], ts[1:]))[0]
+        return jax.lax.scan(step, (mean, cov), (ts[:-1], ts[1:]))[0]
 
-    mean, cov = run(jnp.asarray(ts))
-    return np.asarray(mean), np.diagonal(cov)
+    mean, cov = run(*map(jnp.asarray, (ts, mean, cov)))
+    return np.asarray(mean), np.asarray(cov)
+
+
+def numbers(kernel: Callable, ts, dimension: int) -> list[tuple[float, float]]:
+    """Mean and variance of each number of the samples, from N(0, I)."""
+    mean, cov = law(kernel, ts, np.zeros(dimension), np.eye(dimension))
+    return list(zip(mean, np.diagonal(cov), strict=True))
 
 
 def classifier_free(settings: Settings) -> dict:
@@ -76,8 +85,7 @@ def classifier_free(settings: Settings) -> dict:
     }
     ts = dj.uniform(settings.steps)
     for kind, kernel in KERNELS.items():
-        (mean,), (var,) = law(kernel(guidance.cfg(c, u, 3.0)), ts, 1)
-        rows[f"`cfg`, {kind}"] = [(mean, var)]
+        rows[f"`cfg`, {kind}"] = numbers(kernel(guidance.cfg(c, u, 3.0)), ts, 1)
     return rows
 
 
@@ -91,8 +99,7 @@ def observed(settings: Settings) -> dict:
     for method in (guidance.mmps, guidance.pigdm, guidance.diffpir, guidance.dps):
         guided = method(prior, SCHEDULE, lambda x: x[:1], jnp.ones(1), settings.noise)
         for kind, kernel in KERNELS.items():
-            means, variances = law(kernel(guided), ts, 2)
-            rows[f"`{method.__name__}`, {kind}"] = list(zip(means, variances, strict=True))
+            rows[f"`{method.__name__}`, {kind}"] = numbers(kernel(guided), ts, 2)
     return rows
 
 

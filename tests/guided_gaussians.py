@@ -6,25 +6,7 @@ import numpy as np
 import scipy.integrate
 
 from diffjax.schedules import coefficients
-
-
-def law(kernel, ts, mean, cov):
-    """Mean and covariance at the end of the chain of an affine kernel, exactly.
-
-    A step is x -> A x + b + std z: the law stays Gaussian.
-    """
-
-    @jax.jit
-    def run(ts, mean, cov):
-        def step(law, times):
-            mean, cov = law
-            a = jax.jacfwd(lambda x: kernel(x, *times)[0])(mean)
-            moved, std = kernel(mean, *times)
-            return (moved, a @ cov @ a.T + std**2 * jnp.eye(len(mean))), None
-
-        return jax.lax.scan(step, (mean, cov), (ts[:-1], ts[1:]))[0]
-
-    return [np.asarray(a) for a in run(*map(jnp.asarray, (ts, mean, cov)))]
+from experiments.guidance_laws import law
 
 
 def errors(kernel, expected, steps, mean, cov, start=1.0, end=0.0):

@@ -18,6 +18,11 @@ def with_x0(estimate: Estimate, x0, schedule, t) -> Estimate:
     return Estimate(x0, estimate.eps + ratio * (estimate.x0 - x0))
 
 
+def tweedie_gain(alpha, sigma):
+    """`sigma^2 / alpha`, by which Tweedie's formula multiplies dx0/dx, and 0 where alpha = 0."""
+    return jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), 0.0)
+
+
 def along_score(estimate: Estimate, gradient, schedule, t) -> Estimate:
     """The estimate whose score is larger by `gradient`, by Tweedie's formula.
 
@@ -32,8 +37,8 @@ def along_score(estimate: Estimate, gradient, schedule, t) -> Estimate:
         alpha,
         t,
     )
-    gain = jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), jnp.nan)
-    return Estimate(estimate.x0 + gain * gradient, estimate.eps - sigma * gradient)
+    x0 = estimate.x0 + tweedie_gain(alpha, sigma) * gradient
+    return Estimate(jnp.where(alpha > 0, x0, jnp.nan), estimate.eps - sigma * gradient)
 
 
 def event_of(event_ndim, name: str = "event_ndim"):

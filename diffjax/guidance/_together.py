@@ -26,7 +26,8 @@ def together(*denoisers: Denoiser):
 
 
 def _in_turn(denoisers, x, t):
-    names = [*("conditional" + f"s[{i}]" * (len(denoisers) > 2) for i in range(len(denoisers) - 1))]
+    n = len(denoisers) - 1
+    names = ["conditional"] if n == 1 else [f"conditionals[{i}]" for i in range(n)]
     return tuple(
         call_denoiser(denoise, x, t, name)
         for denoise, name in zip(denoisers, [*names, "unconditional"], strict=True)

@@ -24,12 +24,19 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser
-from .._checks import as_float, as_scalar, broadcasts_to, check_number, described
+from .._checks import (
+    as_float,
+    as_scalar,
+    as_static,
+    broadcasts_to,
+    check_number,
+    described,
+)
 from .._once import once
 from .._varying import vary_alike, varying_scan, zeros_of
 from ..schedules import alpha_sigma
 from ..typing import Denoiser, Estimate, Schedule, Time
-from ._moves import along_score, with_x0
+from ._moves import along_score, tweedie_gain, with_x0
 
 __all__ = ["diffpir", "dps", "mmps", "pigdm", "tweedie_twist"]
 
@@ -75,15 +82,14 @@ def mmps(
     Array([1. , 0.5], dtype=float32)
     """
     problem = _problem(observe, y, noise)
-    return bind(_mmps, denoise, schedule, problem, _steps(iterations))
+    return bind(_mmps, denoise, schedule, problem, as_static(iterations, "iterations"))
 
 
 @once
 def _mmps(denoise, schedule, problem, empty, x, t) -> Estimate:
     estimate, transposed = _with_jacobian(denoise, x, t)
     a, a_transposed, residual, variance = _linearized(problem, estimate.x0)
-    alpha, sigma = alpha_sigma(schedule, t)
-    gain = sigma**2 / jnp.where(alpha > 0, alpha, 1.0)
+    gain = tweedie_gain(*alpha_sigma(schedule, t))
     k = _conjugate_gradients(
         lambda u: gain * a(transposed(a_transposed(u))) + variance * u, residual, empty
     )
@@ -129,7 +135,7 @@ def pigdm(
     """
     check_number(prior_std, "prior_std", low=1e-38)
     problem = _problem(observe, y, noise)
-    return bind(_pigdm, denoise, schedule, problem, prior_std, _steps(iterations))
+    return bind(_pigdm, denoise, schedule, problem, prior_std, as_static(iterations, "iterations"))
 
 
 @once
@@ -182,7 +188,7 @@ def diffpir(
     """
     check_number(weight, "weight", low=1e-38)
     problem = _problem(observe, y, noise)
-    return bind(_diffpir, denoise, schedule, problem, weight, _steps(iterations))
+    return bind(_diffpir, denoise, schedule, problem, weight, as_static(iterations, "iterations"))
 
 
 @once
@@ -270,8 +276,8 @@ def tweedie_twist(
     Raises:
         ValueError: if a concrete noise is not positive; see also `mmps`.
 
-    Reference: Wu et al. 2023 (TDS, arXiv 2306.17775), section 3, with the covariance of Rozet et
-    al. 2024 (arXiv 2405.13712).
+    Reference: Wu et al. 2023 (TDS, arXiv 2306.17775), with the covariance of Rozet et al. 2024
+    (arXiv 2405.13712).
 
     >>> prior = gaussian(jnp.zeros(1), jnp.eye(1), linear())
     >>> log_twist = tweedie_twist(prior, linear(), lambda x: x, jnp.ones(1), 1.0)
@@ -288,12 +294,11 @@ def _tweedie_twist(denoise, schedule, problem, x, t):
     # at sigma = 0 the data are x / alpha, and a network may be undefined
     x0 = jnp.where(sigma > 0, estimate.x0, x / jnp.where(sigma > 0, 1.0, alpha))
     a, a_transposed, residual, variance = _linearized(problem, x0)
-    gain = sigma**2 / jnp.where(alpha > 0, alpha, 1.0)
     basis = jnp.eye(residual.size, dtype=residual.dtype).reshape(-1, *residual.shape)
     basis, residual = vary_alike(basis, residual)
     rows = jax.vmap(lambda u: a(transposed(a_transposed(u))))(basis).reshape(2 * (residual.size,))
     noise = jnp.broadcast_to(variance, residual.shape).ravel()
-    covariance = jnp.where(sigma > 0, gain * rows, 0.0) + jnp.diag(noise)
+    covariance = jnp.where(sigma > 0, tweedie_gain(alpha, sigma) * rows, 0.0) + jnp.diag(noise)
     return jax.scipy.stats.multivariate_normal.logpdf(
         residual.ravel(), jnp.zeros(residual.size), covariance
     )
@@ -312,13 +317,6 @@ def _problem(observe, y, noise):
             f"noise: expected a shape that broadcasts to y, {y.shape}, got {jnp.shape(noise)}"
         )
     return observe, y, noise
-
-
-def _steps(iterations):
-    """An array as long as the iterations: a shape is static, while a number is traced."""
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations: expected an integer of at least 1, got {iterations!r}")
-    return jnp.zeros(iterations)
 
 
 def _with_jacobian(denoise, x, t):

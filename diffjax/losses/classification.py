@@ -42,7 +42,7 @@ def noisy_classification(
         ValueError: if the logits are not a vector, or the label is not one integer, or a concrete
             one is not a class. A traced one that is not gives NaN.
 
-    Reference: Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233), section 4; (1.40).
+    Reference: Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233); (1.40).
 
     >>> classify = lambda x, t: jnp.zeros(10)
     >>> loss = noisy_classification(jax.random.key(0), classify, linear(), jnp.ones(2), 0.5, 3)

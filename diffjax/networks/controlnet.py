@@ -46,8 +46,7 @@ class ControlNet(nnx.Module):
         ValueError: if `unet` is no UNet, `rngs` is a key or a size is not positive; if the hint has
             another shape.
 
-    Reference: Zhang et al. 2023 (ControlNet, arXiv 2302.05543), eq. 1-2 and section 3; (1.43),
-    (1.44).
+    Reference: Zhang et al. 2023 (ControlNet, arXiv 2302.05543); (1.43), (1.44).
 
     >>> unet = UNet((8, 8, 1), width=8, multipliers=(1,), blocks=1, rngs=nnx.Rngs(0))
     >>> control = ControlNet(unet, 3, rngs=nnx.Rngs(1))
@@ -126,7 +125,7 @@ def controlled(unet: UNet, controls: Sequence[tuple]) -> Network:
         ValueError: if a control is not a triple; when it is called, if a hint or a weight has
             another shape.
 
-    Reference: Zhang et al. 2023 (ControlNet, arXiv 2302.05543), section 3.4; (1.44).
+    Reference: Zhang et al. 2023 (ControlNet, arXiv 2302.05543); (1.44).
 
     >>> unet = UNet((8, 8, 1), width=8, multipliers=(1,), blocks=1, rngs=nnx.Rngs(0))
     >>> edges, mask = (ControlNet(unet, 1, rngs=nnx.Rngs(i)) for i in (1, 2))

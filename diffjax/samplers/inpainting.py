@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._bind import bind
-from .._checks import broadcasts_to, check_that
+from .._checks import as_static, broadcasts_to, check_that
 from .._varying import varying_scan
 from ..process import perturb, transition
 from ..typing import Sampler, Schedule, State
@@ -38,8 +38,8 @@ def repaint(
         ValueError: if resamples is no integer of at least 1, or a concrete mask has other values
             than 0 and 1; and at the first step, if known or mask does not broadcast to x.
 
-    Reference: Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), algorithm 1; Song et al. 2021
-    (arXiv 2011.13456), appendix I.2, for replacement.
+    Reference: Lugmayr et al. 2022 (RePaint, arXiv 2201.09865); Song et al. 2021 (arXiv 2011.13456)
+    for replacement.
 
     >>> denoise = gaussian(jnp.zeros(2), jnp.array([[1.0, 0.9], [0.9, 1.0]]), linear())
     >>> known, mask = jnp.array([2.0, 0.0]), jnp.array([1.0, 0.0])
@@ -48,11 +48,9 @@ def repaint(
     >>> float(x0[0, 0]), bool(abs(x0[:, 1].mean() - 1.8) < 0.1)
     (2.0, True)
     """
-    if not isinstance(resamples, int) or resamples < 1:
-        raise ValueError(f"resamples: expected an integer of at least 1, got {resamples!r}")
     known, mask = jnp.asarray(known), jnp.asarray(mask)
     check_that(lambda m: (m == 0) | (m == 1), "mask: expected values 0 and 1, got {}", mask)
-    empty = jnp.zeros(resamples)  # a shape is static, while a number would be traced
+    empty = as_static(resamples, "resamples")
     return Sampler(sampler.init, bind(_repaint, sampler, schedule, known, mask, empty))
 
 

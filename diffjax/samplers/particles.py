@@ -16,6 +16,7 @@ from .._bind import bind
 from .._calls import call_denoiser, reuse
 from .._checks import as_scalar, check_number, check_that
 from .._varying import zeros_of
+from ..guidance._moves import tweedie_gain
 from ..guidance._together import together
 from ..process import posterior
 from ..schedules import alpha_sigma, diffusion_squared
@@ -90,8 +91,7 @@ def effective_sample_size(state: State) -> Float[Array, ""]:
     Raises:
         ValueError: if all concrete weights are 0, or one is NaN.
 
-    Reference: Doucet and Johansen 2009 (A tutorial on particle filtering and smoothing), section
-    3.5.
+    Reference: Doucet and Johansen 2009 (A tutorial on particle filtering and smoothing).
 
     >>> state = State(jnp.zeros(3), Particles(jnp.log(jnp.array([0.5, 0.5, 0.0]))))
     >>> effective_sample_size(state)
@@ -115,8 +115,7 @@ def resample(key: PRNGKeyArray, state: State) -> Float[Array, "p *x"]:
     Raises:
         ValueError: if all concrete weights are 0, or one is NaN.
 
-    Reference: Doucet and Johansen 2009 (A tutorial on particle filtering and smoothing), section
-    3.4.
+    Reference: Doucet and Johansen 2009 (A tutorial on particle filtering and smoothing).
 
     >>> state = State(jnp.arange(4.0), Particles(jnp.log(jnp.array([0.0, 0.5, 0.5, 0.0]))))
     >>> resample(jax.random.key(0), state)
@@ -164,7 +163,8 @@ def twisted(
     As the number of particles grows, their law tends to the posterior of the chain of this grid,
     for every twist that is positive wherever the likelihood is. A twist close to the likelihood of
     x_t keeps the weights even. The mean of the weights estimates the evidence without bias
-    (`log_evidence`). A particle at which the twist is 0 keeps the weight 0.
+    (`log_evidence`). A particle at which the twist is 0 keeps the weight 0. 1 evaluation of the
+    denoiser and 1 of the twist with its gradient per step.
 
     Args:
         denoise: the denoiser of the prior.
@@ -181,7 +181,7 @@ def twisted(
         ValueError: if a concrete threshold is negative; at the first step, if x has no axis of
             particles, or log_twist does not return a scalar for one particle.
 
-    Reference: Wu et al. 2023 (TDS, arXiv 2306.17775), algorithm 1.
+    Reference: Wu et al. 2023 (TDS, arXiv 2306.17775).
 
     >>> prior = gaussian(jnp.zeros(1), jnp.eye(1), linear())
     >>> twist = tweedie_twist(prior, linear(), lambda x: x, jnp.ones(1), 0.5)
@@ -229,11 +229,9 @@ def _twisted_step(denoise, schedule, log_twist, threshold, key, state, t, s):
     keys = jax.random.split(key)
     x, (log_weights, (value, gradient)) = _redrawn(keys[0], state, threshold)
     x_weight, x0_weight, std = posterior(schedule, s, t)
-    alpha, sigma = alpha_sigma(schedule, t)
     # Where alpha = 0, x says nothing about the data, and where std = 0, there is no density: the
     # step is not guided.
-    gain = jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), 0.0)
-    noisy = std > 0
+    gain, noisy = tweedie_gain(*alpha_sigma(schedule, t)), std > 0
     shift = jnp.where(noisy, x0_weight * gain / jnp.where(noisy, std, 1.0), 0.0) * gradient
     z = jax.random.normal(keys[1], x.shape, x.dtype)
     mean = x_weight * x + x0_weight * call_denoiser(denoise, x, t).x0

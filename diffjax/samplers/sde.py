@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from .._bind import bind
 from .._calls import call_denoiser, call_network, reuse
-from .._checks import as_scalar, check_number
+from .._checks import as_scalar, as_static, check_number
 from .._varying import varying_scan
 from ..schedules import alpha_sigma, diffusion
 from ..typing import Amplitude, Denoiser, Kernel, Network, Sampler, Schedule
@@ -122,9 +122,7 @@ def predictor_corrector(
     True
     """
     check_number(snr, "snr", 0)
-    if corrections < 1:
-        raise ValueError(f"corrections: expected at least 1, got {corrections}")
-    empty = jnp.zeros(corrections)  # a shape is static, while a number would be traced
+    empty = as_static(corrections, "corrections")
     return one_step(bind(_predictor_corrector, denoise, schedule, predictor, snr, empty))
 
 
