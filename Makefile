@@ -53,6 +53,7 @@ bench: .venv/.installed
 
 .venv/.parity: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch==3.3.0
 	touch $@
 
 clean:

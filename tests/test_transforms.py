@@ -527,6 +527,11 @@ ROWS = {
     "from_betas": Row(
         lambda a, b: schedules.from_betas(jnp.linspace(a, b, 5)), _values, (0.1, 0.3)
     ),
+    "zero_terminal_snr": Row(
+        lambda a, b: schedules.from_betas(schedules.zero_terminal_snr(jnp.linspace(a, b, 5))),
+        _values,
+        (0.1, 0.3),
+    ),
     "to_betas": Row(schedules.linear_vp, _betas, (0.1, 20.0)),
     "from_sde": Row(lambda a: schedules.from_sde(_drift, bind(_diffusion, a), 8), _values, (0.7,)),
     "quantities": Row(

@@ -21,7 +21,9 @@ __all__ = [
     "apply_flat",
     "apply_images",
     "apply_polymorphic",
+    "attend",
     "batch_norm",
+    "cast",
     "check_grid_shape",
     "check_settings",
     "condition_of",
@@ -31,6 +33,7 @@ __all__ = [
     "layer_norm",
     "modulate",
     "time_features",
+    "with_auto_axes",
     "zero_linear",
 ]
 
@@ -117,14 +120,14 @@ def apply_polymorphic(
         if network.condition is not None:
             rows = _embed_condition(network.condition, cond, lead, x.dtype)
         embedding = network.embed(t.reshape(t.shape or (1,) * split), rows)
-        (network, x, embedding), others = _cast(((network, x, embedding), others), network.dtype)
+        (network, x, embedding), others = cast(((network, x, embedding), others), network.dtype)
         return forward(network, x, embedding, key, *others)
 
     key = key if network.dropout else None
-    return _cast(_with_auto_axes(embedded, network, x, t, cond, key, others), x.dtype)
+    return cast(with_auto_axes(embedded, network, x, t, cond, key, others), x.dtype)
 
 
-def _cast(tree, dtype):
+def cast(tree, dtype):
     """The tree with its floating-point arrays in a dtype; the tree itself if that is None."""
 
     def cast(leaf):
@@ -183,10 +186,10 @@ def apply_images(forward: Callable[..., Array], network, size: int, x) -> Array:
         features = forward(network, flat)
         return features.reshape(*x.shape[:-3], features.shape[-1])
 
-    return _with_auto_axes(resized, network, x)
+    return with_auto_axes(resized, network, x)
 
 
-def _with_auto_axes(forward: Callable[..., Any], network, x, *args) -> Any:
+def with_auto_axes(forward: Callable[..., Any], network, x, *args) -> Any:
     """`forward(network, x, *args)`, whose leading axes are sharded as those of x.
 
     On a mesh with explicit axes a reshape or a gather needs a sharding where several are possible.
@@ -394,17 +397,30 @@ class Attention(nnx.Module):
         else:
             _check_tokens("context", context, self.context)
             (q,), (k, v) = self._heads(self.q(x), 1), self._heads(self.kv(context), 2)
-        # The logits of jax.nn.dot_product_attention are float32 even if the inputs are float64.
-        exact = jnp.promote_types(q.dtype, jnp.float32)
-        logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=exact)
-        weights = jax.nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
-        return self.out(jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(x.shape))
+        return self.out(attend(q, k, v).reshape(x.shape))
 
     def _heads(self, x: Array, parts: int) -> list[Array]:
         """Splits (n, tokens, parts * width) into parts (n, tokens, heads, width / heads)."""
         n, tokens, channels = x.shape
         heads = parts * self.heads
         return jnp.split(x.reshape(n, tokens, heads, channels // heads), parts, axis=2)
+
+
+def attend(q: Array, k: Array, v: Array, causal: bool = False) -> Array:
+    """`softmax(q k^T / sqrt(c)) v` for q (n, tokens, heads, c), k and v (n or 1, others, heads, c).
+
+    With `causal`, a token sees itself and those before it.
+    """
+    k, v = (jnp.broadcast_to(a, (q.shape[0], *a.shape[1:])) for a in (k, v))
+    # The logits of jax.nn.dot_product_attention are float32 even if the inputs are float64.
+    exact = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=exact)
+    logits = logits / math.sqrt(q.shape[-1])
+    if causal:
+        seen = jnp.tri(q.shape[1], k.shape[1], dtype=bool)[None, None]
+        logits = jnp.where(seen, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    return jnp.einsum("nhqk,nkhc->nqhc", weights, v)
 
 
 def _check_tokens(name: str, tokens: Array, channels: int | None) -> None:

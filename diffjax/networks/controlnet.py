@@ -1,6 +1,7 @@
 """ControlNet: a trainable copy of a U-Net's way down adds a control to the frozen network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,14 +107,14 @@ def _activations(unet):
     return encode(unet, unet.inputs(x), embedding, keys_from(None))
 
 
-def controlled(unet: UNet, controls: Sequence[tuple]) -> Network:
+def controlled(unet: Callable[..., Array], controls: Sequence[tuple]) -> Network:
     """A U-Net with one or several controls, `network(x, t, cond=None, key=None)`.
 
     The residuals of the controls are multiplied by their weights and added up. The result is a
     pytree of the networks, the hints and the weights: all may be differentiated and mapped.
 
     Args:
-        unet: the U-Net, or one with the same activations.
+        unet: the U-Net, or one with the same activations; one of Stable Diffusion, too.
         controls: for each control `(net, hint, weight)`: a `ControlNet`; its hint; and a scalar, a
             function of time, or one number for each activation, the middle last, such as
             `guess_weights(net)`.
@@ -163,14 +164,14 @@ def _weighted(residuals: Residuals, weight) -> Residuals:
     return structure.unflatten([weights[i] * a for i, a in enumerate(leaves)])
 
 
-def guess_weights(net: ControlNet) -> Array:
+def guess_weights(net: Any) -> Array:
     """The weights of guess mode, in which the control must do without a condition.
 
     They are spaced evenly in the logarithm, from 0.1 for the first stored activation to 1 for the
     middle: a control of a U-Net's coarse levels guides the content, and the fine levels are free.
 
     Args:
-        net: the control.
+        net: a `ControlNet`, also one of Stable Diffusion.
 
     Returns:
         One weight for each stored activation, and one for the middle.

@@ -29,7 +29,7 @@ from .coefficients import (
     half_log_snr,
     half_log_snr_inverse,
 )
-from .converted import from_betas, from_sde, to_betas
+from .converted import from_betas, from_sde, to_betas, zero_terminal_snr
 from .learned import MonotoneNetwork, init_monotone, monotone_vp
 from .paths import cosine, edm, gvp, linear, linear_vp, sub_vp, ve
 
@@ -55,4 +55,5 @@ __all__ = [
     "sub_vp",
     "to_betas",
     "ve",
+    "zero_terminal_snr",
 ]

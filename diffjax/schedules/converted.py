@@ -11,7 +11,7 @@ from .._checks import as_float, check_that
 from .._numerics import safe_sqrt
 from ..typing import Schedule
 
-__all__ = ["from_betas", "from_sde", "to_betas"]
+__all__ = ["from_betas", "from_sde", "to_betas", "zero_terminal_snr"]
 
 
 def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
@@ -19,17 +19,18 @@ def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
 
     `log alpha = 1/2 log prod_{j<=i} (1 - beta_j)` at t = i / n, and it is linear in between. The
     path is variance-preserving. `uniform(n)` visits the chain's own steps, and beta(t) of (1.26) is
-    constant on each of them.
+    constant on each of them. If the last beta is 1, as after `zero_terminal_snr`, alpha itself is
+    linear on the last step, and 0 at t = 1.
 
     Args:
-        betas: beta_1 ... beta_n, each in [0, 1).
+        betas: beta_1 ... beta_n, each in [0, 1); the last one may be 1.
 
     Returns:
         The schedule.
 
     Raises:
         ValueError: if betas is not a non-empty vector, a concrete value is not finite or not in
-            [0, 1), or concrete values look like `alphas_cumprod`.
+            [0, 1), but for a last one of 1, or concrete values look like `alphas_cumprod`.
 
     Reference: Ho et al. 2020 (DDPM, arXiv 2006.11239), eq. 4; Lu et al. 2022 (DPM-Solver, arXiv
     2206.00927), appendix D.1.
@@ -43,8 +44,8 @@ def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
     if betas.ndim != 1 or not betas.size:
         raise ValueError(f"betas: expected a non-empty vector, got shape {betas.shape}")
     check_that(
-        lambda b: (b >= 0) & (b < 1),
-        "betas: expected finite values in [0, 1), got {}",
+        lambda b: (b >= 0) & ((b < 1) | (b == 1) & (np.arange(b.size) == b.size - 1)),
+        "betas: expected finite values in [0, 1), or a last one of 1, got {}",
         betas,
     )
     check_that(
@@ -63,8 +64,46 @@ def _from_betas(starts, steps, t):
     # The steps are kept, too, because a difference of two sums would lose digits of the slope.
     n = steps.size
     i = jnp.clip(jnp.floor(t * n).astype(int), 0, n - 1)
-    log_alpha = starts[i] + (t * n - i) * steps[i]
-    return jnp.exp(log_alpha), safe_sqrt(-jnp.expm1(2 * log_alpha))
+    part, step = t * n - i, steps[i]
+    ends = jnp.isneginf(step)  # the signal ends at t = 1
+    log_alpha = starts[i] + part * jnp.where(ends, 0.0, step)
+    alpha = jnp.exp(log_alpha) * jnp.where(ends, 1 - part, 1.0)
+    variance = jnp.where(ends, 1 - alpha**2, -jnp.expm1(2 * log_alpha))
+    return alpha, safe_sqrt(variance)
+
+
+def zero_terminal_snr(betas: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
+    """The betas of a chain whose signal ends at zero: the last one becomes 1.
+
+    `alpha_i' = (alpha_i - alpha_n) alpha_1 / (alpha_1 - alpha_n)`, so that the first noise level
+    stays and the last has no signal. At t = 1 the network must predict v, the velocity or x0.
+
+    Args:
+        betas: beta_1 ... beta_n, each in [0, 1), n at least 2.
+
+    Returns:
+        The new betas, for `from_betas`.
+
+    Raises:
+        ValueError: if betas is no vector of at least two numbers, or a concrete value is not in
+            [0, 1).
+
+    Reference: Lin et al. 2023 (arXiv 2305.08891), algorithm 1.
+
+    >>> betas = zero_terminal_snr(jnp.linspace(1e-4, 0.02, 1000))
+    >>> round(float(betas[0]), 6), float(betas[-1]), float(from_betas(betas)(1.0)[0])
+    (0.0001, 1.0, 0.0)
+    """
+    betas = as_float(betas, "betas")
+    if betas.ndim != 1 or betas.size < 2:
+        raise ValueError(f"betas: expected a vector of at least two numbers, got {betas.shape}")
+    check_that(lambda b: (b >= 0) & (b < 1), "betas: expected values in [0, 1), got {}", betas)
+    logs = 0.5 * jnp.cumsum(jnp.log1p(-betas))
+    # alpha_i - alpha_n and alpha_1 - alpha_n without cancellation, but for the factor alpha_n
+    above = jnp.expm1(logs - logs[-1])
+    alphas = jnp.exp(logs[0]) * above / above[0]
+    ratios = alphas[1:] / alphas[:-1]
+    return jnp.concatenate([betas[:1], 1 - ratios**2])
 
 
 def to_betas(schedule: Schedule, n: int) -> Float[Array, " {n}"]:
