@@ -25,6 +25,9 @@ from diffjax.networks import MLP
 from diffjax.parametrizations import as_denoiser, target
 from experiments import couplings, small_models, toy2d, train_images
 from experiments import objectives as objectives_study
+from experiments.controlnet import controls as image_controls
+from experiments.controlnet.__main__ import others_of_the_class, sudden
+from experiments.controlnet.models import fold, unfold
 from experiments.image_models import Images, digits, fashion_mnist, models, pixels, scores
 from experiments.objectives import PATHS
 from experiments.objectives import objectives as losses
@@ -369,3 +372,45 @@ def test_images_that_cannot_be_a_data_set_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"data: expected uint8 images .* got none"):
         train_images.load(tmp_path / "empty")
+
+
+def squares(left, n=28):
+    """A white square of 12x12 pixels, whose left side is at `left`."""
+    image = np.zeros((1, n, n))
+    image[0, 8:20, left : left + 12] = 255
+    return image
+
+
+def test_edges_are_thin_and_agree_within_a_pixel():
+    edges, agree = image_controls.edges, image_controls.within_a_pixel
+    base = edges(squares(8))
+    # the outline of a square of side 12, without its round corners
+    assert 36 <= base.sum() <= 48 and not base[0, 10:18, 10:18].any()
+    assert base[0, 14].sum() == 2 and base[0, :, 14].sum() == 2
+    assert agree(base, base) == 1.0 and agree(base, edges(squares(9))) == 1.0
+    far = agree(base, edges(squares(20)))
+    # the upper and lower sides do not meet, the left one lies on the old right one
+    assert 0 < far < 0.25
+    empty = np.zeros((1, 28, 28), bool)
+    assert agree(empty, empty) == 1.0 and agree(empty, base) == 0.0
+
+
+def test_the_coarse_mask_and_its_overlap():
+    mask = image_controls.mask(squares(8))
+    np.testing.assert_array_equal(mask, squares(8) > 0)
+    assert image_controls.overlap(mask, image_controls.mask(squares(12))) == 1 / 2
+
+
+def test_folding_keeps_each_block_of_four_pixels():
+    images = np.arange(2 * 4 * 6).reshape(2, 4, 6)
+    folded = fold(images)
+    assert folded.shape == (2, 2, 3, 4)
+    np.testing.assert_array_equal(folded[1, 1, 2], images[1, 2:, 4:].ravel())
+    np.testing.assert_array_equal(unfold(folded), images)
+
+
+def test_sudden_convergence_and_the_images_to_compare_with():
+    assert sudden({50: 0.2, 100: 0.31, 150: 0.5, 200: 0.4}, 0.2) == 100
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    others = others_of_the_class(labels[:2], labels, 0)
+    assert (others >= 2).all() and (labels[others] == labels[:2]).all()

@@ -258,6 +258,26 @@ def test_from_betas_moves_with_its_betas():
     np.testing.assert_allclose(jax.grad(alpha_bar)(betas), [-0.8, -0.9, 0.0], rtol=1e-12)
 
 
+def test_a_chain_without_signal_at_its_end():
+    """Algorithm 1 of Lin et al. 2023, in mpmath; alpha is linear on the last step."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    roots, bar = [], mp.mpf(1)
+    for beta in betas:
+        bar *= 1 - mp.mpf(float(beta))
+        roots.append(mp.sqrt(bar))
+    expected = [(root - roots[-1]) * roots[0] / (roots[0] - roots[-1]) for root in roots]
+    new = schedules.zero_terminal_snr(jnp.asarray(betas))
+    schedule = from_betas(new)
+    alphas, sigmas = np.asarray(at(schedule, np.arange(1, 1001) / 1000))
+    np.testing.assert_allclose(alphas, np.array(expected, float), rtol=1e-11, atol=0)
+    np.testing.assert_allclose(alphas**2 + sigmas**2, 1, rtol=1e-13)
+    assert float(new[0]) == pytest.approx(betas[0], rel=1e-12) and float(new[-1]) == 1.0
+    half = np.asarray(at(schedule, np.array([0.9995])))[0]
+    np.testing.assert_allclose(half, alphas[-2] / 2, rtol=1e-9)
+    slope = jax.jacfwd(lambda t: jnp.stack(schedule(t)))(1.0)
+    np.testing.assert_allclose(slope, [-1000 * alphas[-2], 0.0], rtol=1e-9, atol=1e-12)
+
+
 SDES = {  # f and g of paths whose alpha and sigma are known
     "linear_vp": (lambda t: -0.5 * (0.1 + 19.9 * t), lambda t: jnp.sqrt(0.1 + 19.9 * t)),
     "linear": (lambda t: -1 / (1 - t), lambda t: jnp.sqrt(2 * t / (1 - t))),

@@ -55,7 +55,8 @@ def from_betas(betas: Float[ArrayLike, " n"]) -> Schedule:
         "1 - a / jnp.concatenate([jnp.ones(1), a[:-1]])",
         betas,
     )
-    steps = 0.5 * jnp.log1p(-betas)
+    ends = betas == 1
+    steps = jnp.where(ends, -jnp.inf, 0.5 * jnp.log1p(-jnp.where(ends, 0.0, betas)))
     starts = jnp.concatenate([jnp.zeros_like(steps[:1]), jnp.cumsum(steps)[:-1]])
     return bind(_from_betas, starts, steps)
 

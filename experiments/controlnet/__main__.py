@@ -28,9 +28,9 @@ class Settings:
     """folder of figures, scores and checkpoints; a run in it is continued"""
     width: int = 32
     """channels of the U-Net's first level"""
-    steps: int = 4000
+    steps: int = 2000
     """training steps of the U-Net"""
-    control_steps: int = 2000
+    control_steps: int = 800
     """training steps of each control"""
     batch: int = 64
     """images in a step"""
@@ -38,14 +38,16 @@ class Settings:
     """peak learning rate of Adam, after warm-up and before cosine decay"""
     label_dropout: float = 0.1
     """share of the labels that the null label replaces"""
-    every: int = 100
+    every: int = 50
     """steps between two measurements of the agreement, and between two checkpoints"""
-    watched: int = 100
+    watched: int = 64
     """held-out controls of those measurements"""
     samples: int = 2000
     """held-out controls of the scores"""
-    sampling_steps: int = 12
-    """steps of DPM-Solver++(2M), with one evaluation each, unguided"""
+    sampling_steps: int = 10
+    """steps of DPM-Solver++(2M), with one evaluation each if unguided"""
+    guidance: float = 2.0
+    """guidance scale of the guided samples"""
     seed: int = 0
     """seed of all random numbers"""
 
@@ -70,8 +72,9 @@ SCORES = {
         "without the control and its last value."
     ),
 }
-WITH, WITHOUT = "with the control", "the U-Net alone, same label"
-UNLABELLED, OTHERS = "the U-Net alone, no label", "other held-out images of the class"
+WITH, GUIDED = "with the control", "with the control, guided"
+WITHOUT, WITHOUT_GUIDED = "the U-Net alone", "the U-Net alone, guided"
+OTHERS, THEMSELVES = "other held-out images of the class", "the held-out images themselves"
 
 
 def agreement(control: Control, images: np.ndarray, asked: np.ndarray) -> float:
@@ -98,12 +101,12 @@ class Study:
             name: c.of(self.images[: settings.samples]) for name, c in CONTROLS.items()
         }
 
-    def draw(self, network_of, name: str, n: int, seed: int = 0, labels=None) -> np.ndarray:
-        """Images for the first n controls. The noise is that of the seed."""
-        labels = self.labels[:n] if labels is None else labels
-        hints = models.fold(self.controls[name][:n].astype(np.float32))
-        key, steps = jax.random.key(seed), self.settings.sampling_steps
-        return np.asarray(models.draw(key, network_of, jnp.asarray(labels), hints, steps))
+    def draw(self, network_of, name: str, n: int, seed: int = 0, unet=None) -> np.ndarray:
+        """Images for the first n controls; guided if the U-Net is given."""
+        hints = jnp.asarray(models.fold(self.controls[name][:n].astype(np.float32)))
+        labels, key = jnp.asarray(self.labels[:n]), jax.random.key(seed)
+        numbers = self.settings.sampling_steps, unet, self.settings.guidance
+        return np.asarray(models.draw(key, network_of, labels, hints, *numbers))
 
     def watch(self, name: str):
         """Writes the agreement during the training to agreement.jsonl."""
@@ -138,7 +141,7 @@ class Study:
                 }
                 for row, images in rows.items()
             }
-            scores[name]["the held-out images themselves"] = {
+            scores[name][THEMSELVES] = {
                 "agreement": agreement(control, self.images[:n], asked),
                 "Fréchet distance": frechet_distance(vectors(self.images[:n]), rest),
             }
@@ -198,14 +201,18 @@ def main(settings: Settings) -> dict:
     alone = models.without_control(unet)
     plain = {
         WITHOUT: study.draw(alone, "edges", n),
-        UNLABELLED: study.draw(alone, "edges", n, labels=np.full(n, models.CLASSES)),
+        WITHOUT_GUIDED: study.draw(alone, "edges", n, unet=unet),
     }
     for name, control in CONTROLS.items():
         hints = models.fold(control.of(data.train[..., 0]).astype(np.float32))
         networks[name] = models.train_control(
             unet, (*folded, hints), settings, name, study.watch(name)
         )
-        drawn[name] = {WITH: study.draw(networks[name], name, n), **plain}
+        drawn[name] = {
+            WITH: study.draw(networks[name], name, n),
+            GUIDED: study.draw(networks[name], name, n, unet=unet),
+            **plain,
+        }
         curves[name] = study.curve(name)
 
     scores = study.scores(drawn)

@@ -96,7 +96,10 @@ def train_control(unet: UNet, data, settings, name: str, watch) -> Callable:
     apply, params = training.functional(ControlNet(unet, EVENT[-1], rngs=nnx.Rngs(settings.seed)))
     of = dj.bind(_controlled, apply, unet)
     out = settings.out / name
-    watched = lambda step, params: watch(step, dj.bind(of, params))  # noqa: E731
+
+    def watched(step, params):
+        watch(step, dj.bind(of, params))
+
     params = train(of, params, data, settings, settings.control_steps, out, watched)
     return dj.bind(of, params)
 
@@ -115,14 +118,29 @@ def _uncontrolled(unet, hint):
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def draw(key: jax.Array, network_of: Callable, labels, hints, steps: int) -> jax.Array:
-    """Images (n, 28, 28) from 0 to 255 of the labels and folded hints, by DPM-Solver++(2M)."""
+def draw(
+    key: jax.Array,
+    network_of: Callable,
+    labels,
+    hints,
+    steps: int,
+    unet: UNet | None = None,
+    scale: float = 1.0,
+) -> jax.Array:
+    """Images (n, 28, 28) from 0 to 255 of the labels and folded hints, by DPM-Solver++(2M).
+
+    With `unet`, they are guided away from what it draws without label and control.
+    """
     ts = dj.uniform_log_snr(SCHEDULE, steps, end=0.0)
+
+    def denoiser(network, label):
+        return dj.as_denoiser(dj.bind(network, cond=label), SCHEDULE, dj.VELOCITY)
 
     def one(args):
         (prior_key, key), label, hint = jax.random.split(args[0]), *args[1:]
-        network = dj.bind(network_of(hint), cond=label)
-        denoise = dj.as_denoiser(network, SCHEDULE, dj.VELOCITY)
+        denoise = denoiser(network_of(hint), label)
+        if unet is not None:
+            denoise = dj.cfg(denoise, denoiser(unet, CLASSES), scale)
         x1 = dj.sample_prior(prior_key, SCHEDULE, EVENT)
         return dj.sample(key, dj.dpm_solver_2m(denoise, SCHEDULE), x1, ts)
 
