@@ -64,6 +64,8 @@ def inputs(size: Size) -> dict[str, np.ndarray]:
 def in_torch(settings: Settings, size: Size):
     """Builds the U-Net, writes its weights, and yields what can be run."""
     import torch
+
+    sys.modules["torchvision"] = None  # that of PyPI need not fit the torch of the CPU
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
