@@ -130,6 +130,11 @@ def test_a_truncated_and_a_missing_file_are_named(folder):
             {"beta_strat": 1},
             "expected known keys, got beta_strat",
         ),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "expected a scheduler of a chain of betas, .* got FlowMatchEuler",
+        ),
         ("scheduler/scheduler_config.json", {"clip_sample": True}, "clip_sample: .*clip_x0"),
         (
             "scheduler/scheduler_config.json",

@@ -18,6 +18,23 @@ from ...typing import Schedule
 __all__ = ["Scheduler", "read_scheduler"]
 
 _ROWS = {"epsilon": EPS, "sample": X0, "v_prediction": V}
+# The samplers of the torch library that share one chain of betas.
+_CLASSES = {
+    f"{name}Scheduler"
+    for name in (
+        "DDIM",
+        "DDPM",
+        "DEISMultistep",
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "EulerAncestralDiscrete",
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "LMSDiscrete",
+        "PNDM",
+        "UniPCMultistep",
+    )
+}
 _SPACINGS = ("leading", "trailing", "linspace")
 # Keys that change the chain or its times, and their defaults.
 _USED = {
@@ -62,6 +79,10 @@ _IGNORED = {
     "time_shift_type",
     "sigma_min",
     "sigma_max",
+    "solver_p",
+    "disable_corrector",
+    "predict_x0",
+    "timestep_type",
 }
 
 
@@ -144,8 +165,8 @@ def read_scheduler(folder: str | pathlib.Path) -> Scheduler:
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: naming a key that is unknown, or whose value has no counterpart here, with the
-            way out.
+        ValueError: naming a scheduler or a key that is unknown, or whose value has no counterpart
+            here, with the way out.
 
     Reference: Ho et al. 2020 (DDPM, arXiv 2006.11239), eq. 4; Lin et al. 2023 (arXiv 2305.08891),
     section 3.
@@ -166,7 +187,14 @@ def read_scheduler(folder: str | pathlib.Path) -> Scheduler:
         path = path / name if (path / name).exists() else path
     if not path.is_file():
         raise FileNotFoundError(f"folder: expected scheduler_config.json in {path}")
-    given = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("_")}
+    content = json.loads(path.read_text())
+    kind = content.get("_class_name", "DDIMScheduler")
+    if kind not in _CLASSES:
+        raise ValueError(
+            f"{path.name}: expected a scheduler of a chain of betas, one of "
+            f"{', '.join(sorted(_CLASSES))}, got {kind}"
+        )
+    given = {k: v for k, v in content.items() if not k.startswith("_")}
     if unknown := sorted(given.keys() - _USED.keys() - _ONLY.keys() - _IGNORED):
         raise ValueError(f"{path.name}: expected known keys, got {', '.join(unknown)}")
     for key, (only, instead) in _ONLY.items():
