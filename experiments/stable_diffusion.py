@@ -67,8 +67,10 @@ class Settings:
     """the time, up to 1, at which `image` is noised and the sampling begins"""
     mask: pathlib.Path | None = None
     """what of `image` is drawn anew: the white part"""
+    resamples: int = 5
+    """how often each step is taken with a mask; more fit the new part better to the old one"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """of the weights; the sampler computes in float32"""
+    """of the weights and the networks; the sampler computes in float32"""
     seed: int = 0
     """seed of the noise"""
 
@@ -104,6 +106,11 @@ def main(settings: Settings) -> np.ndarray:
     model = stable_diffusion.read_model(settings.model, jnp.dtype(settings.dtype))
     if settings.lora is not None:
         model = stable_diffusion.merge_lora(model, settings.lora, settings.lora_scale)
+    if model.unet.config.inputs != model.vae.latents:
+        raise ValueError(
+            f"model: expected a U-Net of {model.vae.latents} channels, got one of "
+            f"{model.unet.config.inputs}, which also takes a mask and an image"
+        )
     tokens = stable_diffusion.read_tokenizer(settings.model)
     network = model.unet
     if settings.control_net is not None and settings.control is not None:
@@ -133,7 +140,7 @@ def main(settings: Settings) -> np.ndarray:
         if settings.mask is not None:
             pixels = read_image(settings.mask, settings, "L")
             kept = pixels[4::8, 4::8] < 0.5  # of the pixels in the middle of each latent
-            sampler = samplers.repaint(sampler, model.schedule, known, kept, resamples=1)
+            sampler = samplers.repaint(sampler, model.schedule, known, kept, settings.resamples)
         ts = dj.uniform_log_snr(model.schedule, settings.steps, start)
         x = dj.perturb(model.schedule, known, noise, start)
         x = jax.block_until_ready(dj.sample(key, sampler, x, ts))

@@ -86,8 +86,8 @@ def zero_terminal_snr(betas: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
         The new betas, for `from_betas`.
 
     Raises:
-        ValueError: if betas is no vector of at least two numbers, or a concrete value is not in
-            [0, 1).
+        ValueError: if betas is no vector of at least two numbers, a concrete value is not in
+            [0, 1), or all after the first are 0.
 
     Reference: Lin et al. 2023 (arXiv 2305.08891), algorithm 1.
 
@@ -99,6 +99,7 @@ def zero_terminal_snr(betas: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
     if betas.ndim != 1 or betas.size < 2:
         raise ValueError(f"betas: expected a vector of at least two numbers, got {betas.shape}")
     check_that(lambda b: (b >= 0) & (b < 1), "betas: expected values in [0, 1), got {}", betas)
+    check_that(lambda b: b[1:].max() > 0, "betas: expected one above 0 behind the first", betas)
     logs = 0.5 * jnp.cumsum(jnp.log1p(-betas))
     # alpha_i - alpha_n and alpha_1 - alpha_n without cancellation, but for the factor alpha_n
     above = jnp.expm1(logs - logs[-1])

@@ -148,10 +148,10 @@ class Study:
         return scores
 
 
-def sudden(curve: dict[int, float], before: float) -> int:
+def sudden(curve: dict[int, float], before: float) -> int | None:
     """The first step whose agreement lies above the middle between `before` and the last one."""
-    values = list(curve.values())
-    return next(step for step, value in curve.items() if value >= (before + values[-1]) / 2)
+    middle = (before + list(curve.values())[-1]) / 2
+    return next((step for step, value in curve.items() if value >= middle), None)
 
 
 def samples_figure(study: Study, networks: dict, unet, path: pathlib.Path, rows: int = 5) -> None:
@@ -191,8 +191,12 @@ def curves_figure(curves: dict, scores: dict, path: pathlib.Path) -> None:
 
 def main(settings: Settings) -> dict:
     start = time.perf_counter()
+    if settings.control_steps < settings.every:
+        raise ValueError(f"control-steps: expected at least every = {settings.every}")
     settings.out.mkdir(parents=True, exist_ok=True)
     data = fashion_mnist.load(settings.data_dir)
+    if not 784 < settings.samples <= len(data.held_out) - 785:
+        raise ValueError(f"samples: expected 785 to {len(data.held_out) - 785}, for the distances")
     study = Study(data, settings)
     folded = models.fold(data.train[..., 0]).astype(np.int32), data.train_labels.astype(np.int32)
     unet = models.train_unet(folded, settings)

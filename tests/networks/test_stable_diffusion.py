@@ -66,13 +66,15 @@ def edited(folder):
     old = {}
 
     def change(name, function):
-        old[folder / name] = edit(folder / name, function)
+        before = edit(folder / name, function)
+        old.setdefault(folder / name, before)
 
     yield change
     for path, content in old.items():
         path.write_bytes(content)
 
 
+SCHEDULER = "scheduler/scheduler_config.json"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -163,6 +165,9 @@ def test_the_dtype_of_the_weights(model, folder):
     x, text = jnp.ones((8, 8, 4)), jnp.ones((3, 8))
     whole, out = (CALL(unet, x, 10.0, text) for unet in (model.unet, half.unet))
     assert out.dtype == x.dtype
+    program = str(jax.make_jaxpr(half.unet)(x, 10.0, text))
+    convolutions = [line for line in program.splitlines() if "= conv_general_dilated" in line]
+    assert convolutions and all(":bf16[" in line for line in convolutions)
     np.testing.assert_allclose(out, whole, atol=0.05 * float(abs(whole).max()))
 
 
@@ -262,11 +267,11 @@ def test_a_new_control_is_the_base_and_a_hint_of_another_size_or_range_is_refuse
     np.testing.assert_array_equal(control.conv_in.kernel[...], kernel[...])
     with pytest.raises(ValueError, match=r"hint: expected shape \(64, 64, 3\), 8 pixels for each"):
         control(x, 5.0, hint[:32], text)
-    with pytest.raises(ValueError, match=r"hint: expected values in \[0, 1\], .*\(hint \+ 1\) / 2"):
-        control(x, 5.0, -hint, text)
+    with pytest.raises(ValueError, match=r"hint: expected values in \[0, 1\], .* -0.5 to -0.5; .*\(hint \+ 1\) / 2"):
+        control(x, 5.0, -0.5 * hint, text)
 
 
-def test_the_grids_of_the_published_scheduler(folder):
+def test_the_grids_of_the_published_scheduler(folder, edited):
     """The published indices, as the torch library computes them."""
     scheduler = read_scheduler(folder)
 
@@ -274,9 +279,14 @@ def test_the_grids_of_the_published_scheduler(folder):
         return np.round(1000 * np.asarray(ts)).astype(int) - 1
 
     np.testing.assert_array_equal(indices(scheduler.ddim_times(20)), [*range(951, 0, -50), 0])
-    np.testing.assert_array_equal(
-        indices(scheduler.dpm_solver_times(20)), [*range(941, 47, -47), -1]
-    )
+    linspace = np.round(999 - np.arange(20) * 999 / 20).astype(int)
+    np.testing.assert_array_equal(indices(scheduler.dpm_solver_times(20)), [*linspace, -1])
+    edited(SCHEDULER, lambda config: config | {"timestep_spacing": "leading"})
+    leading = read_scheduler(folder).dpm_solver_times(20)
+    np.testing.assert_array_equal(indices(leading), [*range(941, 47, -47), -1])
+    edited(SCHEDULER, lambda config: config | {"timestep_spacing": "linspace"})
+    ends = indices(read_scheduler(folder).ddim_times(4))  # at index 0, which is not repeated
+    np.testing.assert_array_equal(ends, [999, 666, 333, 0])
     with pytest.raises(ValueError, match=r"steps: expected a number in \[1, 999\], got 0"):
         scheduler.ddim_times(0)
     with pytest.raises(FileNotFoundError, match=r"expected scheduler_config.json in"):
@@ -287,6 +297,8 @@ LAYOUTS = {
     "kohya": ("lora_unet_{}.lora_down.weight", "lora_unet_{}.lora_up.weight", "_"),
     "peft": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight", "."),
     "diffusers": ("unet.{}.lora.down.weight", "unet.{}.lora.up.weight", "."),
+    "layers": ("unet.{}.lora_linear_layer.down.weight", "unet.{}.lora_linear_layer.up.weight", "."),
+    "alone": ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight", "."),
 }
 
 
@@ -359,6 +371,27 @@ def test_what_does_not_fit_in_a_lora_file_is_listed(model, tmp_path):
         assert part in text, part
 
 
+def test_an_alpha_in_the_metadata_that_is_not_the_rank_is_refused(model, tmp_path):
+    tensors = {
+        "unet.conv_in.lora_A.weight": np.ones((1, 4, 3, 3), "f4"),
+        "unet.conv_in.lora_B.weight": np.ones((8, 1, 1, 1), "f4"),
+    }
+    for alpha in (1, 8):
+        facts = json.dumps({"unet.r": 1, "unet.lora_alpha": alpha, "unet.rank_pattern": {}})
+        save_file(tensors, tmp_path / "lora.safetensors", {"lora_adapter_metadata": facts})
+        if alpha == 1:
+            merge_lora(model, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match=r"alpha that is the rank.*unet.lora_alpha = 8"):
+        merge_lora(model, tmp_path / "lora.safetensors")
+
+
+def test_images_that_are_no_floats_from_minus_one_to_one_are_refused(model):
+    with pytest.raises(ValueError, match="images"):
+        model.vae.encode(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"images: expected values in \[-1, 1\], .*127.5 - 1"):
+        model.vae.encode(np.full((8, 8, 3), 255.0, "f4"))
+
+
 def test_tokens_of_both_kinds_of_files(folder, tmp_path):
     tokens = read_tokenizer(folder)
     ids = {word: i for i, word in enumerate(small.VOCABULARY)}
@@ -370,10 +403,15 @@ def test_tokens_of_both_kinds_of_files(folder, tmp_path):
     assert tokens(["a", ""]).shape == (2, 77) and tokens("a").dtype == np.int32
     tokens._words.save(str(tmp_path / "tokenizer.json"))
     np.testing.assert_array_equal(read_tokenizer(tmp_path)(" CAT a  t"), expected)
-    with pytest.raises(ValueError, match="texts: expected at most 75 tokens, got 76"):
+    with pytest.raises(ValueError, match=r"at most 75 tokens, got 76; .* '[ a]+' would fit"):
         tokens("a " * 76)
     with pytest.raises(FileNotFoundError, match=r"expected tokenizer.json, or vocab.json and"):
         read_tokenizer(folder / "unet")
+    (tmp_path / "tokenizer.json").unlink()
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((folder / "tokenizer" / name).read_bytes())
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "a"}}')
+    assert read_tokenizer(tmp_path)("cat")[-1] == ids["a"]
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be read"):
         read_tokenizer(tmp_path)

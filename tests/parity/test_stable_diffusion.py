@@ -154,6 +154,10 @@ def folders(tmp_path_factory):
     for new, name in old.items():
         tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
     save_file(tensors, path)
+    path = published / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config.pop("timestep_spacing")  # a key that came later
+    path.write_text(json.dumps(config))
     path = published / "vae" / "config.json"
     kept = ("_class_name", "act_fn", "block_out_channels", "down_block_types", "in_channels",
             "latent_channels", "layers_per_block", "norm_num_groups", "out_channels",
@@ -342,7 +346,7 @@ SOLVERS = {
 def test_twenty_guided_steps(models, folder, name):
     pipe, model = models
     kind, sampler, times = SOLVERS[name]
-    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    pipe.scheduler = kind.from_config(PNDMScheduler.from_pretrained(folder / "scheduler").config)
     scheduler = stable_diffusion.read_scheduler(folder)
     tokenizer = stable_diffusion.read_tokenizer(folder)
     asked, unwanted = model.text(tokenizer(PROMPTS))
@@ -359,7 +363,7 @@ def test_twenty_guided_steps_with_a_control(models, folder):
     pipe, model = models
     net = ControlNetModel.from_pretrained(folder / "controlnet")
     parts = {name: part for name, part in pipe.components.items()}
-    parts |= {"scheduler": DDIMScheduler.from_config(pipe.scheduler.config), "controlnet": net}
+    parts |= {"scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"), "controlnet": net}
     steered = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
     x1, hint = draws(3, SIZE, SIZE, 4), jnp.abs(draws(2, 8 * SIZE, 8 * SIZE, 3)) % 1
     expected = latents_of(
@@ -375,6 +379,18 @@ def test_twenty_guided_steps_with_a_control(models, folder):
         relative(dj.sample(jax.random.key(0), sampler, x1, scheduler.ddim_times(20)), expected)
         < 1e-3
     )
+
+
+@pytest.mark.parametrize("layout", ["saved", "published"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_grids_of_the_folders(folders, layout, name):
+    """The published file does not name a spacing: each scheduler has its own default."""
+    kind, _, times = SOLVERS[name]
+    theirs = kind.from_config(PNDMScheduler.from_pretrained(folders[layout] / "scheduler").config)
+    theirs.set_timesteps(20)
+    ours = getattr(stable_diffusion.read_scheduler(folders[layout]), times)(20)
+    indices = np.round(1000 * np.asarray(ours)) - 1
+    np.testing.assert_array_equal(indices[:-1], theirs.timesteps.numpy())
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

@@ -32,7 +32,7 @@ _ENCODER_ONLY = {
     "act_fn": "silu",
     "only_cross_attention": False,
     "dual_cross_attention": False,
-    "upcast_attention": False,
+    "upcast_attention": ...,  # the softmax is always that of float32 logits
     "resnet_time_scale_shift": "default",
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "transformer_layers_per_block": 1,
@@ -159,7 +159,8 @@ def read_model(folder: str | pathlib.Path, dtype=None) -> StableDiffusion:
 
     Args:
         folder: the model's folder.
-        dtype: of the parameters, such as `jnp.bfloat16`; None for that of the files.
+        dtype: of the parameters and of the computations, such as `jnp.bfloat16`. None for
+            parameters as in the files, and computations in at least float32.
 
     Returns:
         The model.
@@ -193,7 +194,7 @@ def read_controlnet(folder: str | pathlib.Path, dtype=None) -> ControlNet:
 
     Args:
         folder: the folder, with `config.json` and the weights.
-        dtype: of the parameters; None for that of the file.
+        dtype: as for `read_model`.
 
     Returns:
         The control.
@@ -213,7 +214,7 @@ def read_controlnet(folder: str | pathlib.Path, dtype=None) -> ControlNet:
     config = _config(folder, _CONTROL_READ, _CONTROL_ONLY)
     widths = tuple(config["conditioning_embedding_out_channels"])
     sizes = _unet_config(config)
-    return _load(folder, lambda rngs: ControlNet(sizes, widths, rngs=rngs), dtype)
+    return _load(folder, lambda rngs: ControlNet(sizes, widths, dtype=dtype, rngs=rngs), dtype)
 
 
 def read_unet(folder: pathlib.Path, dtype=None) -> UNet:
@@ -224,7 +225,7 @@ def read_unet(folder: pathlib.Path, dtype=None) -> UNet:
             f"down_block_types, of {', '.join(_UP)}, got {config['up_block_types']}"
         )
     sizes = _unet_config(config)
-    return _load(folder, lambda rngs: UNet(sizes, rngs=rngs), dtype)
+    return _load(folder, lambda rngs: UNet(sizes, dtype=dtype, rngs=rngs), dtype)
 
 
 def read_vae(folder: pathlib.Path, dtype=None) -> AutoencoderKL:
@@ -242,6 +243,7 @@ def read_vae(folder: pathlib.Path, dtype=None) -> AutoencoderKL:
         "blocks": config["layers_per_block"],
         "groups": config["norm_num_groups"],
         "scaling": config["scaling_factor"],
+        "dtype": dtype,
     }
     return _load(folder, lambda rngs: AutoencoderKL(**sizes, rngs=rngs), dtype, _new_vae_name)
 
@@ -264,6 +266,7 @@ def read_text(folder: pathlib.Path, dtype=None) -> CLIPText:
         "heads": config["num_attention_heads"],
         "hidden": config["intermediate_size"],
         "activation": config["hidden_act"],
+        "dtype": dtype,
     }
     return _load(folder, lambda rngs: CLIPText(**sizes, rngs=rngs), dtype, _new_text_name)
 

@@ -1,5 +1,6 @@
 """LoRA files: low-rank changes of a network's layers, merged into its weights."""
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from safetensors import safe_open
 
 from ...torch_files import read_tensors, tensor_name
 
 __all__ = ["merge_lora"]
 
 # How files end the names of the two factors.
-_DOWN = (".lora_down.weight", ".lora.down.weight", "_lora.down.weight", ".lora_A.weight")
-_UP = (".lora_up.weight", ".lora.up.weight", "_lora.up.weight", ".lora_B.weight")
+_ENDS = (
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+)
 _PREFIXES = {
-    "unet": ("lora_unet_", "unet."),
+    "unet": ("lora_unet_", "unet.", ""),
     "text": ("lora_te_", "text_encoder."),
 }
 
@@ -26,8 +33,8 @@ def merge_lora(model: Any, path: str | pathlib.Path, scale: ArrayLike = 1.0) -> 
     """A model with a LoRA file merged into the weights of its U-Net and text encoder.
 
     `W' = W + scale (alpha / rank) up down` for each layer of the file. Without an alpha in the
-    file, alpha is the rank. Read are the layouts of kohya's scripts, of peft and of the torch
-    library, for linear and convolutional layers.
+    file, alpha is the rank. The layouts of kohya's scripts, of peft and of diffusers are read, for
+    linear and convolutional layers. Names without a prefix are those of the U-Net.
 
     Args:
         model: a `StableDiffusion`.
@@ -39,7 +46,7 @@ def merge_lora(model: Any, path: str | pathlib.Path, scale: ArrayLike = 1.0) -> 
 
     Raises:
         ValueError: listing every tensor of the file that has no place in the model, no partner, or
-            another shape.
+            another shape; if the file's metadata say that alpha is not the rank.
 
     Reference: Hu et al. 2021 (LoRA, arXiv 2106.09685), section 4.1.
 
@@ -60,6 +67,7 @@ def merge_lora(model: Any, path: str | pathlib.Path, scale: ArrayLike = 1.0) -> 
     0.5
     """
     tensors = read_tensors(path)
+    _check_metadata(pathlib.Path(path))
     changes, used = _changes(tensors)
     networks, wrong, found = {}, [], set()
     for field, prefixes in _PREFIXES.items():
@@ -94,15 +102,33 @@ def merge_lora(model: Any, path: str | pathlib.Path, scale: ArrayLike = 1.0) -> 
     return model._replace(**networks)
 
 
+def _check_metadata(path: pathlib.Path) -> None:
+    """Newer files of diffusers keep alpha and rank beside the tensors."""
+    if path.suffix != ".safetensors":
+        return
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    for name, text in metadata.items():
+        facts = json.loads(text) if name.endswith("lora_adapter_metadata") else {}
+        for key, alpha in facts.items():
+            rank = facts.get(key.removesuffix("lora_alpha") + "r")
+            patterns = key.endswith(("alpha_pattern", "rank_pattern")) and alpha
+            if patterns or (key.endswith("lora_alpha") and alpha != rank):
+                raise ValueError(
+                    f"{path}: expected an alpha that is the rank, or alphas as tensors, got "
+                    f"{key} = {alpha} in the metadata; multiply the up factors by alpha / rank"
+                )
+
+
 def _changes(tensors: Mapping[str, np.ndarray]) -> tuple[dict, set[str]]:
     """Layer -> (down, up, alpha / rank), and the names of the tensors that were used."""
     changes, used = {}, set()
     for name in tensors:
-        end = next((end for end in _DOWN if name.endswith(end)), None)
-        if end is None:
+        ends = next((ends for ends in _ENDS if name.endswith(ends[0])), None)
+        if ends is None:
             continue
-        layer = name.removesuffix(end)
-        other, alpha = layer + _UP[_DOWN.index(end)], f"{layer}.alpha"
+        layer = name.removesuffix(ends[0])
+        other, alpha = layer + ends[1], f"{layer}.alpha"
         if other not in tensors:
             continue
         down, up = (np.asarray(tensors[key], np.float32) for key in (name, other))
@@ -121,7 +147,8 @@ def _flat(name: str) -> str:
 
 
 def _place(layer: str, prefix: str, places: Mapping[str, int]) -> int | None:
-    flat = _flat(layer.removeprefix(prefix).replace(".processor", "")).removeprefix("text_model_")
+    name = layer.removeprefix(prefix).removeprefix("base_model.model.").replace(".processor", "")
+    flat = _flat(name).removeprefix("text_model_")
     return places.get(flat + "_0" if flat.endswith("_to_out") else flat)
 
 

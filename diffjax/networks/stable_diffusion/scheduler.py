@@ -44,7 +44,7 @@ _USED = {
     "beta_schedule": "linear",
     "trained_betas": None,
     "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
+    "timestep_spacing": None,  # "leading" of DDIM and "linspace" of DPM-Solver
     "steps_offset": 0,
     "set_alpha_to_one": True,
     "rescale_betas_zero_snr": False,
@@ -106,6 +106,8 @@ def _ddim_times(config: Mapping[str, Any], steps: int) -> Array:
     """Leading indices are `offset + k (n // steps)`, trailing ones count from the last one.
 
     The last time is 0, or that of index 0 where the file sets `set_alpha_to_one` to false.
+    (diffusers steps from an index to the one `n // steps` below, which is the next of the grid if
+    the spacing is leading or n is a multiple of the steps.)
     """
     n, offset = config["num_train_timesteps"], config["steps_offset"]
     _check_steps(steps, n)
@@ -113,7 +115,7 @@ def _ddim_times(config: Mapping[str, Any], steps: int) -> Array:
         "leading": np.arange(steps)[::-1] * (n // steps) + offset,
         "trailing": np.round(n - np.arange(steps) * (n / steps)) - 1,
         "linspace": np.round(np.linspace(0, n - 1, steps))[::-1],
-    }[config["timestep_spacing"]]
+    }[config["timestep_spacing"] or "leading"]
     return _times(config, indices, -1 if config["set_alpha_to_one"] else 0)
 
 
@@ -128,7 +130,7 @@ def _dpm_solver_times(config: Mapping[str, Any], steps: int) -> Array:
         "leading": np.arange(steps + 1)[:0:-1] * (n // (steps + 1)) + offset,
         "trailing": np.round(n - np.arange(steps) * (n / steps)) - 1,
         "linspace": np.round(np.linspace(0, n - 1, steps + 1))[:0:-1],
-    }[config["timestep_spacing"]]
+    }[config["timestep_spacing"] or "linspace"]
     return _times(config, indices, -1 if config["final_sigmas_type"] == "zero" else 0)
 
 
@@ -138,7 +140,9 @@ def _check_steps(steps: int, n: int) -> None:
 
 
 def _times(config: Mapping[str, Any], indices: np.ndarray, last: int) -> Array:
-    n, indices = config["num_train_timesteps"], np.append(indices, last)
+    n = config["num_train_timesteps"]
+    if indices[-1] != last:  # else the last step would go from a time to itself
+        indices = np.append(indices, last)
     if indices[0] >= n or (np.diff(indices) >= 0).any():
         raise ValueError(
             f"steps: the grid of {len(indices) - 1} steps with offset {config['steps_offset']} "
@@ -155,7 +159,9 @@ def read_scheduler(folder: str | pathlib.Path) -> Scheduler:
     """Reads the scheduler of a model folder: schedule, parametrization and grids.
 
     The file names a sampler, too, but the caller chooses that here: `ddim` on `ddim_times`, and
-    `dpm_solver_2m` on `dpm_solver_times`, for example. Each is spaced as the file says.
+    `dpm_solver_2m` on `dpm_solver_times`, for example. Each is spaced as the file says, or as
+    diffusers does by default: DDIM's indices are leading, and DPM-Solver's divide the whole chain
+    evenly.
 
     Args:
         folder: the model's folder, its `scheduler` subfolder, or the JSON file.
@@ -203,12 +209,14 @@ def read_scheduler(folder: str | pathlib.Path) -> Scheduler:
     config = _USED | {key: value for key, value in given.items() if key in _USED}
     choices = {
         "prediction_type": tuple(_ROWS),
-        "timestep_spacing": _SPACINGS,
+        "timestep_spacing": (None, *_SPACINGS),
         "final_sigmas_type": ("zero", "sigma_min"),
     }
     for key, admitted in choices.items():
         if config[key] not in admitted:
-            raise ValueError(f"{key}: expected one of {', '.join(admitted)}, got {config[key]!r}")
+            raise ValueError(
+                f"{key}: expected one of {', '.join(filter(None, admitted))}, got {config[key]!r}"
+            )
     betas = _betas(config)
     betas = zero_terminal_snr(betas) if config["rescale_betas_zero_snr"] else jnp.asarray(betas)
     row = _ROWS[config["prediction_type"]].row

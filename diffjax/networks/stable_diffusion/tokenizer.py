@@ -31,7 +31,7 @@ class _Tokenizer:
             return np.array(rows, np.int32).reshape(-1, self.length)
         words = self._words.encode(texts, add_special_tokens=False).ids
         if len(words) > self.length - 2:
-            kept = self._words.decode(words[: self.length - 2])
+            kept = self._words.decode(words[: self.length - 2]).replace("</w>", " ").strip()
             raise ValueError(
                 f"texts: expected at most {self.length - 2} tokens, got {len(words)}; the text up "
                 f"to {kept[-30:]!r} would fit"
@@ -82,7 +82,9 @@ def read_tokenizer(folder: str | pathlib.Path) -> Callable[[str | Sequence[str]]
     )
     settings = folder / "tokenizer_config.json"
     options = json.loads(settings.read_text()) if settings.is_file() else {}
-    padding = options.get("pad_token", _END)
+    special = folder / "special_tokens_map.json"  # 2.x pads with "!", and says it here
+    named = json.loads(special.read_text()) if special.is_file() else {}
+    padding = named.get("pad_token") or options.get("pad_token") or _END
     padding = padding["content"] if isinstance(padding, dict) else padding
     try:
         if whole.is_file():
@@ -90,7 +92,7 @@ def read_tokenizer(folder: str | pathlib.Path) -> Callable[[str | Sequence[str]]
             words.no_truncation()
             words.no_padding()
         elif vocabulary.is_file() and merges.is_file():
-            words = _from_merges(tokenizers, vocabulary, merges)
+            words = _from_merges(tokenizers, vocabulary, merges, padding)
         else:
             raise FileNotFoundError(
                 f"folder: expected tokenizer.json, or vocab.json and merges.txt, in {folder}"
@@ -102,7 +104,7 @@ def read_tokenizer(folder: str | pathlib.Path) -> Callable[[str | Sequence[str]]
     return _Tokenizer(words, padding, min(options.get("model_max_length", 77), 77))
 
 
-def _from_merges(tokenizers, vocabulary: pathlib.Path, merges: pathlib.Path):
+def _from_merges(tokenizers, vocabulary: pathlib.Path, merges: pathlib.Path, padding: str):
     model = tokenizers.models.BPE.from_file(
         str(vocabulary), str(merges), unk_token=_END, end_of_word_suffix="</w>"
     )
@@ -118,5 +120,5 @@ def _from_merges(tokenizers, vocabulary: pathlib.Path, merges: pathlib.Path):
         ]
     )
     words.decoder = tokenizers.decoders.ByteLevel()
-    words.add_special_tokens([_START, _END])
+    words.add_special_tokens([_START, _END, padding])
     return words

@@ -197,7 +197,8 @@ class UNet(_Network):
 
     The network is one of this library: `bind(unet, cond=text)` makes what `as_denoiser` takes. It
     sees `c_noise`, the index of the discrete chain from 0 to 999, which the parametrization of
-    `load` gives it. The attributes bear the names of the files, and `load_tensors` fills them.
+    `read_model` gives it. The attributes bear the names of the files, so that `load_tensors` fills
+    them.
 
     Args:
         config: the sizes.
@@ -288,7 +289,8 @@ class ControlNet(_Network):
         rngs: the source of the initial parameters. The last convolutions are zero.
 
     Call with x and t as for the U-Net, the hint, and cond. The hint is an image in [0, 1] (not in
-    [-1, 1]), (..., 8 height, 8 width, 3), of x's leading axes or one for all. Returns `Residuals`.
+    [-1, 1]; -1 marks what is inpainted), (..., 8 height, 8 width, 3), of x's leading axes or one
+    for all. Returns `Residuals`.
 
     Raises:
         ValueError: if x, cond or the hint has another shape, or concrete values of the hint lie
@@ -355,12 +357,13 @@ class ControlNet(_Network):
                 f"that after x's leading axes {lead}, got {shape}"
             )
         hint = jnp.asarray(hint, jnp.result_type(x))
+        seen = jnp.where(hint == -1, 0.0, hint)
         check_that(
             lambda low, high: (low >= 0) & (high <= 1),
-            "hint: expected values in [0, 1], got values from {} to {}; from [-1, 1] take "
-            "(hint + 1) / 2",
-            jnp.min(hint),
-            jnp.max(hint),
+            "hint: expected values in [0, 1], or -1 for what is to be inpainted, got values from "
+            "{} to {}; from [-1, 1] take (hint + 1) / 2",
+            jnp.min(seen),
+            jnp.max(seen),
         )
         return self._apply(ControlNet._forward, x, t, cond, hint)
 

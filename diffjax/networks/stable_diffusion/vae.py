@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from ..._checks import as_float, check_that
 from .._layers import check_settings
 from ._blocks import (
     BEHIND,
@@ -160,7 +161,14 @@ class AutoencoderKL(nnx.Module):
         def moments(vae, x):
             return vae.quant_conv(vae.encoder(x))
 
-        images = jnp.asarray(images)
+        images = as_float(images, "images")
+        check_that(
+            lambda low, high: (low >= -1.001) & (high <= 1.001),
+            "images: expected values in [-1, 1], got values from {} to {}; from 0 to 255 take "
+            "images / 127.5 - 1",
+            jnp.min(images),
+            jnp.max(images),
+        )
         out = over_images(moments, self, images).astype(jnp.result_type(images))
         mean, log_variance = jnp.split(out, 2, axis=-1)
         std = jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
@@ -180,6 +188,6 @@ class AutoencoderKL(nnx.Module):
         def images(vae, z):
             return vae.decoder(vae.post_quant_conv(z))
 
-        latents = jnp.asarray(latents)
+        latents = as_float(latents, "latents")
         out = over_images(images, self, latents / self.scaling)
         return out.astype(jnp.result_type(latents))
