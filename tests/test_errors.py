@@ -80,8 +80,8 @@ VALUES = {  # (call, what the message must say)
         lambda: schedules.linear_vp(np.array([0.1, -1.0]), np.array([1.0, 1.0])),
         r"beta_min",
     ),
-    "betas of one": (
-        lambda: schedules.from_betas(np.array([0.1, 1.0])),
+    "a beta of one before the last": (
+        lambda: schedules.from_betas(np.array([1.0, 0.1])),
         r"betas: expected finite values in \[0, 1\)",
     ),
     "betas that are alphas_cumprod": (
