@@ -267,7 +267,9 @@ def test_a_new_control_is_the_base_and_a_hint_of_another_size_or_range_is_refuse
     np.testing.assert_array_equal(control.conv_in.kernel[...], kernel[...])
     with pytest.raises(ValueError, match=r"hint: expected shape \(64, 64, 3\), 8 pixels for each"):
         control(x, 5.0, hint[:32], text)
-    with pytest.raises(ValueError, match=r"hint: expected values in \[0, 1\], .* -0.5 to -0.5; .*\(hint \+ 1\) / 2"):
+    with pytest.raises(
+        ValueError, match=r"hint: expected values in \[0, 1\], .* -0.5 to -0.5; .*\(hint \+ 1\) / 2"
+    ):
         control(x, 5.0, -0.5 * hint, text)
 
 
