@@ -134,13 +134,14 @@ def main(settings: Settings) -> np.ndarray:
         mean, std = encode(model.vae, 2 * read_image(settings.image, settings) - 1)
         known = mean + std * jax.random.normal(start_key, mean.shape)
         start = settings.strength
-    with tqdm(total=settings.steps, unit="step") as bar:
+    repeats = 1 if settings.mask is None else settings.resamples
+    with tqdm(total=settings.steps * repeats, unit="step") as bar:
         watched = dj.bind(_watched, bar.update, denoise)
         sampler = dj.dpm_solver_2m(watched, model.schedule)
         if settings.mask is not None:
             pixels = read_image(settings.mask, settings, "L")
             kept = pixels[4::8, 4::8] < 0.5  # of the pixels in the middle of each latent
-            sampler = samplers.repaint(sampler, model.schedule, known, kept, settings.resamples)
+            sampler = samplers.repaint(sampler, model.schedule, known, kept, repeats)
         ts = dj.uniform_log_snr(model.schedule, settings.steps, start)
         x = dj.perturb(model.schedule, known, noise, start)
         x = jax.block_until_ready(dj.sample(key, sampler, x, ts))

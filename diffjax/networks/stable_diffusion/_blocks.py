@@ -20,10 +20,12 @@ def conv(inputs: int, outputs: int, *, stride: int = 1, padding=BOTH_SIDES, rngs
 
 
 def group_norm(width: int, groups: int, epsilon: float, *, rngs) -> nnx.GroupNorm:
+    """A group norm with scale and bias."""
     return nnx.GroupNorm(width, groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
 def layer_norm(width: int, *, rngs) -> nnx.LayerNorm:
+    """A layer norm with scale and bias."""
     return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
 
@@ -80,6 +82,7 @@ class Attention(nnx.Module):
 
 
 def split_heads(x: Array, heads: int) -> Array:
+    """(n, tokens, width) -> (n, tokens, heads, width / heads)."""
     return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
 
 

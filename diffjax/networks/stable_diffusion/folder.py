@@ -218,6 +218,7 @@ def read_controlnet(folder: str | pathlib.Path, dtype=None) -> ControlNet:
 
 
 def read_unet(folder: pathlib.Path, dtype=None) -> UNet:
+    """The U-Net of its folder."""
     config = _config(folder, _UNET_READ, _UNET_ONLY)
     if [_UP.get(kind) for kind in config["up_block_types"]][::-1] != _attention(config):
         raise ValueError(
@@ -229,6 +230,7 @@ def read_unet(folder: pathlib.Path, dtype=None) -> UNet:
 
 
 def read_vae(folder: pathlib.Path, dtype=None) -> AutoencoderKL:
+    """The autoencoder of its folder."""
     config = _config(folder, _VAE_READ, _VAE_ONLY)
     for key in ("down_block_types", "up_block_types"):
         if set(config[key]) != set(_VAE_READ[key]):
@@ -249,6 +251,7 @@ def read_vae(folder: pathlib.Path, dtype=None) -> AutoencoderKL:
 
 
 def read_text(folder: pathlib.Path, dtype=None) -> CLIPText:
+    """The text encoder of its folder."""
     # The file of `transformers` holds much besides; what matters is named, the rest is ignored.
     given = _json(folder / "config.json")
     config = _TEXT_READ | {key: given[key] for key in _TEXT_READ if key in given}
